@@ -1,1 +1,1 @@
-"""Plan renders: resolve everything that determines the pictures before any weights are loaded. Without torch."""
+"""Plans renders: resolves everything that determines the pictures, before any weights are loaded and without torch."""

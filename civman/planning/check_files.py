@@ -25,10 +25,11 @@ _DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SD
 
 
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
-    """Check how parts fit a checkpoint. Each has a role: one of `ROLES`, or None (its own kind).
+    """Check how files fit a checkpoint. `parts`: each file's role, one of `ROLES`, or None to use the file's own kind.
 
-    If civman renders this family, but not this checkpoint, the reason that a render would give is added: the
-    files may still fit each other in other programs. A VAE that cannot take the place of the checkpoint's cannot work.
+    If civman supports the model family but cannot render this checkpoint, the reason is added; the verdict is then at
+    best "caution", because the files may still work together in other programs. A VAE with which the checkpoint cannot
+    be rendered gets the verdict "cannot work".
     """
     files = [in_role(file.part, role) for role, file in parts]
     found = check(checkpoint.part, files)
@@ -69,12 +70,12 @@ def _with_controls(found: Compatibility, checkpoint: Inspected, files: Sequence[
 
 
 def in_role(part: Part, role: str | None) -> Part:
-    """Set the role of a part; `role` is one of `ROLES`, or None, which leaves the part unchanged."""
+    """Return the part with the kind that `role` stands for in `ROLES`; unchanged if `role` is None."""
     return replace(part, role=ROLES[role]) if role in ROLES else part
 
 
 def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[str, ...]:
-    """Say which text encoders and VAE a transformer needs besides its own file and the files given."""
+    """List the text encoders and the VAE that a flow-matching model needs and that are in none of the given files."""
     family = flow_family_of(checkpoint.header.shapes) if checkpoint.header is not None else None
     if checkpoint.header is None or family is None:
         return ()
@@ -88,7 +89,10 @@ def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[st
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
-    """Explain why civman cannot render with a checkpoint; empty if it can, or if it supports no model of the family."""
+    """Return the reason why civman cannot render with a checkpoint.
+
+    Empty if civman can render with it, and for model families that `_DRAWN` does not contain.
+    """
     identity = checkpoint.identity
     if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _DRAWN:
         return ""

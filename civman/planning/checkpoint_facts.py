@@ -1,4 +1,7 @@
-"""What a checkpoint's header says about rendering it: model family, native size, prediction type. Without torch."""
+"""Reads from a checkpoint's header what rendering depends on: model family, native size, prediction type.
+
+Does not import torch.
+"""
 
 import json
 import re
@@ -19,7 +22,7 @@ from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 _V_LABELS = ("SD 2.0 768", "SD 2.1 768")
-"""CivitAI's base model labels of SD 2 checkpoints with v-prediction (768 px). Their files do not state it."""
+"""CivitAI's labels of SD 2 checkpoints with v-prediction (768 px), which the files themselves do not state."""
 
 
 _ODD_INPUTS = {
@@ -43,7 +46,7 @@ class Checkpoint:
     clip_layers: int | None
     notices: tuple[str, ...]
     vae_reads_pictures: bool = True
-    """False if the VAE has only a decoder."""
+    """Whether the VAE has an encoder; False if it has only a decoder."""
     input_channels: int = 4
     """The number of channels that the UNet takes: 9 for an inpainting model."""
 
@@ -51,9 +54,9 @@ class Checkpoint:
 def read_checkpoint(
     found: Found, *, vae: Found | None = None, config: str = "", prediction: str | None = None
 ) -> Checkpoint:
-    """Read a checkpoint's facts from its header. `prediction` and `config` override what the file states.
+    """Read the facts about a checkpoint from its header. `prediction` and `config` override what the file states.
 
-    `vae` is another VAE to use instead of the file's own.
+    `vae`: another VAE to use instead of the checkpoint's own.
 
     Raises: CannotRender: civman cannot render this model family, a component or a tensor is missing from the file, or
         its parts have widths that do not match. InvalidModelFile: a tensor has a wrong shape.
@@ -120,8 +123,8 @@ def stated_dimensions(found: Found, folder: Path) -> str:
         raise UsageError(f"cannot read `{file}`: {error}", code=Cause.BAD_CONFIG) from error
     if not any(file.is_file() for _, file in files):
         raise UsageError(
-            f"`{folder}` contains no config of a component",
-            hint="the folder needs files such as unet/config.json",
+            f"`{folder}` contains no config.json of a model component",
+            hint="pass a folder with files such as unet/config.json",
             code=Cause.BAD_CONFIG,
         )
     return json.dumps(stated, sort_keys=True, separators=(",", ":")) if stated else ""
@@ -174,6 +177,9 @@ def _require_shapes(found: Found, vae: Found | None, family: UNetFamily, configs
 
 
 def native_size(metadata: Mapping[str, str], multiple: int = 8) -> int | None:
-    """The side in pixels of a square with the area of the resolution stated in the metadata; None if not stated."""
+    """Return the native size: the side in pixels of a square with as many pixels as the resolution in the metadata.
+
+    None if the metadata states no resolution.
+    """
     said = _SIZE.fullmatch(metadata.get("modelspec.resolution", "").strip())
     return (int((int(said[1]) * int(said[2])) ** 0.5) // multiple * multiple or None) if said else None

@@ -1,4 +1,4 @@
-"""Find the embeddings that prompts in ComfyUI's syntax name by `embedding:NAME`."""
+"""Finds the embeddings that prompts use in ComfyUI's syntax, `embedding:NAME`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
@@ -13,13 +13,14 @@ def embeddings(
     finder: Finder, named: Sequence[str], prompts: Sequence[str], *, called: Sequence[tuple[str, str]] = (),
     fits: Callable[[Found], bool],
 ) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:  # fmt: skip
-    """Find each embedding among the requested and the stored ones, by its file name or alias.
+    """Find the embeddings that the prompts name, by file name or alias, among the requested and the stored ones.
 
-    `called` are names with the refs of the files that they stand for, whatever the files are called. ComfyUI leaves out
-    an embedding that it does not find; so does civman, with a notice. Returns the files, their uses and the notices.
+    `named`: the refs of the requested embeddings. `called`: pairs of a name in the prompts and the ref of the embedding
+    to use for it, which need not have that name. Like ComfyUI, civman leaves out an embedding that it does not find,
+    and adds a notice. Returns the files, their uses in the recipe, and the notices.
 
-    Raises: UsageError (`embedding-unused`): a requested embedding is not named in a prompt. AmbiguousRef: two stored
-        embeddings have the name.
+    Raises: UsageError (`embedding-unused`): neither prompt names a requested embedding. AmbiguousRef: two stored
+        embeddings have the same name.
     """
     asked = [finder.find("embedding", ref) for ref in named]
     bound = {_plain(word): ref for word, ref in called}
@@ -57,7 +58,7 @@ def embeddings(
 
 
 def _plain(name: str) -> str:
-    """A name without folder and suffix, in lower case."""
+    """Return a file name in lower case, without its folder and suffix."""
     file = PurePosixPath(name.replace("\\", "/")).name
     stem, dot, suffix = file.rpartition(".")
     return (stem if dot and suffix in ("safetensors", "pt", "bin") else file).casefold()

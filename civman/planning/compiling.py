@@ -1,4 +1,4 @@
-"""What cannot be rendered with compiled blocks, found before anything is loaded."""
+"""Refuses renders that are not possible with compiled model blocks (`--compile`), before anything is loaded."""
 
 from collections.abc import Iterable
 
@@ -8,13 +8,13 @@ from civman.errors import Cause, UsageError
 
 
 def require_compilable(recipes: Iterable[Recipe], machine: Machine) -> None:
-    """Check that these recipes can be rendered with `machine.compiled`, if it is set. Raises: UsageError."""
+    """Check that all recipes can be rendered with compiled blocks, if `machine.compiled` is set. Raises: UsageError."""
     if not machine.compiled:
         return
     if machine.low_vram:
         raise UsageError(
             "--compile needs all weights in memory, so it cannot be combined with --low-vram",
-            hint="leave out one of them", code=Cause.NOT_COMPILABLE,
+            hint="leave out --compile or --low-vram", code=Cause.NOT_COMPILABLE,
         )  # fmt: skip
     for recipe in recipes:
         merged = recipe.token_merging or (recipe.hires is not None and recipe.hires.token_merging)
@@ -22,6 +22,7 @@ def require_compilable(recipes: Iterable[Recipe], machine: Machine) -> None:
         for name, is_used in changes.items():
             if is_used:
                 raise UsageError(
-                    f"{name} changes the inside of the model's blocks, which --compile compiles as they are",
+                    f"--compile cannot be combined with {name}, which changes how the model's blocks "
+                    "compute",
                     hint="render without --compile (replay: --no-compile)", code=Cause.NOT_COMPILABLE,
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The checkpoint for renders without one: the one in the settings, or the only one in the library."""
+"""Finds the checkpoint for renders that name none: the one in the settings, or the only one in the library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class DefaultCheckpoint:
-    """The checkpoint for a render without one. `reason` completes the sentence "it is …"."""
+    """The checkpoint for a render that names none.
+
+    `reason` says why, as the end of a sentence that begins with "it is".
+    """
 
     ref: str
     title: str
@@ -24,9 +27,10 @@ class DefaultCheckpoint:
 
 
 def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckpoint:
-    """Find the default checkpoint of the settings or, without one, the only checkpoint in the library.
+    """Find the default checkpoint in the settings or, if none is set, the only checkpoint in the library.
 
-    `index` is None if the library is empty. Raises: UsageError (`no-checkpoint`): neither exists.
+    `index` is None if the library is empty. Raises: UsageError (`no-checkpoint`): no default is set, and the library
+    has no checkpoint or several.
     """
     ref = settings.render.checkpoint
     if ref is not None:
@@ -46,15 +50,16 @@ def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckp
     more = f" and {len(stored) - _SHOWN} more" if len(stored) > _SHOWN else ""
     raise UsageError(
         f"no checkpoint was given, and the library has {len(stored)}: {listed}{more}",
-        hint=f"pass one before the prompt, or make one the default: `civman config render.checkpoint {stored[0].ref}`",
+        hint="pass a checkpoint before the prompt, or set a default: `civman config render.checkpoint "
+        f"{stored[0].ref}`",
         code=Cause.NO_CHECKPOINT, refs=[asset.ref for asset in stored],
     )  # fmt: skip
 
 
 def names_a_model(index: Index | None, text: str) -> bool:
-    """Whether `text`, which might also be a prompt, is a ref: an id, an AIR, a path, or a stored file's name.
+    """Whether `text`, which may also be a prompt, is a ref: an id, an AIR, a path, or a stored file's full name.
 
-    Part of a name is not enough, because a prompt may well contain it.
+    A part of a file's name does not count, because a prompt may well contain it.
     """
     try:
         ref = parse_ref(text)
@@ -77,14 +82,15 @@ def _checkpoints(index: Index | None) -> list[Asset]:
     if index is None:
         return []
     by_type = index.assets(AssetFilter(types=(ModelType.CHECKPOINT,)))
-    # some checkpoints have another type on CivitAI, and some files with the type Checkpoint are not checkpoints
+    # both are checked, because some checkpoints have another type on CivitAI, and some files of type Checkpoint are
+    # none
     by_tensors = index.assets(AssetFilter(kinds=(Kind.CHECKPOINT.value,)))
     found = [*by_tensors, *(asset for asset in by_type if not asset.facts.kind)]
     return list({asset.blob.sha256: asset for asset in reversed(found)}.values())[::-1]
 
 
 def _title_of(index: Index | None, ref: str) -> str:
-    """The title of the stored checkpoint that `ref` means; empty if there is none, or several."""
+    """The title of the stored checkpoint that `ref` refers to; empty if there is none, or several."""
     try:
         return "" if index is None else _title(find_asset(index, parse_ref(ref)))
     except CivmanError:

@@ -17,10 +17,11 @@ _SEEDS: Final = 2**32
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """How prompts are expanded.
+    """How to expand prompts.
 
-    `styles`: names of styles in the file `styles_file`, in order. `mode`: "random" draws a new expansion for each
-    image, "all" makes every combination; None leaves variants and wildcards as they are. `folder`: the wildcards.
+    `styles`: names of styles in the file `styles_file`, in the order in which they are applied. `mode`: "random"
+    chooses a random expansion for each image, "all" makes every combination, and None leaves variants and wildcards
+    unexpanded. `folder`: the folder with the wildcard files.
     """
 
     styles: tuple[str, ...] = ()
@@ -31,28 +32,30 @@ class Expansion:
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
             raise UsageError(
-                f"prompts cannot be expanded by `{self.mode}`", hint=f"choose one of: {', '.join(MODES)}",
+                f"`{self.mode}` is not a way to expand prompts", hint=f"choose one of: {', '.join(MODES)}",
                 code=Cause.BAD_WILDCARDS,
             )  # fmt: skip
         if self.folder is not None and self.mode is None:
             raise UsageError(
-                "a folder of wildcards is given, but prompts are not to be expanded",
-                hint="--dynamic random draws an expansion for each image, --dynamic all makes every combination",
+                "a folder of wildcards is given, but wildcards are not expanded without --dynamic",
+                hint="add --dynamic random (one random expansion for each image) or --dynamic all (every "
+                "combination)",
                 code=Cause.BAD_WILDCARDS,
             )  # fmt: skip
         if self.styles and self.styles_file is None:
             raise UsageError(
-                f"the style `{self.styles[0]}` needs a file of styles", hint="name it with --styles FILE",
+                f"the style `{self.styles[0]}` was requested without a file of styles",
+                hint="pass the file with --styles FILE",
                 code=Cause.NO_STYLE,
             )  # fmt: skip
 
 
 def expanded(request: RenderRequest, expansion: Expansion) -> tuple[RenderRequest, ...]:
-    """Expand both prompts of a request; several expansions give several requests.
+    """Expand both prompts of a request, and return one request for each expansion.
 
-    The requests keep the prompts as typed, which records contain next to the expanded ones. With "random" each image
-    is a request of its own, with the seed that it would have had in the original request; the first seed also
-    determines the random choices, as in the extension sd-dynamic-prompts.
+    The requests also keep the prompts as typed, which are recorded next to the expanded ones. With the mode "random",
+    each image is a request of its own, with the seed that it would have had in the original request. As in the
+    extension sd-dynamic-prompts, the first seed also determines the random choices.
 
     Raises: UsageError (`bad-wildcards`, `no-style`, `unreadable-prompts`): a prompt cannot be expanded.
         CannotRender (`no-wildcards-extra`): a package is not installed.
@@ -93,7 +96,7 @@ def _drawn(text: str, folder: Path | None, seed: int, count: int) -> list[str]:
 
 
 def _combined(prompts: tuple[str, str], folder: Path | None) -> Sequence[tuple[str, str]]:
-    """Expand both prompts to all their combinations; the shorter list is repeated, as in sd-dynamic-prompts."""
+    """Pair the expansions of both prompts; the shorter list is repeated, as in the extension sd-dynamic-prompts."""
     lists = [wildcards.combinations(text, folder) if wildcards.is_dynamic(text) else [text] for text in prompts]
     longest = max(map(len, lists))
     return [

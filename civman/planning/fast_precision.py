@@ -1,4 +1,4 @@
-"""The precision of a request that leaves it open, and the one that `--fast` chooses, with what that gives up."""
+"""Chooses the precision of a render: the usual one of the device, or the fastest one (`--fast`)."""
 
 from dataclasses import replace
 from typing import Final
@@ -10,14 +10,14 @@ from civman.planning.flow_request import usual_precision
 from civman.system.system_facts import computes_bfloat16
 
 FAST: Final = "fast"
-"""The precision of a request that leaves the choice to `fast_precision`."""
+"""The value of a request's precision that means: the fastest precision, as `fast_precision` chooses it."""
 
 
 def fast_precision(usual: str, *, vae_overflows: bool) -> tuple[str, str]:
-    """Choose the fastest precision for a device that usually computes in `usual`; also return a notice about it.
+    """Return the fastest precision for a device whose usual one is `usual`, and a notice on how images change.
 
-    Only a CPU usually computes in "float32". `vae_overflows`: the model's VAE is computed in single precision if the
-    rest is computed in float16.
+    "float32" is the usual precision of CPUs only. `vae_overflows`: the VAE overflows in float16, so it is computed in
+    float32 if the other components are computed in float16.
     """
     if usual == "float32":
         if not computes_bfloat16():
@@ -33,9 +33,9 @@ def fast_precision(usual: str, *, vae_overflows: bool) -> tuple[str, str]:
 def with_precision(
     wanted: str | None, recipe: Recipe, checkpoint: Found, device: str | None, *, is_flow: bool, is_there: bool
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Give a recipe the wanted precision, and return notices about it.
+    """Return the recipe with the precision `wanted`, and notices about that choice.
 
-    None: the precision that is usual for the device; FAST: the fastest one. `is_there`: see `usual_precision`.
+    `wanted`: None means the usual precision of the device, `FAST` the fastest one. `is_there`: see `usual_precision`.
     """
     if wanted not in (None, FAST):
         return replace(recipe, precision=wanted), ()

@@ -1,6 +1,6 @@
-"""Checkpoints that are made for few steps: their default steps and CFG scale, and a notice about other values.
+"""Default steps and CFG scale of checkpoints that are made for few steps, and a notice about unsuitable values.
 
-Such models (Lightning, Turbo, LCM, Hyper, DMD) have the tensors of any other model of their family, so only CivitAI's
+Such models (Lightning, Turbo, LCM, Hyper, DMD) have the same tensors as other models of their family, so only CivitAI's
 label or the file's name shows the kind. Values that the user gives are never changed.
 """
 
@@ -25,7 +25,10 @@ _KINDS = (
     _FewSteps("Hyper", (1, 12), (1, 5), (8, 1.5), "--steps 8 --cfg 1.5 --sampler Euler"),
     _FewSteps("DMD2", (1, 12), (1, 2.5), (8, 1.0), "--steps 8 --cfg 1 --sampler LCM"),
 )
-"""The widest ranges of steps and guidance that the models' pages recommend; merged models work with more steps."""
+"""For each kind of model, the widest ranges of steps and CFG scale that models' pages recommend, and default values.
+
+Merged models also work with more steps.
+"""
 
 
 def few_steps_notice(label: str | None, name: str, *, steps: int, cfg: float) -> str | None:
@@ -64,9 +67,9 @@ def few_steps_defaults(
 
 
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
-    """Find the kind of model that the label or the file's name indicates. Also returns which of them does, in words."""
+    """Return the kind that the label or the file's name indicates, and words that say which of the two it was."""
     for kind in _KINDS:
-        # match "lightning" anywhere, the other labels only as whole words: they are also parts of common words
+        # match "lightning" anywhere, but the other kinds only as whole words, because they are parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"
         if re.search(word, (label or "").lower()):
             return kind, f"CivitAI says {label}"

@@ -33,7 +33,7 @@ from civman.store.blobs import digest_of
 
 @dataclass(frozen=True, slots=True)
 class FoundControl:
-    """One control of a plan: its use in the recipe, its model, and the file of its control image."""
+    """One control of a plan: its entry in the recipe, its model, and its control image."""
 
     use: ControlUse
     model: Found
@@ -41,11 +41,11 @@ class FoundControl:
 
 
 def controls_for(finder: Finder, request: RenderRequest, checkpoint: Found) -> list[FoundControl]:
-    """Find the ControlNets of a request and make their control images.
+    """Find the control models of a request and make their control images.
 
-    Raises: NotFound: a model or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is of another kind.
-        Incompatible (`cannot-work`): a ControlNet does not fit the checkpoint. CannotRender (`unknown-family`): it is
-        of a kind that civman cannot use.
+    Raises: NotFound: a model or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is not a control
+        model, or an option is invalid. Incompatible (`cannot-work`): a control model does not fit the checkpoint.
+        CannotRender (`unknown-family`): civman does not support this kind of control model.
     """
     return [_found(finder, asked, checkpoint) for asked in request.controls]
 
@@ -64,9 +64,10 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
 
 
 def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
-    """The kind of control image for a union of ControlNets, as stated or as the preprocessor makes it; "" for others.
+    """Return the kind of control image for a union ControlNet: the requested one, else the one of the preprocessor.
 
-    Raises: UsageError (`bad-value`): the kind is unknown, unstated, or one that the model does not tell apart.
+    Empty for control models of a single kind. Raises: UsageError (`bad-value`): the kind is unknown or not stated, the
+    model does not support it, or a kind was requested for a model of a single kind.
     """
     shapes = model.header.shapes
     known = (
@@ -75,8 +76,8 @@ def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
     kinds, name = CONTROL_TYPES[:known], model.inspected.name
     if not known and asked.control_type:
         raise UsageError(
-            f"`{name}` is for one kind of control image, so no kind can be chosen",
-            hint="leave out --control-type, which is for unions of ControlNets", code=Cause.BAD_VALUE,
+            f"`{name}` reads only one kind of control image, so no kind can be chosen",
+            hint="leave out --control-type, which is only for union ControlNets", code=Cause.BAD_VALUE,
         )  # fmt: skip
     kind = control_type(asked.control_type) if asked.control_type else MAP_TYPES.get(preprocessor, "")
     if known and kind not in kinds:
@@ -90,9 +91,9 @@ def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
 
 
 def _pools(model: Found) -> bool:
-    """Whether a ControlNet's outputs are averaged over the image, as for the kind "shuffle".
+    """Whether to average a ControlNet's outputs over the image, as models of the kind "shuffle" require.
 
-    No tensor shows it: A1111's extension and this rule go by the word in the file's name.
+    The tensors do not show the kind. Like A1111's extension, this function looks for "shuffle" in the file's name.
     """
     shapes = model.header.shapes
     is_plain = not is_adapter(shapes) and not is_control_lora(shapes)
@@ -102,9 +103,10 @@ def _pools(model: Found) -> bool:
 
 
 def require_fit(control: Inspected, checkpoint: Inspected) -> None:
-    """Check that a control model is of a kind that civman can draw with, and fits the checkpoint.
+    """Check that a control model is of a kind that civman can render with, and that it fits the checkpoint.
 
-    Raises: Incompatible, CannotRender: see `controls_for`.
+    Raises: Incompatible (`cannot-work`): it does not fit the checkpoint. CannotRender (`unknown-family`): civman
+        does not support this kind of control model.
     """
     theirs, ours = control.header, checkpoint.model_header()
     if theirs is None or ours is None:
@@ -126,11 +128,11 @@ _OTHER_KINDS: Final = {
     "sparsectrl": "a SparseCtrl, made for animations",
     "lllite": "a ControlNet-LLLite, whose modules change single attention layers",
 }  # fmt: skip
-"""Variants of control models that civman does not draw with."""
+"""Variants of control models that civman cannot render with, in words for error messages."""
 
 
 def _require_kind(control: Part, checkpoint: Part, name: str) -> None:
-    """Refuse control models of another base, of other families, and of kinds that civman does not draw with."""
+    """Refuse control models made for another base model, and kinds that civman cannot render with."""
     known = Architecture.UNKNOWN not in (control.architecture, checkpoint.architecture)
     if known and not control.possible & checkpoint.possible:
         raise Incompatible(
@@ -144,12 +146,12 @@ def _require_kind(control: Part, checkpoint: Part, name: str) -> None:
     if why:
         raise CannotRender(
             f"`{name}` is {why}: civman draws with ControlNets, ControlLoRAs and T2I-Adapters of SD 1, SD 2 and SDXL",
-            hint="choose another control model, or draw without one", code=Cause.UNKNOWN_FAMILY,
+            hint="choose another control model, or render without one", code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
 
 
 def _control_image(picture: InputPicture, preprocessor: str, numbers: tuple[float, ...]) -> PlannedFile:
-    """Make the control image of a picture; without a preprocessor that is the picture's own file."""
+    """Make the control image of a picture with a preprocessor; "none" uses the picture's own file."""
     path = picture.path.expanduser().absolute()
     if preprocessor == "none":
         return PlannedFile("control image", path.name, picture.sha256, path)
@@ -169,14 +171,14 @@ def _png(pixels: Any) -> bytes:
 def control_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
     """Find the control images of a recipe among `pictures` by SHA-256.
 
-    Raises: UsageError (`no-start-image`): one is missing; the message says which.
+    Raises: UsageError (`no-start-image`): a control image is missing; the message says which.
     """
     here = {digest_of(path): path for path in pictures} if recipe.controls else {}
     return {use.picture: input_file("control image", use.picture, here) for use in recipe.controls}
 
 
 def as_control(use: ControlUse, pictures: Mapping[Sha256, Path]) -> ControlRequest:
-    """Convert a control of a recipe to a request. Raises: UsageError (`no-start-image`): its image is missing."""
+    """Convert a control of a recipe back to a request. Raises: UsageError (`no-start-image`): its image is missing."""
     path = input_file("control image", use.picture, pictures).path
     return ControlRequest(
         str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.mode, use.resize_mode,

@@ -1,4 +1,4 @@
-"""Plans detail passes: their regions, the detector of faces, their prompts, and the defaults of their settings."""
+"""Plans detail passes: finds their regions and the face detector, and fills in defaults for prompts and settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,22 +24,22 @@ from civman.store.blobs import digest_of
 
 @dataclass(frozen=True, slots=True)
 class FoundDetails:
-    """The detail passes of a request, as far as they do not depend on the image, and their files."""
+    """The detail passes of a request, with settings that depend on the image left open, and the files they need."""
 
     passes: tuple[DetailPass, ...] = ()
     detector: Found | None = None
     masks: tuple[PlannedFile, ...] = ()
 
     def texts(self) -> tuple[str, ...]:
-        """All prompts of the passes, without the words that stand for the image's own prompt."""
+        """All prompts of the passes, without the placeholder for the image's own prompt."""
         both = (text for made in self.passes for text in (*made.prompts, *made.negatives))
         return tuple(text.replace(WHOLE_PROMPT, " ") for text in both if text)
 
 
 def details_for(finder: Finder, request: RenderRequest, sampler: str, schedule: Schedule) -> FoundDetails:
-    """Find the files of the detail passes of a request whose image is drawn with this sampler and schedule.
+    """Plan the detail passes of a request and find their files. `sampler`, `schedule`: those of the image itself.
 
-    A width of 0 stands for the size of the image. Raises: NotFound (`missing-files`): the detector of faces is not in
+    A width of 0 in a pass means the width of the image. Raises: NotFound (`missing-files`): the face detector is not in
         the library. UsageError: a region, mask, prompt or setting is invalid.
     """
     if not request.details:
@@ -63,7 +63,7 @@ def _mask(region: str) -> PlannedFile:
     path = Path(region)
     if not path.expanduser().is_file():
         raise UsageError(
-            f"`{region}` is not a region: there is no such mask file",
+            f"`{region}` is not a region, and no mask file has this path",
             hint="a region is `face`, a box X,Y,W,H in pixels, or the path of a mask; other detectors, such as YOLO "
             "files, are not supported", code=Cause.BAD_VALUE,
         )  # fmt: skip
@@ -77,7 +77,7 @@ def _mask(region: str) -> PlannedFile:
 
 
 def _pass(asked: DetailRequest, request: RenderRequest, sampler: str, schedule: Schedule) -> DetailPass:
-    """The settings of a pass, with defaults; the size is 0 if it is that of the image, steps and guidance likewise."""
+    """Fill in the settings of a detail pass. A size or step count of 0 and a guidance of -1 mean the image's own."""
     prompts, negatives = texts_of(asked.prompt), texts_of(asked.negative_prompt)
     name, kind = sampler, schedule
     if asked.sampler is not None or asked.schedule is not None:
@@ -98,13 +98,14 @@ def _pass(asked: DetailRequest, request: RenderRequest, sampler: str, schedule: 
 
 
 def _rules(prompts: Sequence[str], negatives: Sequence[str], request: RenderRequest) -> str:
-    """The prompt rules of a pass. Raises: UsageError: a prompt cannot be read, or contains a tag."""
+    """Return the rules for reading the prompts of a pass. Raises: UsageError: a prompt is invalid or contains a tag."""
     if request.emphasis == "comfyui":
         return ""
     for text in (*prompts, *negatives):
         if emphasis.parse(text).loras:
             raise UsageError(
-                "a prompt of a detail pass contains a tag for an adapter, but it has the adapters of the image",
+                "a prompt of a detail pass contains a tag for an adapter; detail passes always use "
+                "the adapters of the image",
                 hint="remove the tag; to use the adapter, put its tag into the prompt of the image",
                 code=Cause.PROMPT_SYNTAX,
             )  # fmt: skip
@@ -123,7 +124,7 @@ def _rules(prompts: Sequence[str], negatives: Sequence[str], request: RenderRequ
 def detail_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
     """Find the masks of a recipe's detail passes among `pictures` by SHA-256.
 
-    Raises: UsageError (`no-start-image`): one is missing; the message says which.
+    Raises: UsageError (`no-start-image`): a mask is missing; the message says which.
     """
     wanted = [made.mask for made in recipe.details if made.mask is not None]
     here = {digest_of(path): path for path in pictures} if wanted else {}
@@ -134,7 +135,7 @@ def detail_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Plann
 
 
 def as_details(recipe: Recipe, pictures: Mapping[Sha256, Path]) -> tuple[DetailRequest, ...]:
-    """The detail passes of a recipe as requests. Raises: UsageError (`no-start-image`): a mask is missing."""
+    """Convert a recipe's detail passes back to requests. Raises: UsageError (`no-start-image`): a mask is missing."""
     return tuple(
         made.request(FACE if made.region == "faces" else made.box or str(_held(made.mask, pictures)))
         for made in recipe.details
@@ -152,7 +153,7 @@ def _held(digest: Sha256 | None, here: Mapping[Sha256, Path]) -> Path:
 
 
 def without_missing_detector(index: Index, request: RenderRequest) -> tuple[RenderRequest, tuple[str, ...]]:
-    """Leave out the detail passes of faces if the detector is not in the library, with a notice that says so."""
+    """Remove the detail passes for faces, with a notice, if the face detector is not in the library."""
     if not any(asked.region == FACE for asked in request.details):
         return request, ()
     try:

@@ -1,4 +1,4 @@
-"""Finds the CLIP vision encoder with which an IP-Adapter reads pictures: the one that was named, else a stored one."""
+"""Finds the CLIP vision encoder that an IP-Adapter needs: the requested one, else a stored one that fits."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -13,36 +13,37 @@ ROLE: Final = "clip-vision"
 
 
 def known_encoders(adapter: IpAdapter) -> tuple[KnownPart, ...]:
-    """List the published encoders for an IP-Adapter."""
+    """List the published CLIP vision encoders that fit an IP-Adapter."""
     return tuple(part for part in known_parts() if part.role == ROLE and part.title.endswith(adapter.encoder_title))
 
 
 def fitting_encoders(finder: Finder, adapter: IpAdapter) -> list[Found]:
-    """List the stored encoders for an IP-Adapter."""
+    """List the stored CLIP vision encoders that fit an IP-Adapter."""
     return [file for file in finder.stored(ROLE) if _fits(file, adapter)]
 
 
 def encoder_for(finder: Finder, adapter: IpAdapter, name: str, given: Sequence[Found]) -> tuple[Found, str]:
-    """Find the encoder for the IP-Adapter in the file `name`: one of those given, else the only stored one that fits.
+    """Find the vision encoder for the IP-Adapter in the file `name`: one of `given`, else the only stored one.
 
-    Returns it with a notice for the user, which is empty if the encoder was given.
+    Also returns a notice for the user, which is empty if the encoder was given.
 
-    Raises: CannotRender: none is stored (`missing-part`), or none of those given fits (`mismatched-parts`).
+    Raises: CannotRender: no stored encoder fits (`missing-part`), or none of those given (`mismatched-parts`).
         AmbiguousRef: several stored files fit.
     """
     if found := next((file for file in given if _fits(file, adapter)), None):
         return found, ""
     if given:
         raise CannotRender(
-            f"`{given[0].inspected.name}` is not the encoder of `{name}`, which needs the {adapter.encoder_title}",
-            hint=f"pass it with --part {ROLE}=REF", code=Cause.MISMATCHED_PARTS, part=ROLE, file=name,
+            f"`{given[0].inspected.name}` is not an encoder for `{name}`, which needs the "
+            f"{adapter.encoder_title}",
+            hint=f"pass the right encoder with --part {ROLE}=REF", code=Cause.MISMATCHED_PARTS, part=ROLE, file=name,
         )  # fmt: skip
     fitting = fitting_encoders(finder, adapter)
     if len(fitting) > 1:
         raise AmbiguousRef(
             f"{len(fitting)} stored files fit as the {adapter.encoder_title}: "
             + ", ".join(f"`{each.inspected.name}` (sha256 {each.sha256[:12]}…)" for each in fitting),
-            hint=f"choose one with --part {ROLE}=REF",
+            hint=f"choose one of these files with --part {ROLE}=REF",
         )  # fmt: skip
     if not fitting:
         raise CannotRender(

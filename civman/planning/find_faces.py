@@ -1,4 +1,4 @@
-"""Finds the three models that restoring faces needs: the restorer, the detector and the parser."""
+"""Finds the models for face restoration: the restorer, the face detector and the face parser."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ _WORK = {"codeformer": "restores faces", "gfpgan": "restores faces", "retinaface
 
 @dataclass(frozen=True, slots=True)
 class FoundFaces:
-    """The models of a restoration, how a recipe states it, and notices."""
+    """The models of a face restoration, the entry for the recipe, and notices for the user."""
 
     restoration: FaceRestoration
     files: tuple[Found, ...]
@@ -26,10 +26,10 @@ class FoundFaces:
 
 
 def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
-    """Find the models that restore the faces of a request; None if it requests no restoration.
+    """Find the models that restore the faces of a request; None if no face restoration is requested.
 
-    Raises: NotFound: a model is not in the library. AmbiguousRef: several are. UsageError: the request is unclear, or
-        its ref is another kind of file.
+    Raises: NotFound: a model is not in the library. AmbiguousRef: several stored models match. UsageError: the request
+        cannot be read, or its ref is another kind of file.
     """
     if request.face_restoration is None:
         return None
@@ -51,7 +51,7 @@ def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
 
 
 def face_detector(finder: Finder) -> Found:
-    """Find the model that finds faces. Raises: NotFound (`missing-files`): none is in the library. AmbiguousRef."""
+    """Find the stored face detector. Raises: NotFound (`missing-files`): the library has none. AmbiguousRef."""
     return _held(finder, "retinaface", _ROLES["retinaface"], "a detail pass of faces")
 
 
@@ -71,9 +71,9 @@ def _notices(restorer: Found) -> list[str]:
 
 
 def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") -> Found:
-    """Find the stored model of a kind: a published file first, else the only one. `user`: what needs it, in words.
+    """Find the stored model of a kind: a published file if there is one, else the only one of this kind.
 
-    Raises: NotFound, AmbiguousRef.
+    `user`: the feature that needs the model, for the error message. Raises: NotFound, AmbiguousRef.
     """
     known = known_face_models(kind)
     held = [found for found in finder.stored(role) if found.identity.variant == kind]
@@ -85,15 +85,16 @@ def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") 
         raise ambiguous(kind, [found.asset for found in held if found.asset is not None])
     raise NotFound(
         f"{user} needs `{known[0].files[0]}.pth`, which {_WORK[kind]} and is not in the library",
-        hint="`civman import FILE` adds it; a copy is in the models folder of a web UI that restored faces before",
+        hint="add the file with `civman import FILE`; web UIs that have restored faces keep a copy in "
+        "their models folder",
         code=Cause.MISSING_FILES,
     )  # fmt: skip
 
 
 def faces_of(index: Index, wanted: FaceRestoration) -> tuple[str | None, tuple[str, ...]]:
-    """The request for a face restoration of which only the method is known, with notices.
+    """Return the face restoration of a recipe as the text of a request, and notices.
 
-    None if its models are not in the library: a face is a small part of an image, which is drawn without it.
+    None if its models are not in the library: the image is then rendered without restoring faces, with a notice.
     """
     finder = Finder(index, ignore)
     try:

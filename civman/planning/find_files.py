@@ -1,4 +1,4 @@
-"""Finds the model files that refs mean and verifies them: stored files, or any file on this disk."""
+"""Finds the model files that refs refer to, in the library or elsewhere on this disk, and verifies them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ _TYPES = {
 class Found:
     """A model file for one role: its path, its SHA-256, and what its header shows.
 
-    `header` lists the tensors that the model sees after unpacking; `inspected.header` lists those in the file.
+    `inspected.header` lists the tensors in the file, `header` those that the model gets after they are unpacked.
     """
 
     role: str
@@ -68,13 +68,13 @@ class Found:
 
     @property
     def in_recipe(self) -> RecipeFile:
-        """The file in the form in which recipes list it."""
+        """The file as a recipe lists it."""
         file_id = self.asset.file_id if self.asset and self.air else None
         return RecipeFile(self.sha256, self.path.stat().st_size, self.air, file_id)
 
     @property
     def part(self) -> Part:
-        """The file in the form that the compatibility check takes."""
+        """The file as an argument of the compatibility check."""
         return self.inspected.part
 
     @property
@@ -85,7 +85,7 @@ class Found:
 
     @property
     def planned(self) -> PlannedFile:
-        """The file in the form in which plans list it."""
+        """The file as a plan lists it."""
         asset = self.asset
         said = (asset.model_name, asset.version_name) if asset else ("", "")
         return PlannedFile(
@@ -104,10 +104,13 @@ class Finder:
         self._on_event = on_event
 
     def find(self, role: str, ref: str, file: str | None = None) -> Found:
-        """Find the file that `ref` means in this role. `file` selects one of a version's files, like `--file`.
+        """Find the file that `ref` refers to, for use in this role.
+
+        `file` selects one of a version's files, like `--file`.
 
         Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): it is another kind of
-            file. HashMismatch: a stored file was changed. InvalidModelFile, Refused: no weights can be loaded from it.
+            file. HashMismatch: a stored file was changed. InvalidModelFile, Refused: no weights can be loaded from
+                it.
         """
         path = path_of(ref)
         if path is not None:
@@ -182,7 +185,8 @@ class Finder:
         _require_kind(role, inspected)
         known = next(iter(self._index.held_files([asset.blob.sha256])), None)
         seen, kept_path = (known.seen, known.kept_path) if known is not None else (None, None)
-        if known is not None and known.path != asset.path:  # found at another place
+        # what was last read was another copy of the file, so look up when the file at this path was read
+        if known is not None and known.path != asset.path:
             seen, kept_path = self._index.seen_files([asset.path]).get(asset.path), None
         now = seen_now(asset.path, asset.blob.sha256, kept_path=kept_path)
         if seen is None or seen != now:
@@ -228,7 +232,7 @@ class Finder:
 
 
 def model_header(role: str, inspected: Inspected) -> Header | None:
-    """Return the header of a file for one role: for weights of a model, as the model sees them after unpacking."""
+    """Return a file's header for a role; for a checkpoint or VAE, with the tensors as they are after unpacking."""
     return inspected.model_header() if role in _WITH_WEIGHTS else inspected.header
 
 
@@ -247,7 +251,7 @@ def _reporter(on_event: OnEvent, total: int) -> Callable[[int], None]:
 
 
 def plays(asset: Asset, role: str) -> bool:
-    """Whether a stored file can be used in this role, by its tensors, else by its type on CivitAI."""
+    """Whether a stored file can be used in this role, judged by its tensors or, if unknown, by its type on CivitAI."""
     if asset.facts.kind:
         return asset.facts.kind in _WANTED.get(role, _PART)
     return (role == "lora" and asset.type.is_adapter) or asset.type in _TYPES.get(

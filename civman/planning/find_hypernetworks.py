@@ -1,4 +1,4 @@
-"""Finds the hypernetworks of a request: those named by refs, and those that tags in the prompt name."""
+"""Finds the hypernetworks of a request: those given by refs, and those that tags in the prompt name."""
 
 from civman.domain.recipes.recipe import HypernetworkUse, RenderRequest
 from civman.domain.scales import parse_scaled
@@ -7,9 +7,10 @@ from civman.planning.prompt_references import Words
 
 
 def hypernetworks_for(finder: Finder, request: RenderRequest, words: Words) -> list[tuple[Found, HypernetworkUse]]:
-    """Find the hypernetworks in the order in which they act: refs first, then tags.
+    """Find the hypernetworks in the order in which they are applied: those given by refs first, then those in tags.
 
-    Raises: NotFound, AmbiguousRef: a file. UsageError (`wrong-kind`): it is no hypernetwork. Refused.
+    Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): a file is not a
+        hypernetwork. Refused: a file cannot be loaded.
     """
     found = []
     for text in request.hypernetworks:

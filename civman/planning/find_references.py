@@ -1,4 +1,4 @@
-"""Finds the IP-Adapters of a request, their encoders and pictures, and checks that they fit the checkpoint."""
+"""Finds the IP-Adapters of a request with their encoders and pictures, and checks that they fit the checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from civman.store.blobs import digest_of
 
 @dataclass(frozen=True, slots=True)
 class FoundReference:
-    """One reference of a plan: its use in the recipe, its IP-Adapter and encoder, and the file of its picture.
+    """One reference picture of a plan: its entry in the recipe, its IP-Adapter and encoder, and the picture's file.
 
-    `notice`: for the user; it may be empty.
+    `notice`: a notice for the user, or empty.
     """
 
     use: ReferenceUse
@@ -35,22 +35,25 @@ class FoundReference:
 def references_for(
     finder: Finder, request: RenderRequest, checkpoint: Found, *, is_adaptive: bool
 ) -> list[FoundReference]:
-    """Find the IP-Adapters of a request, their encoders and pictures.
+    """Find the IP-Adapters of a request with their encoders and pictures.
 
-    `is_adaptive`: the sampler chooses its steps while it draws.
+    `is_adaptive`: the sampler determines its number of steps only while it runs.
 
     Raises: NotFound: a file or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is of another kind,
         or a crop exceeds its picture. Incompatible (`cannot-work`): an IP-Adapter does not fit the checkpoint.
-        CannotRender: civman cannot use an IP-Adapter, or its encoder is missing. AmbiguousRef: several encoders fit.
+        CannotRender: civman cannot use an IP-Adapter, or its encoder is missing. AmbiguousRef: several encoders
+            fit.
     """
     given = [part.partition("=")[2] for part in request.parts if part.startswith(f"{ROLE}=")]
     if given and not request.references:
-        raise UsageError(f"--part {ROLE} requires an IP-Adapter", hint="add one with --reference", code=Cause.BAD_VALUE)
+        raise UsageError(
+            f"--part {ROLE} requires an IP-Adapter", hint="add an IP-Adapter with --reference", code=Cause.BAD_VALUE
+        )
     if is_adaptive and any((each.start, each.end) != (0, 1) for each in request.references):
         raise UsageError(
-            "a reference cannot start or end at a share of the steps of an adaptive sampler, which chooses its steps "
-            "while it draws",
-            hint="choose another sampler, or leave out START-END", code=Cause.BAD_VALUE,
+            "an adaptive sampler chooses its number of steps while it runs, so a reference cannot "
+            "start or end at a share of the steps",
+            hint="choose another sampler, or leave out START-END of the reference", code=Cause.BAD_VALUE,
         )  # fmt: skip
     encoders = [finder.find(ROLE, ref) for ref in given]
     return [_found(finder, asked, checkpoint, encoders) for asked in request.references]
@@ -87,28 +90,30 @@ def require_fit(adapter: Found, checkpoint: Found) -> None:
 
 
 def cropped(picture: InputPicture, crop: Sequence[int]) -> InputPicture:
-    """Cut out the part of a picture that a reference reads. Raises: UsageError (`bad-value`): no such part."""
+    """Crop a picture to the part that a reference uses. Raises: UsageError (`bad-value`): the crop is invalid."""
     if not crop:
         return picture
     if len(crop) != 4 or min(crop) < 0 or min(crop[2:]) < 1:
         raise UsageError(
-            f"`{','.join(map(str, crop))}` is not a part of a picture",
-            hint="write the left and top edge, the width and the height in pixels, such as 100,40,256,256",
+            f"`{','.join(map(str, crop))}` is not a valid crop of a picture",
+            hint="write the crop as left edge, top edge, width and height in pixels, such as "
+            "100,40,256,256",
             code=Cause.BAD_VALUE,
         )  # fmt: skip
     left, top, width, height = crop
     if left + width > picture.width or top + height > picture.height:
         raise UsageError(
-            f"the part {left},{top},{width},{height} exceeds the picture `{picture.path.name}`, which has "
-            f"{picture.width}x{picture.height} pixels",
-            hint="the numbers are the left and top edge, the width and the height in pixels", code=Cause.BAD_VALUE,
+            f"the crop {left},{top},{width},{height} exceeds the picture `{picture.path.name}`, which "
+            f"has {picture.width}x{picture.height} pixels",
+            hint="write the crop as left edge, top edge, width and height in pixels, all within the "
+            "picture", code=Cause.BAD_VALUE,
         )  # fmt: skip
     pixels = picture.pixels[top : top + height, left : left + width]
     return InputPicture(picture.path, picture.sha256, width, height, pixels)
 
 
 def with_references(memory: Estimate, files: Sequence[Found], precision: str) -> Estimate:
-    """Add to an estimate the weights of IP-Adapters, which stay on the device, and of their encoders."""
+    """Add to a memory estimate the weights of IP-Adapters, which stay on the device, and those of their encoders."""
     value = 4 if precision == "float32" else 2
     sizes = {
         file.sha256: (file.role, value * sum(prod(shape) for shape in file.header.shapes.values())) for file in files
@@ -123,7 +128,7 @@ def with_references(memory: Estimate, files: Sequence[Found], precision: str) ->
 def reference_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
     """Find the reference pictures of a recipe among `pictures` by SHA-256.
 
-    Raises: UsageError: one is missing (`no-start-image`), or smaller than its crop (`bad-value`).
+    Raises: UsageError: a picture is missing (`no-start-image`), or smaller than its crop (`bad-value`).
     """
     here = {digest_of(path): path for path in pictures} if recipe.references else {}
     found = {}
@@ -134,11 +139,11 @@ def reference_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Pl
 
 
 def as_reference(use: ReferenceUse, pictures: Mapping[Sha256, Path]) -> ReferenceRequest:
-    """Convert a reference of a recipe to a request. Raises: UsageError (`no-start-image`): its picture is missing."""
+    """Convert a recipe's reference back to a request. Raises: UsageError (`no-start-image`): its picture is missing."""
     path = input_file("reference picture", use.picture, pictures).path
     return ReferenceRequest(str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.crop)
 
 
 def encoder_parts(recipe: Recipe) -> tuple[str, ...]:
-    """The encoders of a recipe's IP-Adapters in the form in which a request lists parts."""
+    """The encoders of a recipe's IP-Adapters as `--part` values of a request."""
     return tuple(dict.fromkeys(f"{ROLE}=sha256:{use.encoder}" for use in recipe.references))

@@ -1,6 +1,6 @@
-"""Finds the upscaler model of a second pass, and estimates its cost.
+"""Finds upscaler models: for a second pass, for the finished image, or for the input image.
 
-A name that A1111 writes in pictures ("R-ESRGAN 4x+") stands for the published file of this name.
+A name that A1111 writes in pictures ("R-ESRGAN 4x+") stands for the published file of this upscaler.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from civman.planning.find_files import Finder, Found
 
 
 def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the upscaler model of a request; None if it needs none. Also returns notices about the model.
+    """Find the upscaler model for the second pass of a request; None if it needs none. Also returns notices.
 
-    Raises: NotFound: it is neither a built-in upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
+    Raises: NotFound: the name is neither a built-in upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
     """
     if request.hires is None or upscaler_of(request.hires.upscaler) in UPSCALERS[:-1]:
         return None, ()
@@ -25,22 +25,23 @@ def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, 
 
 
 def last_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the model that enlarges the finished image; None if none does. Raises: as `upscaler_for`."""
+    """Find the model that enlarges the finished image; None if none is needed. Raises: the errors of `upscaler_for`."""
     if request.upscale is None:
         return None, ()
     return any_upscaler(finder, request.upscale.upscaler)
 
 
 def input_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the model that enlarges the input image before it is drawn again; None if none does.
+    """Find the model that enlarges the input image before img2img; None if none is needed.
 
-    Raises: as `upscaler_for`; UsageError: the image is to be enlarged in two ways.
+    Raises: the errors of `upscaler_for`. UsageError: the request enlarges the image in two ways.
     """
     ways = (request.tiled_upscale, request.ultimate_upscale, request.init_upscale)
     asked = [each.upscaler for each in ways if each is not None]
     if len(asked) > 1:
         raise UsageError(
-            "the input image can be enlarged in only one way", hint="leave out all but one of its upscalers",
+            "the input image can be enlarged in only one way",
+            hint="leave out all but one of the options that enlarge the input image",
             code=Cause.BAD_VALUE,
         )  # fmt: skip
     if not asked or asked[0].casefold() == "none":
@@ -49,13 +50,16 @@ def input_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | 
 
 
 def any_upscaler(finder: Finder, ref: str) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the model of an upscaler by its ref; None for "lanczos" and "nearest". Raises: as `upscaler_model`."""
+    """Find an upscaler model by its ref; None for the built-in "lanczos" and "nearest".
+
+    Raises: the errors of `upscaler_model`.
+    """
     own = METHODS[1:]
     return (None, ()) if ref.casefold() in own else upscaler_model(finder, ref, own=own)
 
 
 def scale_of(found: Found | None) -> int | None:
-    """The factor of an upscaler model, if its tensors show it."""
+    """The scaling factor of an upscaler model; None if its tensors do not show it."""
     number = found.identity.variant.rpartition(" x")[2] if found is not None else ""
     return int(number) if number.isdecimal() else None
 
@@ -63,7 +67,8 @@ def scale_of(found: Found | None) -> int | None:
 def upscaler_model(finder: Finder, ref: str, *, own: Sequence[str]) -> tuple[Found, tuple[str, ...]]:
     """Find an upscaler model by a ref or by A1111's name for it. Also returns notices about the model.
 
-    `own`: the names of the upscalers that are built in, for the error. Raises: NotFound. UsageError (`wrong-kind`).
+    `own`: the names of the built-in upscalers, which the error message lists. Raises: NotFound. UsageError
+    (`wrong-kind`).
         Refused.
     """
     known = known_upscaler(ref)
@@ -78,7 +83,7 @@ def upscaler_model(finder: Finder, ref: str, *, own: Sequence[str]) -> tuple[Fou
 
 
 def _published(finder: Finder, known: KnownUpscaler | None) -> Found | None:
-    """The stored file of a known upscaler, by its SHA-256 or else by the name of its file."""
+    """Find the stored file of a published upscaler, by its SHA-256 or else by its file name."""
     if known is None:
         return None
     for sha256 in known.sha256:
