@@ -213,3 +213,52 @@ def _second_pass(made: Builder, pick: random.Random, case: int, model: Any, text
              SAMPLERS[sampler], "--hires-schedule", SCHEDULES[schedule])  # fmt: skip
     assert guided is not None or inputs
     return sampler
+
+
+def from_image(case: int, kind: str) -> Builder:
+    """A graph that starts from the image "source.png" of 75x61 pixels; the mask is its transparency, or "mask.png"."""
+    pick = random.Random(f"image {kind} {case}")
+    made = Builder()
+    made.ask("a (cat:1.4)", "--negative", "bad", "--emphasis", "comfyui", "--sampling-rules", "comfyui", "--rng", "cpu")
+    loader = made.add("CheckpointLoaderSimple", ckpt_name=f"models/tiny-{kind}.safetensors")
+    model, vae = out(loader, 0), out(loader, 2)
+    texts = [made.add("CLIPTextEncode", text=words, clip=out(loader, 1)) for words in ("a (cat:1.4)", "bad")]
+    image = loaded = made.add("LoadImage", image="source.png", upload="image")
+    made.ask("--init", "source.png")
+    if case % 3 == 1:
+        way = pick.choice(["nearest-exact", "bilinear", "bicubic", "area", "lanczos"])
+        image = made.add("ImageScale", image=image, upscale_method=way, width=80, height=56, crop="disabled")
+        made.ask("--resize-mode", f"comfyui {way}", "--size", "80x56")
+    else:
+        made.ask("--resize-mode", "comfyui crop")
+    mask = case % 4
+    shades = out(loaded, 1)
+    if mask == 2:
+        channel = pick.choice(["red", "green", "blue"])
+        shades = made.add("LoadImageMask", image="mask.png", channel=channel)
+        made.ask("--mask", "mask.png", "--mask-channel", channel)
+    elif mask:
+        made.ask("--mask", "source.png", "--mask-channel", "alpha")
+    if mask == 3:
+        grow = pick.choice([0, 6, 7])
+        latents = made.add("VAEEncodeForInpaint", pixels=image, vae=vae, mask=shades, grow_mask_by=grow)
+        made.ask("--grow-mask", grow)
+    else:
+        latents = made.add("VAEEncode", pixels=image, vae=vae)
+        latents = made.add("SetLatentNoiseMask", samples=latents, mask=shades) if mask else latents
+    strength = pick.choice([0.3, 0.6, 1.0])
+    sampler, schedule = pick.choice(["euler", "heun", "dpmpp_2m", "euler_ancestral"]), pick.choice(list(SCHEDULES))
+    made.ask("--strength", strength, "--seed", 5, "--sampler", SAMPLERS[sampler], "--cfg", 3.0)
+    latents = _ksampler(made, pick, model, texts, latents, 3.0, sampler, schedule, pick.choice([2, 3, 4]), 5)
+    made.nodes[latents[0]]["inputs"]["denoise"] = strength
+    if sampler in CARD:
+        made.ask("--step-rng", "nv")
+    if case % 8 == 4:
+        made.add("LatentUpscale", samples=latents, upscale_method="bicubic", width=96, height=80, crop="disabled")
+        again = {"latent_image": [str(len(made.nodes) + 2), 0], "denoise": 0.5, "seed": 9}
+        latents = made.add("KSampler", **made.nodes[latents[0]]["inputs"] | again)
+        made.ask("--hires", "96x80", "--hires-trim", "0x0", "--upscaler", "latent-bicubic", "--hires-strength", "0.5",
+                 "--hires-seed", "9", "--hires-cfg", "3", "--hires-sampler", SAMPLERS[sampler], "--hires-schedule",
+                 SCHEDULES[schedule])  # fmt: skip
+    made.add("SaveImage", images=made.add("VAEDecode", samples=latents, vae=vae), filename_prefix="ComfyUI")
+    return made

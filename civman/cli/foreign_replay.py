@@ -88,7 +88,12 @@ class Again:
 
 
 def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None":
-    """Read the images that a script or ControlNets were given, in order. Raises: UsageError: one cannot be read."""
+    """Read the images that another one was made from, or that ControlNets were given, in order; None if there are none.
+
+    Each is a path, or for a node of a ComfyUI graph `NODE=PATH`, with the node's id or the name of the file it loads.
+
+    Raises: UsageError: an image cannot be read.
+    """
     if not given:
         return None
     from civman.planning.input_pictures import read_picture
@@ -96,10 +101,13 @@ def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None
 
     final = original_pixels(original, is_required=False)
     size = None if final is None else (final.shape[1], final.shape[0])
-    first, *others = (
-        SourceImage(found.path, found.sha256, (found.width, found.height), size) for found in map(read_picture, given)
-    )
-    return replace(first, others=tuple(others))
+    images = []
+    for path in given:
+        node, sign, file = str(path).partition("=")
+        node = node if sign and not path.expanduser().exists() else ""
+        found = read_picture(Path(file) if node else path)
+        images.append(SourceImage(found.path, found.sha256, (found.width, found.height), size, node))
+    return replace(images[0], others=tuple(images[1:]))
 
 
 def draw_again(session: Session, settings: "str | SiteImage", original: Path, how: Again) -> Result:
@@ -148,7 +156,7 @@ def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> 
             varied = library.pictures.plan_variation(
                 planned.recipe,
                 how.changes,
-                pictures=[how.source.path] if how.source else (),
+                pictures=[each.path for each in how.source.all] if how.source else (),
                 conditions=conditions,
                 on_event=on_event,
             )

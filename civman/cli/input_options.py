@@ -26,7 +26,7 @@ ResizeModeOpt = Annotated[
     str | None,
     typer.Option(
         help="How to fit the input image to --size: just resize, crop and resize, resize and fill, "
-        "or just resize (latent upscale).",
+        "just resize (latent upscale), or as ComfyUI: comfyui crop, comfyui lanczos …",
         show_default="just resize",
     ),
 ]
@@ -42,5 +42,20 @@ ConditionalMaskWeightOpt = Annotated[
     typer.Option(
         help="Inpainting checkpoints: how much of the masked area to hide from the model, 0 to 1.",
         show_default="1",
+    ),
+]
+MaskChannelOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--mask-channel",
+        help="Channel of --mask to use: grey, red, green, blue, or alpha (transparent areas are inpainted).",
+        show_default="grey",
+    ),
+]
+GrowMaskOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--grow-mask",
+        help="Paint the masked area grey and widen the mask by N pixels, as ComfyUI's VAE Encode (for Inpainting).",
     ),
 ]

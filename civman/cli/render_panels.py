@@ -30,7 +30,8 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
         "face_restoration", "detail", "detail_prompt", "detail_negative", "detail_strength", "upscale",
     ),
     "Input image and mask": (
-        "init", "strength", "resize_mode", "noise_multiplier", "mask", "mask_blur", "mask_content", "only_masked",
+        "init", "strength", "resize_mode", "noise_multiplier", "mask", "mask_blur", "mask_content",
+        "mask_channel", "grow_mask", "only_masked",
         "padding", "conditional_mask_weight", "tiled_upscale", "tile_overlap", "tile_batch",
         "ultimate_upscale", "init_upscale",
     ),

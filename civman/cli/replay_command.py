@@ -123,9 +123,10 @@ def replay(
     picture: Annotated[
         list[Path] | None,
         typer.Option(
-            "--picture", metavar="FILE",
+            "--picture", metavar="[NODE=]FILE",
             help="The input image, mask or control image of the recipe, if the library has no copy; for an image of "
-            "another program, the image that was upscaled, or those that ControlNets followed (repeatable, in order).",
+            "another program, the one it started from, those that ControlNets followed, or the one that a node of a "
+            "ComfyUI graph loads (repeatable, in order).",
         ),
     ] = None,
     device: DeviceOpt = None,

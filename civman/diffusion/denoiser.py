@@ -77,12 +77,14 @@ class Known:
 
     Where `mask` (1, 1, h, w) is 0, the denoised prediction is replaced by `latents` (1 or B, 4, h, w). If `is_shown`,
     the UNet is instead given these latents without noise there and its prediction is not replaced, which is how A1111
-    inpaints with DDIM, PLMS and UniPC.
+    inpaints with DDIM, PLMS and UniPC. With `noise` (B, 4, h, w), the UNet is given these latents with this noise
+    there, and its prediction is replaced, too, which is how ComfyUI inpaints.
     """
 
     latents: Tensor
     mask: Tensor
     is_shown: bool = False
+    noise: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,8 @@ class Denoiser:
         known, seen = self._known, x
         if known is not None and known.is_shown:
             seen = x * known.mask + known.latents * (1 - known.mask) * math.sqrt(sigma**2 + 1)
+        elif known is not None and known.noise is not None:
+            seen = x * known.mask + (known.latents + known.noise * sigma) * (1 - known.mask)
         plan = self._plan_of_call(sigma, len(x))
         answers = yield from self._answers(seen, sigma, plan)
         thresholding, is_guided = self._guidance.thresholding, len(answers) > len(plan.weights)

@@ -14,6 +14,7 @@ from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.run_recipe import Inputs
 from civman.diffusion.samplers import Start
 from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.recipe_limits import COMFYUI_RESIZES
 from civman.errors import CannotRender, Cause
 
 _HINT = "`library.render` can render it"
@@ -40,6 +41,9 @@ def require_drawable(recipe: Recipe) -> None:
         "an enlarged input image": recipe.input_upscale is not None,
         "a detail pass": bool(recipe.details),
         "a refiner": recipe.refiner is not None,
+        "ComfyUI's way to resize an input image": (
+            recipe.start is not None and recipe.start.resize_mode in COMFYUI_RESIZES
+        ),
         "restored faces": recipe.faces is not None,
         "an enlargement of the finished image": recipe.upscale is not None,
         f"the rules of an earlier version of civman (rules {recipe.rules})": (

@@ -13,7 +13,16 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from civman.diffusion import sampler_names, samplers, sampling_plan, second_pass, solvers, start_picture, vae_codec
+from civman.diffusion import (
+    comfyui_start,
+    sampler_names,
+    samplers,
+    sampling_plan,
+    second_pass,
+    solvers,
+    start_picture,
+    vae_codec,
+)
 from civman.diffusion.control_additions import ActiveControl
 from civman.diffusion.control_models import ControlModel, active_controls
 from civman.diffusion.denoiser import Denoiser, Guidance, Known, Skips
@@ -35,7 +44,7 @@ from civman.diffusion.uploads import sent
 from civman.domain.adapters.scale_keyframes import step_reported
 from civman.domain.events import OnEvent, Step
 from civman.domain.recipes.recipe import ControlUse, Hires, Recipe
-from civman.domain.recipes.recipe_limits import sizes_told
+from civman.domain.recipes.recipe_limits import COMFYUI_RESIZES, sizes_told
 from civman.domain.recipes.stages import Stage, stages_of
 from civman.errors import CannotRender, Cause, UsageError
 
@@ -115,6 +124,7 @@ class RecipeJob:
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
+            prepare = comfyui_start.prepare if recipe.start.resize_mode in COMFYUI_RESIZES else prepare
             self._start = prepare(recipe.start, (recipe.width, recipe.height), inputs.image, inputs.mask)
 
     @property
@@ -154,7 +164,7 @@ class RecipeJob:
         latents = yield from self._sample(
             latents, plan, noises, (recipe.width, recipe.height), known, extra, first=first
         )
-        if known is not None:
+        if known is not None and known.noise is None:
             latents = latents * known.mask + known.latents * (1 - known.mask)
         check_latents(self._checks, latents, seeds=seeds)
         if recipe.start is None and not self._keeps_noise:
@@ -189,7 +199,9 @@ class RecipeJob:
                 kept = kept * (1 - mask) + fresh * mask
             elif recipe.start.masked_content == "latent nothing":
                 kept = kept * (1 - mask)
-            known = Known(kept, mask, recipe.rules > 1 and self._sampler.is_variance_preserving)
+            is_shown = recipe.rules > 1 and self._sampler.is_variance_preserving
+            follows_comfyui = recipe.start.resize_mode in COMFYUI_RESIZES
+            known = Known(kept, mask, is_shown, noise if follows_comfyui else None)
         noise = noise * recipe.start.noise_multiplier
         return plan, kept * plan.picture_scale + noise * plan.start_scale, known
 

@@ -49,7 +49,8 @@ WIDGETS: Final[dict[str, tuple[str, ...]]] = {
     "FreeU_V2": ("b1", "b2", "s1", "s2"), "RescaleCFG": ("multiplier",), "ModelSamplingDiscrete": ("sampling", "zsnr"),
     "PrimitiveInt": ("value",), "PrimitiveFloat": ("value",), "PrimitiveString": ("value",),
     "PrimitiveStringMultiline": ("value",), "PrimitiveBoolean": ("value",), "PrimitiveNode": ("value",),
-    "SaveImage": ("filename_prefix",), "LoadImage": ("image",),
+    "SaveImage": ("filename_prefix",), "LoadImage": ("image",), "LoadImageMask": ("image", "channel"),
+    "VAEEncodeForInpaint": ("grow_mask_by",),
 }  # fmt: skip
 """The widgets of the classes that civman follows, in the order in which the editor saves their values."""
 

@@ -10,6 +10,7 @@ from civman.diffusion.noise_levels import NoiseLevels, Schedule, table
 from civman.diffusion.single_precision import single
 from civman.errors import UsageError
 from civman.pictures.comfyui_graph import Graph, Link, Node
+from civman.planning.graph_images import Given, StartPixels
 from civman.planning.graph_values import Model, Reader, Stopped, Text
 from civman.planning.redraw_features import Drawable, Reason
 
@@ -22,6 +23,8 @@ SCHEDULES: Final = {
 }  # fmt: skip
 """ComfyUI's names of the schedules that civman has."""
 _MOST_STEPS: Final = 10000
+_MOST_RESIZED: Final = 200
+"""The maximum number of nodes in a row that resize an image, so that a circle ends."""
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
 """Samplers without state between steps, so that a pass can be split between two nodes after any step."""
 
@@ -66,18 +69,20 @@ class Passes:
     passes: list[tuple[Enlarged | None, Sampled]] = field(default_factory=list)
     vaes: list[tuple[str, str]] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
+    start: StartPixels | None = None
+    """The image that the first pass starts from; None if it starts from empty latents."""
 
 
-def passes_of(graph: Graph) -> Passes:
-    """Read a graph. Raises: Stopped."""
-    reader = _PassReader(Reader(graph), Passes())
+def passes_of(graph: Graph, given: Given) -> Passes:
+    """Read a graph. `given`: the images that were given for the nodes that load one. Raises: Stopped."""
+    reader = _PassReader(Reader(graph), Passes(), given)
     reader.read()
     return reader.found
 
 
 class _PassReader:
-    def __init__(self, reader: Reader, found: Passes) -> None:
-        self._reader, self.found = reader, found
+    def __init__(self, reader: Reader, found: Passes, given: Given) -> None:
+        self._reader, self.found, self._given = reader, found, given
 
     def read(self) -> None:
         saving = self._saving()
@@ -147,6 +152,8 @@ class _PassReader:
         if node.kind == "EmptyLatentImage":
             self._empty(node)
             return None
+        if self._loads(node):
+            return None
         if len(self.found.passes) > 1:
             raise Stopped(f"{made.node} is the third pass before the end, which civman does not support")
         if node.kind in ("LatentUpscale", "LatentUpscaleBy"):
@@ -154,10 +161,47 @@ class _PassReader:
             return self._latent_size(node)
         if node.kind == "VAEEncode":
             return self._encoded(node)
-        if node.kind in ("VAEEncodeForInpaint", "SetLatentNoiseMask", "LoadLatent", "VAEEncodeTiled"):
+        if node.kind in ("LoadLatent", "VAEEncodeTiled"):
             raise Stopped(f"{node} starts from an image that the graph does not contain", Drawable.NEEDS_INPUT)
         self._sampled(Link(node.id, 0))
         return Enlarged(self.found.width, self.found.height, "latent-nearest-exact")
+
+    def _loads(self, node: Node) -> bool:
+        """Read an image that the first pass starts from; False if it starts from something else."""
+        mask, read = None, self._reader
+        if node.kind == "SetLatentNoiseMask":
+            mask = self._given.mask(read, node.inputs.get("mask"))
+            node = read.node(node.inputs.get("samples"), f"the latents of {node}")
+            if node.kind != "VAEEncode":
+                raise read.unknown(node, "the latents beneath a mask")
+        if node.kind not in ("VAEEncode", "VAEEncodeForInpaint"):
+            return False
+        steps, image = self._resized(node)
+        if image.kind != "LoadImage":
+            return self._is_drawn(node, image, has_mask=mask is not None)
+        if node.kind == "VAEEncodeForInpaint":
+            grow = read.whole(node, "grow_mask_by") if "grow_mask_by" in node.inputs else 6
+            mask = self._given.mask(read, node.inputs.get("mask"), grow)
+        self.found.vaes.append(read.vae(node.inputs.get("vae")))
+        source = self._given.of(read, image)
+        self.found.width, self.found.height = source.size
+        enlarged = self._between(node, steps) if steps else None
+        if enlarged is not None and enlarged.model:
+            raise Stopped(f"{steps[0]} enlarges the loaded image by a model, which civman does not follow")
+        size = (enlarged.width, enlarged.height) if enlarged else source.size
+        self.found.width, self.found.height = size[0] // 8 * 8, size[1] // 8 * 8
+        if self.found.slice not in ("", "1"):
+            raise Stopped(f"{node} makes one image, and another one is taken from it")
+        self.found.slice, resize = "", enlarged.upscaler if enlarged else "crop"
+        self.found.start = StartPixels(source, resize, mask)
+        return True
+
+    @staticmethod
+    def _is_drawn(node: Node, image: Node, *, has_mask: bool) -> bool:
+        """Check that what a pass draws is encoded again without a mask. Returns False."""
+        if has_mask or node.kind == "VAEEncodeForInpaint":
+            raise Stopped(f"{node} encodes what {image} makes, beneath a mask, which civman does not follow")
+        return False
 
     def _empty(self, node: Node) -> None:
         width, height = self._reader.whole(node, "width"), self._reader.whole(node, "height")
@@ -204,17 +248,20 @@ class _PassReader:
     def _encoded(self, node: Node) -> Enlarged:
         """Read what lies between the passes if the image is decoded, enlarged and encoded again."""
         self.found.vaes.append(self._reader.vae(node.inputs.get("vae")))
-        steps: list[Node] = []
-        image = self._reader.node(node.inputs.get("pixels"), f"the image of {node}")
-        while image.kind in ("ImageScale", "ImageScaleBy", "ImageUpscaleWithModel"):
-            steps.insert(0, image)
-            image = self._reader.node(image.inputs.get("image"), f"the image of {image}")
-        if "LoadImage" in image.kind:
-            raise Stopped(f"{image} loads an image that the graph does not contain", Drawable.NEEDS_INPUT)
+        steps, image = self._resized(node)
         if image.kind not in ("VAEDecode", "VAEDecodeTiled"):
             raise self._reader.unknown(image, "the image between the passes")
         self._decoded(image)
         return self._between(node, steps)
+
+    def _resized(self, node: Node) -> tuple[list[Node], Node]:
+        """The nodes that resize the image which `node` encodes, the first one first, and the node that it is from."""
+        steps: list[Node] = []
+        image = self._reader.node(node.inputs.get("pixels"), f"the image of {node}")
+        while image.kind in ("ImageScale", "ImageScaleBy", "ImageUpscaleWithModel") and len(steps) < _MOST_RESIZED:
+            steps.insert(0, image)
+            image = self._reader.node(image.inputs.get("image"), f"the image of {image}")
+        return steps, image
 
     def _between(self, node: Node, steps: Sequence[Node]) -> Enlarged:
         models = [step for step in steps if step.kind == "ImageUpscaleWithModel"]

@@ -7,12 +7,13 @@ import hashlib
 import io
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import RULES, Recipe, RenderRequest, StartImage
+from civman.domain.recipes.recipe_limits import COMFYUI_CROP, COMFYUI_RESIZES, MASK_CHANNELS
 from civman.errors import Cause, UsageError
 from civman.planning.plan_types import PICTURE_ROLES, PlannedFile
 from civman.store.blobs import digest_of
@@ -32,10 +33,13 @@ class InputPicture:
     """(H, W, 3) uint8; for a mask (H, W) uint8."""
 
 
-def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES, data: bytes | None = None) -> InputPicture:
+def read_picture(
+    path: Path, *, is_mask: bool = False, rules: int = RULES, data: bytes | None = None, channel: str = ""
+) -> InputPicture:
     """Read the image at `path`, rotated as its EXIF data says, with transparent areas over white.
 
-    `data`: the contents of the file, if they are known already.
+    `data`: the contents of the file, if they are known already. `channel`: read only this channel as a mask ("red",
+    "green", "blue", or "alpha", which is inverted), or "rgb" without transparency, as ComfyUI does.
     Transparent areas of a mask are not inpainted. Under version 1 of the recipe rules they are.
 
     Raises: UsageError (`unreadable-picture`): the file is missing, not an image, or incomplete.
@@ -47,11 +51,13 @@ def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES, data:
         data = path.expanduser().read_bytes() if data is None else data
         with Image.open(io.BytesIO(data)) as opened:
             image: Any = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
+            if channel:
+                image = _of_channel(image, channel)
+            elif image.has_transparency_data:
                 image = image.convert("RGBA")
                 ground = "black" if is_mask and rules > 1 else "white"
                 image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
-            image = image.convert("L" if is_mask else "RGB")
+            image = image.convert("L" if is_mask or channel not in ("", "rgb") else "RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         why = (
             error.strerror
@@ -63,6 +69,19 @@ def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES, data:
             hint="supported formats are PNG, JPEG and WebP", code=Cause.UNREADABLE_PICTURE,
         ) from error  # fmt: skip
     return InputPicture(path, Sha256(hashlib.sha256(data).hexdigest()), image.width, image.height, np.asarray(image))
+
+
+def _of_channel(image: Any, channel: str) -> Any:
+    """One channel of a Pillow image; with "alpha", what is transparent is white."""
+    if channel == "rgb":
+        return image.convert("RGB")
+    found = image.convert("RGBA").getchannel(channel[0].upper())
+    return found.point([255 - shade for shade in range(256)]) if channel == "alpha" else found
+
+
+def channel_of(resize_mode: str | None) -> str:
+    """How `read_picture` reads an input image that is resized in this way."""
+    return "rgb" if resize_mode in COMFYUI_RESIZES else ""
 
 
 def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
@@ -88,6 +107,7 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
             "a mask": request.mask_image, "a strength": request.strength, "mask blur": request.mask_blur,
             "masked content": request.masked_content, "a resize mode": request.resize_mode,
             "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
+            "a mask's channel": request.mask_channel, "growing a mask": request.grow_mask,
             "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
             "a redraw in tiles": request.tiled_upscale, "Ultimate SD upscale": request.ultimate_upscale,
             "enlarging an input image": request.init_upscale,
@@ -97,16 +117,26 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
                 f"{alone[0]} requires an input image", hint="pass it with --init", code=Cause.NO_START_IMAGE
             )
         return []
-    first = read_picture(Path(request.init_image))
+    first = read_picture(Path(request.init_image), channel=channel_of(request.resize_mode))
     if request.mask_image is None:
         asked = {
             "mask blur": request.mask_blur, "masked content": request.masked_content,
             "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
+            "a mask's channel": request.mask_channel, "growing a mask": request.grow_mask,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
             raise UsageError(f"{alone[0]} requires a mask", hint="pass it with --mask", code=Cause.NO_START_IMAGE)
         return [first]
-    mask = read_picture(Path(request.mask_image), is_mask=True, rules=RULES if request.rules is None else request.rules)
+    channel = (request.mask_channel or "").replace("grey", "")
+    if channel not in MASK_CHANNELS:
+        raise UsageError(
+            f"`{request.mask_channel}` is not a channel of a mask",
+            hint=f"the channels are grey, {', '.join(MASK_CHANNELS[1:])}", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    mask = read_picture(
+        Path(request.mask_image), is_mask=True, rules=RULES if request.rules is None else request.rules,
+        channel=channel,
+    )  # fmt: skip
     if request.rules != 1 and not mask.pixels.any():
         raise UsageError(
             f"the mask `{request.mask_image}` selects nothing: it is black or transparent everywhere",
@@ -122,6 +152,17 @@ def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
         picture.sha256: PlannedFile(role, picture.path.name, picture.sha256, picture.path.expanduser().absolute())
         for role, picture in zip(roles, pictures, strict=False)
     }
+
+
+def cropped(request: RenderRequest, picture: InputPicture) -> RenderRequest:
+    """Give a request the size to which ComfyUI crops its input image. Raises: UsageError: another one is asked for."""
+    size = picture.width // 8 * 8, picture.height // 8 * 8
+    if (request.width or size[0], request.height or size[1]) != size:
+        raise UsageError(
+            f"`{COMFYUI_CROP}` only crops the image to multiples of 8: its size is {size[0]}x{size[1]}",
+            hint="leave out --size, or resize with another mode, such as `comfyui lanczos`", code=Cause.BAD_SIZE,
+        )  # fmt: skip
+    return replace(request, width=size[0], height=size[1])
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:

@@ -44,6 +44,7 @@ from civman.planning.plan_licence import plan_terms, require_use
 from civman.planning.plan_limits import (
     few_steps_notice_of,
     memory_of,
+    require_channels,
     require_encoder,
     require_levels,
     with_few_steps,
@@ -199,6 +200,7 @@ def plan(
         require_use(terms, conditions.require)
     prompt_stages.require_readable(recipe)
     require_encoder(recipe, checkpoint, further)
+    require_channels(recipe, checkpoint)
     require_levels(recipe, checkpoint)
     recipe, hastened = with_precision(
         request.precision, recipe, found, conditions.device, is_flow=choice is not None,
@@ -251,6 +253,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     further = recorded_checkpoints(finder, recipe, checkpoint, vae)
     parts += further.files
     require_encoder(recipe, checkpoint, further)
+    require_channels(recipe, checkpoint)
     require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
     files |= _start_files(recipe, pictures) | control_files(recipe, pictures) | reference_files(recipe, pictures)

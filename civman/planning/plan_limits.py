@@ -8,14 +8,17 @@ from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.diffusion.families.registry import family_of
 from civman.diffusion.memory_plan import Estimate, MemoryPlan, estimate, layer_bytes
 from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.domain.recipes.recipe_limits import COMFYUI_CROP, COMFYUI_RESIZES
 from civman.errors import CannotRender, Cause, UsageError
 from civman.planning.checkpoint_facts import Checkpoint
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_files import Found
 from civman.planning.find_references import with_references
-from civman.planning.input_pictures import InputPicture, size_like
+from civman.planning.input_pictures import InputPicture, cropped, size_like
 from civman.planning.plan_stages import FurtherCheckpoints
 
+_INPAINTING: Final = 9
+"""The number of input channels of an inpainting checkpoint."""
 _XL_LAYERS: Final = 12
 """The number of layers of the shorter of SDXL's text encoders."""
 
@@ -35,6 +38,8 @@ def within_limits(
     if is_open and request.init_upscale is None and pictures and not request.only_masked:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
+    if pictures and request.resize_mode == COMFYUI_CROP and request.init_upscale is None:
+        request = cropped(request, pictures[0])
     hires = request.hires
     if not checkpoint.family.merges_tokens and (request.token_merging or (hires and hires.token_merging)):
         words = f"tokens are not merged on {checkpoint.title}, which has no attention at full resolution"
@@ -72,6 +77,17 @@ def require_encoder(recipe: Recipe, checkpoint: Checkpoint, further: FurtherChec
             "the VAE has only a decoder, so it cannot encode the input image",
             hint="name another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
             code=Cause.MISSING_PART, part="vae",
+        )  # fmt: skip
+
+
+def require_channels(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Check that the UNet takes the input image as the recipe gives it. Raises: CannotRender: it does not."""
+    follows_comfyui = recipe.start is not None and recipe.start.resize_mode in COMFYUI_RESIZES
+    if follows_comfyui and checkpoint.input_channels == _INPAINTING:
+        raise CannotRender(
+            "an inpainting checkpoint cannot be used by ComfyUI's rules, which give it the mask in another way",
+            hint="use a checkpoint without additional inputs, or A1111's resize modes", code=Cause.ODD_INPUT,
+            channels=checkpoint.input_channels,
         )  # fmt: skip
 
 

@@ -69,9 +69,9 @@ def redraw(row: dict[str, Any]) -> Redraw:
     names are assumed to be present.
     """
     if isinstance(text := row.get("foreign"), str):
-        return redraw_program(text, row.get("id"))
+        return redraw_program(text, row.get("id"), row.get("source"))
     if (graph := _graph_in(row.get("meta"))) is not None:
-        return redraw_graph(graph, row.get("id"))
+        return redraw_graph(graph, row.get("id"), row.get("source"))
     reader = _Reader(
         Entries(row.get("meta")), str(row.get("baseModel") or ""), (whole(row.get("width")), whole(row.get("height")))
     )

@@ -10,14 +10,16 @@ from typing import Any, Final
 
 from civman.diffusion import sampler_names, samplers
 from civman.diffusion.noise_levels import NoiseLevels
-from civman.domain.recipes.recipe import Hires, LoraUse, Recipe, Sampling
+from civman.domain.recipes.recipe import Hires, LoraUse, Recipe, Sampling, StartImage
 from civman.errors import UsageError
 from civman.pictures.comfyui_graph import Graph
 from civman.pictures.site_settings import NamedFile
+from civman.planning.graph_images import Given
 from civman.planning.graph_passes import Enlarged, Passes, Sampled, passes_of, table_of
 from civman.planning.graph_values import Clip, Model, Stopped, Text, stem
 from civman.planning.redraw_features import Drawable, Reason
 from civman.planning.redraw_result import OPEN, SMALLEST_CARD, Redraw, require_plannable, stand_in, verdict_of
+from civman.planning.redraw_tiles import SourceImage
 from civman.prompts import comfyui_syntax
 
 _SAMPLERS: Final = {"ddim": "Euler"}
@@ -32,10 +34,13 @@ _OTHER_FAMILIES: Final = re.compile(
 )  # fmt: skip
 
 
-def redraw_graph(graph: Graph, name: object = None) -> Redraw:
-    """Plan the image of a graph; the model files that it names are assumed to be present."""
+def redraw_graph(graph: Graph, name: object = None, source: SourceImage | None = None) -> Redraw:
+    """Plan the image of a graph; the model files that it names are assumed to be present.
+
+    `source`: the image, or the images, that were given for the nodes that load one.
+    """
     try:
-        found = passes_of(graph)
+        found = passes_of(graph, Given(source.all if source is not None else ()))
     except Stopped as stopped:
         return Redraw(name, stopped.verdict, (stopped.words,))
     except (ArithmeticError, ValueError):
@@ -76,7 +81,8 @@ class _Builder:
 
     def recipe(self, found: Passes) -> dict[str, Any]:
         (_, first), *others = found.passes
-        first = _with_levels(first)
+        start = _start(found, first, has_second=bool(others))
+        first = _with_levels(first) if start is None else first
         second = others[0] if others else None
         self._require_same(first, second[1] if second else None)
         checkpoint, clip = first.model.checkpoint, first.positive.clip
@@ -102,7 +108,7 @@ class _Builder:
             step_rng=self._step_rng(first, second[1] if second else None), noise_slice=found.slice, rounding="down",
             emphasis="comfyui", loras=tuple(loras), prompt_parts=first.positive.parts, negative_parts=negative.parts,
             guidance_rescale=first.model.rescale, rescales_velocity=bool(first.model.rescale),
-            freeu=first.model.freeu, told_sizes=told, hires=self._hires(*second) if second else None,
+            start=start, freeu=first.model.freeu, told_sizes=told, hires=self._hires(*second) if second else None,
             sampling=Sampling(
                 program="comfyui", sigmas=first.sigmas, eta=self._eta(first, second[1] if second else None),
                 noise_scale=first.s_noise if sampler.takes_s_noise else 1.0,
@@ -274,6 +280,26 @@ def by_comfyui(made: Recipe) -> Recipe:
         step_rng=source, eta_seed_delta=0, emphasis="comfyui", prompt_rules="", odd_sizes="forge", pad_prompts=False,
         fit_negative=False,
         sampling=replace(made.sampling, program="comfyui", half_levels=False, drop_penultimate=False, eta=eta),
+    )  # fmt: skip
+
+
+def _start(found: Passes, first: Sampled, *, has_second: bool) -> StartImage | None:
+    """The input image of a recipe, with its mask; None if the first pass starts from empty latents."""
+    start = found.start
+    if start is None:
+        return None
+    if first.sigmas:
+        raise Stopped(f"{first.node} draws from an image with noise levels of its own, which civman does not follow")
+    if first.strength <= 0:
+        raise Stopped(f"{first.node} adds no noise and does nothing")
+    mask = start.mask
+    if mask is not None and has_second:
+        raise Stopped(
+            f"{first.node} draws beneath a mask and is followed by a second pass, which civman does not follow"
+        )
+    return StartImage(
+        start.source.sha256, first.strength, mask.source.sha256 if mask else None, 0, f"comfyui {start.resize}",
+        mask_channel=mask.channel if mask else "", grow_mask=mask.grow if mask else None,
     )  # fmt: skip
 
 

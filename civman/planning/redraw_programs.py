@@ -17,6 +17,7 @@ from civman.planning.graph_values import Clip, Model, Stopped, Text, stem
 from civman.planning.redraw_features import Drawable, Reason
 from civman.planning.redraw_graph import redraw_graph, redraw_passes
 from civman.planning.redraw_result import Redraw
+from civman.planning.redraw_tiles import SourceImage
 
 _TEXTS: Final = ("prompt", "workflow", "invokeai_metadata", "sd-metadata", "Comment", "parameters")
 _INVOKE: Final = (
@@ -61,8 +62,11 @@ def is_known(text: str) -> bool:
     return text.lstrip().startswith("{") and (bool(_program(text)) or graph_of(text) is not None)
 
 
-def redraw_program(text: str, name: object = None) -> Redraw:
-    """Plan the image that a program's JSON describes; the model files named in it are assumed to be present."""
+def redraw_program(text: str, name: object = None, source: SourceImage | None = None) -> Redraw:
+    """Plan the image that a program's JSON describes; the model files named in it are assumed to be present.
+
+    `source`: the image, or the images, that were given for a graph that loads some.
+    """
     program = _program(text)
     if program == "SwarmUI":
         return _swarm(Loose(loads(text)), name)
@@ -71,7 +75,7 @@ def redraw_program(text: str, name: object = None) -> Redraw:
     graph = graph_of(text)
     if graph is None:
         return Redraw(name, Drawable.NO, ("the image's metadata were written by a program that civman does not know",))
-    return redraw_graph(graph, name)
+    return redraw_graph(graph, name, source)
 
 
 def _program(text: str) -> str:

@@ -122,7 +122,7 @@ def request_of(
     assert found.made is not None, "`prepare` has checked that there is a recipe"
     require_held(prepared.files)
     digests = {stand_in_of(each.file): each.held.blob.sha256 for each in prepared.files if each.held is not None}
-    request = as_request(found.made, {source.sha256: source.path} if source is not None else {})
+    request = as_request(found.made, {each.sha256: each.path for each in source.all} if source is not None else {})
     left: dict[str, Any] = dict.fromkeys(found.leaves)
 
     def ref(digest: Sha256) -> str:

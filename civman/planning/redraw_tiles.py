@@ -45,15 +45,22 @@ _INPAINTED: Final = (
 class SourceImage:
     """An image that another one was made from, or that a ControlNet followed; sizes are width and height in pixels.
 
-    `final_size`: the size of the image that is drawn again, None if it is not known. `others`: further images, in the
-    order in which the user passed them.
+    `final_size`: the size of the image that is drawn again, None if it is not known. `node`: the node of a ComfyUI
+    graph that loads the image, by its id or by the name of its file, "" if that was not stated. `others`: further
+    images, in the order in which they were given.
     """
 
     path: Path
     sha256: Sha256
     size: tuple[int, int]
     final_size: tuple[int, int] | None = None
-    others: tuple["SourceImage", ...] = ()
+    node: str = ""
+    others: "tuple[SourceImage, ...]" = ()
+
+    @property
+    def all(self) -> "tuple[SourceImage, ...]":
+        """This image and the others."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,14 +45,14 @@ _ALIASES: Final = {
 }  # fmt: skip
 _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
-    "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
+    "init_image", "mask_image", "resize_mode", "masked_content", "mask_channel", "odd_sizes",
     "prompt_rules", "seed_resize", "thresholding", "emphasis",
     "tiled_diffusion", "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu", "told_sizes",
     "refiner", "refiner_passes",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "slots", "eta_seed_delta", "mask_blur",
-    "padding", "rules", "variation_seed",
+    "grow_mask", "padding", "rules", "variation_seed",
 )  # fmt: skip
 _FRACTIONS: Final = (
     "guidance_scale", "guidance_rescale", "strength", "conditioning_weight", "noise_multiplier", "eta", "eta_ddim",
@@ -150,6 +150,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         strength=start.strength if start else None,
         mask_blur=start.mask_blur if start and start.mask_sha256 else None,
         resize_mode=start.resize_mode if start else None,
+        mask_channel=start.mask_channel or None if start else None, grow_mask=start.grow_mask if start else None,
         masked_content=start.masked_content if start and start.mask_sha256 else None,
         only_masked=start.only_masked if start and start.mask_sha256 else None,
         padding=start.padding if start and start.mask_sha256 else None,

@@ -31,7 +31,7 @@ from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import Hires, Recipe
 from civman.domain.recipes.record import Environment, Record
 from civman.domain.recipes.stages import Stage
-from civman.planning.input_pictures import read_picture
+from civman.planning.input_pictures import channel_of, read_picture
 from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.slot_groups import slot_groups
@@ -247,5 +247,8 @@ def read_inputs(planned: Planned) -> Inputs:
         return Inputs(controls=controls)
     mask = None
     if start.mask_sha256:
-        mask = read_picture(planned.path(start.mask_sha256), is_mask=True, rules=planned.recipe.rules).pixels
-    return Inputs(read_picture(planned.path(start.sha256)).pixels, mask, controls)
+        mask = read_picture(
+            planned.path(start.mask_sha256), is_mask=True, rules=planned.recipe.rules, channel=start.mask_channel
+        ).pixels
+    image = read_picture(planned.path(start.sha256), channel=channel_of(start.resize_mode))
+    return Inputs(image.pixels, mask, controls)

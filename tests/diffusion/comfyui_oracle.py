@@ -84,15 +84,26 @@ def rescaled(x: Tensor, sigma: Tensor, cond: Tensor, uncond: Tensor, cfg: float,
 def sample(
     unet: Callable[..., Tensor], name: str, sigmas: Tensor, seed: int, *, cfg: float, conds: list[Tensor],
     uncond: Tensor, shape: tuple[int, ...], latents: Tensor | None = None, phi: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Draw a batch of this shape (B, 4, h, w). `generator`: the one from which ancestral samplers draw."""
+    """Draw a batch of this shape (B, 4, h, w). `generator`: the one from which ancestral samplers draw.
+
+    `mask` (1, 1, h, w): where it is 0, the noisy latents go into the UNet, and the latents come out.
+    """
     levels, k = Discrete(), k_oracle.sampling()
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
     highest = float(levels.sigmas[-1])
     is_whole = math.isclose(highest, float(sigmas[0]), rel_tol=1e-5) or float(sigmas[0]) > highest
     x = noise * ((1 + sigmas[0] ** 2) ** 0.5 if is_whole else sigmas[0])
     x = x if latents is None else x + latents
+
+    def masked(x: Tensor, sigma: Tensor, **more: Any) -> Tensor:
+        if mask is None:
+            return model(x, sigma, **more)
+        assert latents is not None
+        level = sigma.reshape(-1)[0]
+        seen = x * mask + (latents + noise * level) * (1 - mask)
+        return model(seen, sigma, **more) * mask + latents * (1 - mask)
 
     def model(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         level = sigma.reshape(-1)[0]
@@ -122,5 +133,5 @@ def sample(
         places: tuple[Any, ...] = (sigmas,)
         if name in ("dpm_fast", "dpm_adaptive"):
             places = (float(sigmas[-2]), float(sigmas[0]), *([len(sigmas) - 1] if name == "dpm_fast" else []))
-        result: Tensor = getattr(k, f"sample_{name}")(model, x, *places, disable=True, **more)
+        result: Tensor = getattr(k, f"sample_{name}")(masked, x, *places, disable=True, **more)
     return result

@@ -249,7 +249,8 @@ def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
     refiner = Refiner(CheckpointUse(A, "epsilon", is_zero_snr=False), 0.8)
     full = replace(
-        FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, refiner=refiner, files=(),
+        FULL, start=StartImage(A, 0.5, B, mask_channel="alpha"), hires=None, variant="kontext", faces=faces,
+        refiner=refiner, files=(),
         references=(ReferenceUse(A, B, A),),
     )  # fmt: skip
     value = json.loads(full.to_json())

@@ -214,7 +214,11 @@ REFINER = node("CheckpointLoaderSimple", ckpt_name="refiner.safetensors")
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("img2img", graph(n10=node("LoadImage", image="a.png"), n5=node("VAEEncode", pixels=("10", 0), vae=("4", 2))),
      "needs-input", "node 10 (`LoadImage`) loads an image"),
-    ("inpainting", graph(n5=node("VAEEncodeForInpaint", pixels=("10", 0))), "needs-input", "node 5 (`VAEEncodeForI"),
+    ("inpainting", graph(n10=node("LoadImage", image="a.png"), n5=node("VAEEncodeForInpaint", pixels=("10", 0),
+     mask=("10", 1), vae=("4", 2))), "needs-input", "`a.png`: `civman replay GRAPH --picture FILE` passes it"),
+    ("a mask beneath a drawn image", graph(n10=node("VAEEncodeForInpaint", pixels=("8", 0), vae=("4", 2)),
+     n11=SECOND, n12=node("VAEDecode", samples=("11", 0), vae=("4", 2)), n9=node("SaveImage", images=("12", 0))), "no",
+     "node 10 (`VAEEncodeForInpaint`) encodes what node 8"),
     ("ControlNet", graph(n10=node("ControlNetApply", conditioning=("6", 0), control_net=("11", 0), image=("12", 0)),
      n3=sampler(positive=("10", 0))), "needs-input", "node 10 (`ControlNetApply`) follows a control image"),
     ("a UNet of its own", graph(n10=node("UNETLoader", unet_name="u.safetensors"), n3=sampler(model=("10", 0))), "no",

@@ -27,7 +27,7 @@ from civman.domain.recipes.recipe import (
     Sampling,
     StartImage,
 )
-from civman.domain.recipes.recipe_limits import size_of, upscaler_of
+from civman.domain.recipes.recipe_limits import COMFYUI_RESIZES, size_of, upscaler_of
 from civman.domain.recipes.reference import ReferenceUse
 from civman.domain.recipes.render_request import RenderRequest
 from civman.domain.recipes.thresholding import thresholding_of
@@ -237,8 +237,10 @@ def _varied(request: RenderRequest) -> dict[str, Any]:
 
 
 def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartImage:
+    blur = 0 if request.resize_mode in COMFYUI_RESIZES else 4
     return StartImage(
-        image, float(_or(request.strength, 0.75)), mask, _or(request.mask_blur, 4),
+        image, float(_or(request.strength, 0.75)), mask, _or(request.mask_blur, blur),
+        mask_channel=_or(request.mask_channel, "").replace("grey", ""), grow_mask=request.grow_mask,
         resize_mode=_or(request.resize_mode, "just resize"), masked_content=_or(request.masked_content, "original"),
         only_masked=_or(request.only_masked, False), padding=_or(request.padding, 32),
         conditioning_weight=float(_or(request.conditioning_weight, 1.0)),

@@ -41,10 +41,10 @@ from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusio
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 18
+SCHEMA: Final = 19
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 18 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 19 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -95,6 +95,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     16: {"": ("details",)},
     17: {"": (), "controls": ("pools",)},
     18: {"": ("refiner",), "hires": ("prompt", "negative_prompt", "loras", "hypernetworks", "checkpoint")},
+    19: {"": (), "start": ("mask_channel", "grow_mask")},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -112,7 +113,10 @@ class StartImage:
     mask_blur: int = 4
     """The blur radius of the mask's edge in pixels."""
     resize_mode: str = "just resize"
-    """How the image is resized to the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
+    """How the image is resized to the size of the rendering.
+
+    One of `recipe_limits.RESIZE_MODES`, or of `COMFYUI_RESIZES`, with which image and mask follow ComfyUI's rules.
+    """
     masked_content: str = "original"
     """The initial content of the masked area; one of `recipe_limits.MASKED_CONTENTS`."""
     only_masked: bool = False
@@ -123,6 +127,10 @@ class StartImage:
     """How much of the masked area is hidden from an inpainting checkpoint: 1 hides it completely, 0 not at all."""
     noise_multiplier: float = 1.0
     """The factor for the noise that is added to the image."""
+    mask_channel: str = ""
+    """The channel of its file that the mask is, "red", "green", "blue" or "alpha" (inverted); "": shades of grey."""
+    grow_mask: int | None = None
+    """By how many pixels ComfyUI's "VAE Encode (for Inpainting)" widens the mask; None: that node is not used."""
 
 
 @dataclass(frozen=True, slots=True)

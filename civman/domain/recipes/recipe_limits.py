@@ -32,6 +32,12 @@ RESIZES: Final = ("", "nearest-exact", "bilinear", "bicubic", "area", "lanczos")
 """The filters by which the result of an upscaler model is resized; "" stands for A1111's way."""
 RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "just resize (latent upscale)")
 """A1111's names for the ways to resize the start image."""
+COMFYUI_CROP: Final = "comfyui crop"
+COMFYUI_RESIZES: Final = (COMFYUI_CROP, *(f"comfyui {way}" for way in RESIZES if way))
+"""The ways in which ComfyUI resizes the start image: crop its middle, or resize it by one of its filters."""
+_MOST_GROWN: Final = 64
+"""The largest number of pixels by which ComfyUI widens a mask."""
+MASK_CHANNELS: Final = ("", "alpha", "red", "green", "blue")
 MASKED_CONTENTS: Final = ("fill", "original", "latent noise", "latent nothing")
 """A1111's names for the initial content of the masked area."""
 MAX_NOISE: Final = 10000
@@ -87,6 +93,7 @@ def problems(recipe: Any) -> Iterator[str]:
     yield from _number_problems(recipe)
     if recipe.start:
         yield from _start_problems(recipe.start)
+        yield from _comfyui_start_problems(recipe)
     second = (recipe.hires.prompt, recipe.hires.negative_prompt) if recipe.hires else ()
     if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt, *filter(None, second))):
         yield "a prompt contains invalid Unicode"
@@ -139,10 +146,28 @@ def _start_problems(start: Any) -> Iterator[str]:
     if not 0 <= start.noise_multiplier <= 10:
         yield "the noise multiplier must be between 0 and 10"
     for name, word, allowed in (
-        ("resize mode", start.resize_mode, RESIZE_MODES), ("masked content", start.masked_content, MASKED_CONTENTS),
+        ("resize mode", start.resize_mode, (*RESIZE_MODES, *COMFYUI_RESIZES)),
+        ("mask channel", start.mask_channel, MASK_CHANNELS), ("masked content", start.masked_content, MASKED_CONTENTS),
     ):  # fmt: skip
         if word not in allowed:
             yield f"{name} `{word}` is not one of {', '.join(allowed)}"
+
+
+def _comfyui_start_problems(recipe: Any) -> Iterator[str]:
+    start = recipe.start
+    if start.resize_mode not in COMFYUI_RESIZES:
+        if start.grow_mask is not None:
+            yield "a mask is grown only by ComfyUI's rules: its resize mode is one of " + ", ".join(COMFYUI_RESIZES)
+        return
+    if recipe.sampling.program != "comfyui" or recipe.flow is not None or recipe.rules == 1:
+        yield "ComfyUI's resize modes need ComfyUI's sampling rules, and a Stable Diffusion model"
+    plain = start.mask_blur or start.only_masked or start.masked_content != "original"
+    if plain or start.conditioning_weight != 1 or start.noise_multiplier != 1:
+        yield "with ComfyUI's resize modes there is no mask blur, masked content, only-masked area or noise multiplier"
+    if start.mask_sha256 is not None and (recipe.hires is not None or recipe.sampler.endswith("CFG++")):
+        yield "a mask by ComfyUI's rules cannot be combined with a second pass or a CFG++ sampler"
+    if start.grow_mask is not None and (start.mask_sha256 is None or not 0 <= start.grow_mask <= _MOST_GROWN):
+        yield f"a mask that is grown, by 0 to {_MOST_GROWN} pixels, is missing or out of range"
 
 
 def _sampling_problems(sampling: Any) -> Iterator[str]:

@@ -104,6 +104,8 @@ class RenderRequest:
     masked_content: str | None = None
     only_masked: bool | None = None
     padding: int | None = None
+    mask_channel: str | None = None
+    grow_mask: int | None = None
     conditioning_weight: float | None = None
     noise_multiplier: float | None = None
     hires: HiresRequest | None = None

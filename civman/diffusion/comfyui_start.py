@@ -1,0 +1,57 @@
+"""Prepare an input image and its mask by ComfyUI's rules.
+
+The image stays floating-point numbers: its middle is cropped to the size of the rendering, or it is resized to it by
+torch's filters. A mask keeps its shades and is shrunk to the latents bilinearly; where it is black, the latents are
+replaced by the image's in each evaluation, with the noise of the rendering. With `grow_mask`, the masked area is
+painted grey before the image is encoded, and the mask is widened.
+
+Source: ComfyUI, the nodes LoadImage, ImageScale, VAEEncode, SetLatentNoiseMask and VAEEncodeForInpaint.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from civman.diffusion.pixels import Pixels
+from civman.diffusion.plain_resizing import resized
+from civman.diffusion.start_picture import StartPicture
+from civman.domain.recipes.recipe import StartImage
+from civman.domain.recipes.recipe_limits import COMFYUI_CROP
+
+_CELL = 8
+"""Pixels per side that one latent covers."""
+
+
+def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
+    """Prepare an input image for `start.resize_mode` of ComfyUI; `size`: width and height of the rendering."""
+    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+    if start.resize_mode != COMFYUI_CROP:
+        image = resized(image, *size, start.resize_mode.partition(" ")[2])
+    whole = image.shape[-2:]
+    image = _cropped(image, size)
+    if mask is None:
+        return StartPicture(image * 2 - 1)
+    shades = torch.from_numpy(mask.copy())[None, None].float() / 255
+    if start.grow_mask is not None:
+        shades = _cropped(functional.interpolate(shades, size=whole, mode="bilinear"), size)
+        image = (image - 0.5) * (1 - shades.round()) + 0.5
+        shades = _grown(shades, start.grow_mask).round()
+    cells = (size[1] // _CELL, size[0] // _CELL)
+    return StartPicture(image * 2 - 1, functional.interpolate(shades, size=cells, mode="bilinear"))
+
+
+def _cropped(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of pixels (…, H, W); of an odd number of rows or columns, one more is cut at the end."""
+    top, left = (values.shape[-2] - size[1]) // 2, (values.shape[-1] - size[0]) // 2
+    return values[..., top : top + size[1], left : left + size[0]]
+
+
+def _grown(mask: Tensor, pixels: int) -> Tensor:
+    """Widen a mask (1, 1, H, W) by a square of this width; the result has the same size."""
+    if pixels == 0:
+        return mask
+    kernel = torch.ones(1, 1, pixels, pixels)
+    wider = functional.conv2d(mask.round(), kernel, padding=math.ceil((pixels - 1) / 2)).clamp(0, 1)
+    return wider[..., : mask.shape[-2], : mask.shape[-1]]
