@@ -71,7 +71,7 @@ def test_each_command_speaks_json_with_its_own_kind(online: CivitaiServer, civma
 
 
 def test_quiet_gives_one_id_a_line(online: CivitaiServer, civman: Civman) -> None:
-    refs = ["@114620+98103", "@139700", "@191010", "@90021"]
+    refs = ["@114620+98103", "@139700", "@191010", "@90021", "@191120"]
     found = civman("search", "--type", "Checkpoint", "--quiet").out.split()
     assert ["@" + ref.partition("@")[2] for ref in found] == refs
     assert all(ref.partition("@")[0].isdecimal() for ref in found)
