@@ -46,16 +46,17 @@ def time_texts(planned: Sequence[Planned], machine: Machine) -> None:
     """Print how long it takes to prepare plans whose prompts are new, and to prepare them again."""
     from civman.diffusion.environment import threads
     from civman.rendering.draw import prepare
-    from civman.rendering.engine import Engine
+    from civman.rendering.stage_models import StageModels
+    from civman.rendering.warm_engines import WarmEngines
 
-    engine = Engine(planned[0], machine, lambda _: None)
+    warm = WarmEngines(2**50)
     with threads(machine.threads):
-        prepare(engine, planned[0])  # the first call of an encoder takes longer
+        prepare(StageModels(planned[0], machine, warm))  # the first call of an encoder takes longer
         seconds: dict[str, list[float]] = {"new": [], "kept": []}
         for what in seconds:
             for each in planned[1:]:
                 begun = time.perf_counter()
-                prepare(engine, each)
+                prepare(StageModels(each, machine, warm))
                 seconds[what].append(time.perf_counter() - begun)
     words = ", ".join(f"{what} {1000 * statistics.median(found):.1f} ms" for what, found in seconds.items())
     print(f"preparing a plan (median): prompts {words}", flush=True)

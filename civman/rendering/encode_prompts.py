@@ -11,7 +11,7 @@ from civman.diffusion.kept_texts import KeptTexts
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.text_conditioning import encode, lengthened
 from civman.diffusion.textual_inversions import Embedding, load_embedding
-from civman.domain.recipes.recipe import PromptPart, Recipe
+from civman.domain.recipes.recipe import LoraUse, PromptPart, Recipe
 from civman.planning.plan_types import Planned
 from civman.planning.prompt_stages import PassPrompts
 from civman.prompts.editing import Stage
@@ -81,12 +81,16 @@ class KeptEncoders:
     """A model's text encoders for one plan, which encode only what is not kept from an earlier plan or text."""
 
     def __init__(
-        self, encoders: Callable[[], TextEncoders | FlowTextEncoders], kept: KeptTexts, planned: Planned
+        self,
+        encoders: Callable[[], TextEncoders | FlowTextEncoders],
+        kept: KeptTexts,
+        merged: Sequence[LoraUse],
+        planned: Planned,
     ) -> None:
-        """`encoders` returns the model's text encoders, into which exactly the plan's adapters are merged."""
+        """`encoders` returns the model's text encoders; `merged`: the adapters that are merged into them."""
         self._encoders, self._kept = encoders, kept
         recipe = planned.recipe
-        adapters = sorted((use.sha256, use.text_scale, use.blocks) for use in recipe.loras if use.text_scale)
+        adapters = sorted((use.sha256, use.text_scale, use.blocks) for use in merged if use.text_scale)
         self._adapters = tuple(adapters)
         self._embeddings = (recipe.embeddings, planned.allow_partial)
         self._notes: dict[str, None] = {}

@@ -103,4 +103,4 @@ def _encoders(engine: Engine, planned: Planned) -> KeptEncoders:
     def loaded() -> TextEncoders | FlowTextEncoders:
         return FlowTextEncoders(engine.model) if planned.recipe.flow else TextEncoders.of(engine.encoders)
 
-    return KeptEncoders(loaded, engine.texts, planned)
+    return KeptEncoders(loaded, engine.texts, engine.merged.loras, planned)
