@@ -34,6 +34,7 @@ from civman.diffusion.reference_pictures import (
     load_ip_adapter,
 )
 from civman.diffusion.run_recipe import Inputs, iterate, job_of, run_in_slots
+from civman.diffusion.stage_model import one_model
 from civman.diffusion.vision_encoder import encoder_input, load_vision_encoder
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse
@@ -134,7 +135,7 @@ def loaded(state: files.State, pixels: Any, folder: Path, layout: str = "safeten
 
 def ours(model: LoadedModel, references: Sequence[Reference], uses: Sequence[ReferenceUse], **options: Any) -> Any:
     recipe = replace(PLAIN, references=tuple(uses), **options.pop("changes", {}))
-    ((image,),) = iterate(recipe, model, prompt(model), references=references, **options)
+    ((image,),) = iterate(recipe, one_model(model, prompt(model)), references=references, **options)
     return image.pixels / 255
 
 
@@ -337,12 +338,14 @@ def test_images_of_a_batch_and_prompts_of_unequal_length_get_their_own_tokens(
     recipe = replace(PLAIN, references=(USE,), count=2, batch_size=2)
     longer = prompt(model, negative_chunks=2)  # the prompt and the negative prompt need a call each
 
-    together = [image.pixels for batch in iterate(recipe, model, longer, references=[reference]) for image in batch]
+    together = [
+        image.pixels for batch in iterate(recipe, one_model(model, longer), references=[reference]) for image in batch
+    ]
     alone = [
         image.pixels
         for seed in (7, 8)
         for batch in iterate(
-            replace(recipe, seed=seed, count=1, batch_size=1), model, longer, references=[reference]
+            replace(recipe, seed=seed, count=1, batch_size=1), one_model(model, longer), references=[reference]
         )
         for image in batch
     ]  # fmt: skip
@@ -382,7 +385,7 @@ def test_nothing_is_on_the_wrong_side_of_a_card(tiny_files: dict[str, Path], tmp
             layers=tuple((sent(keys), sent(values)) for keys, values in adapter.layers),
         )  # fmt: skip
         reference = encode_reference(adapter, encoder, sent(inputs))
-        ((made,),) = iterate(recipe, model, conditioning(model), references=[reference])
+        ((made,),) = iterate(recipe, one_model(model, conditioning(model)), references=[reference])
 
     allowed = ALLOWED | {("queued cpu to cuda", where): count for where, count in QUEUED.items()}
     assert not {where: count for where, count in card.crossings.items() if count > allowed.get(where, 0)}
@@ -401,7 +404,7 @@ def test_images_in_slots_have_their_own_references(tiny_files: dict[str, Path], 
 
     def calls(seeds: Sequence[int]) -> dict[int, str]:
         found = run_in_slots(recipe, model, (
-            job_of(own, model, prompt(model), references=[reference]).batch(0, [own.seed])
+            job_of(own, one_model(model, prompt(model)), references=[reference]).batch(0, [own.seed])
             for own, reference in (jobs[seed] for seed in seeds)
         ))  # fmt: skip
         return {image.seed: image.sha256 for images in found for image in images}
