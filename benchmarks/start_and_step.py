@@ -1,6 +1,6 @@
 """Times a render from Enter to its first step, and each further step, against another commit and plain diffusers.
 
-    python benchmarks/start_and_step.py [--before DIR] [--shapes tiny sd1] [--rounds 5] [--steps 3] [--threads 2]
+    python benchmarks/start_and_step.py [--before DIR] [--shapes tiny sd1] [--rounds 5] [--steps 2] [--threads 2]
 
 `--before`: a work tree of another commit of civman, for example from `git worktree add DIR e56a966`; it runs with this
 Python and its packages. Shapes: the tests' tiny model at 64x64, and SD 1.5 in its published dimensions with random
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a work tree of another commit")
     parser.add_argument("--shapes", nargs="+", default=list(SIDES_PX), choices=list(SIDES_PX))
     parser.add_argument("--rounds", type=int, default=5, help="for the tiny model; SD 1.5 gets two")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="two or more")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--run", help=argparse.SUPPRESS)
