@@ -15,7 +15,7 @@ def blobs(root: Path) -> list[Path]:
 
 def test_a_search_ends_in_a_verified_indexed_file(online: CivitaiServer, civman: Civman, root: Path) -> None:
     found = civman("search", "--type", "Checkpoint", "--json").json["search"]
-    assert [page["model"]["id"] for page in found] == [51207, 60344, 91001, 53990]
+    assert [page["model"]["id"] for page in found] == [51207, 60344, 91001, 53990, 91012]
 
     shown = civman("show", "51207", "--json").json["show"]
     assert shown["version"]["id"] == 114620
