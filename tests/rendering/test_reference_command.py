@@ -100,7 +100,11 @@ def test_an_image_with_references_is_recorded_replayed_and_varied(civman: Civman
         (("--part", "clip-vision=vision"), "bad-value", "requires an IP-Adapter"),
         (("--reference", "guide.png:sd1-plain", "--part", "clip-vision=ink"), "wrong-kind", "CLIP vision encoder"),
         (("--reference", "guide.png:sd1-plain:1:0-0.5", "--sampler", "DPM adaptive"), "bad-value", "adaptive sampler"),
-        (("--reference", "guide.png:other-encoder", "--part", "clip-vision=vision"), "mismatched-parts", "not the enc"),
+        (
+            ("--reference", "guide.png:other-encoder", "--part", "clip-vision=vision"),
+            "mismatched-parts",
+            "not an encoder for",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_loading(
