@@ -219,7 +219,15 @@ def test_a_refiner_continues_a_pass(
     assert apart(drawn(library, replace(request, refiner=None, refiner_at=None, refiner_passes=None)), theirs) > 3
 
 
-@pytest.mark.parametrize(("at", "switched"), [(0.5, 2), (0.51, 3), (0.0, 0), (1.0, 4)])
+@pytest.mark.parametrize(
+    ("at", "switched"),
+    [
+        (0.5, 2),
+        (0.51, 3),
+        pytest.param(0.0, 0, marks=pytest.mark.long),
+        pytest.param(1.0, 4, marks=pytest.mark.long),
+    ],
+)
 def test_a_refiner_may_be_counted_in_steps(library: Library, filled: dict[str, Path], at: float, switched: int) -> None:
     request = replace(REQUEST, hires=None, refiner="other-sd1", refiner_at=at, refiner_by_steps=True)
     one, two = Model(filled["tiny-sd1"], "sd1"), Model(filled["other-sd1"], "sd1")
