@@ -91,7 +91,7 @@ def test_predictions_are_averaged_by_the_extension_s_formula(settings: TiledDiff
         contexts = torch.randn(4, 3, 5)  # two prompts for two images
         call = UnetCall(x, torch.tensor(1.0), contexts, {}, 2)
 
-        found = unet_calls.run(LatentTiles(settings, size, torch.device("cpu")).answer(call), unet)
+        found = unet_calls.run(LatentTiles(settings, size, torch.device("cpu")).answer(call), lambda given=unet: given)
 
         wanted = averaged(settings, x, lambda part, given=contexts: unet(
             part.repeat(2, 1, 1, 1), encoder_hidden_states=given)[0])  # fmt: skip
