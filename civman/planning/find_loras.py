@@ -1,4 +1,4 @@
-"""Finds the adapters of a request: those named by refs, and those that tags in a prompt name."""
+"""Finds the adapters of a request: those given by refs, and those that tags in a prompt name."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,10 @@ from civman.planning.prompt_references import ScaledLora, Words
 
 
 def loras_for(finder: Finder, asked: Sequence[LoraRequest], words: Words) -> list[ScaledLora]:
-    """Find the adapters in the order in which they are merged: refs first, then tags.
+    """Find the adapters in the order in which they are merged: those given by refs first, then those in tags.
 
-    Raises: NotFound, AmbiguousRef: a file. UsageError (`bad-scale`, `wrong-kind`). Refused.
+    Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`bad-scale`, `wrong-kind`): a scale is
+        invalid, or a file is not an adapter. Refused: a file cannot be loaded.
     """
     named = [
         ScaledLora.of(
@@ -28,7 +29,7 @@ def loras_for(finder: Finder, asked: Sequence[LoraRequest], words: Words) -> lis
 
 
 def uses_of(loras: Sequence[ScaledLora], *, has_hires: bool) -> tuple[LoraUse, ...]:
-    """The adapters in the form in which a recipe lists them. `has_hires`: there is a second pass."""
+    """The adapters as a recipe lists them. `has_hires`: whether there is a second pass."""
     return tuple(lora.use(has_hires=has_hires) for lora in loras)
 
 

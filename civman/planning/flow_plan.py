@@ -1,4 +1,4 @@
-"""Plans of flow-matching models: the variant, the files of the parts, and defaults for options that are not set."""
+"""Plans flow-matching models: chooses the variant, finds the files of their parts, and fills in option defaults."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from civman.planning.checkpoint_facts import Checkpoint, native_size
 from civman.planning.find_files import Finder, Found
 
 _TRANSFORMER_FACTOR = 30
-"""Activations of a transformer, in values per token and channel; a rule of thumb."""
+"""A rule of thumb for the memory of a transformer's activations, in values per token and channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlowChoice:
-    """What a plan found out about a flow-matching checkpoint. `parts` are by role, and contain no VAE."""
+    """What planning found out about a flow-matching checkpoint. `parts`: the files by role, without the VAE."""
 
     family: FlowFamily
     variant: str
@@ -34,17 +34,17 @@ class FlowChoice:
 
     @property
     def uses(self) -> tuple[PartUse, ...]:
-        """The parts in the form in which recipes list them."""
+        """The parts as a recipe lists them."""
         return tuple(PartUse(role, found.sha256) for role, found in sorted(self.parts.items()))
 
     def flow(self, request: RenderRequest) -> Flow:
-        """The noise levels and the embedded guidance that a request results in."""
+        """Return the noise schedule's shift and the embedded guidance for a request, with the family's defaults."""
         guidance = self.defaults.guidance if request.guidance is None else request.guidance
         shift = self.defaults.shift if request.shift is None else request.shift
         return Flow(float(shift), self.family.entries, float(guidance) if self.defaults.guidance else 0.0)
 
     def facts(self) -> Checkpoint:
-        """The checkpoint's facts in the form that all plans use."""
+        """Return the facts about the checkpoint in the form that plans of all model families use."""
         family = self.family
         return Checkpoint(
             family, family.title, native_size(self.checkpoint.header.metadata, family.multiple) or family.native_size,
@@ -76,7 +76,7 @@ class FlowChoice:
         return [self.checkpoint, *self.parts.values(), *([self.vae] if self.vae is not None else [])]
 
     def _elements(self, component: str, part: Placed) -> int:
-        """Count the numbers of a component in its file."""
+        """Count the parameters of a component in its file."""
         need = next((each for each in self.family.needs if each.component == component), None)
         file = self.checkpoint if need is None else self._file_of(need)
         return sum(prod(shape) for name, shape in file.header.shapes.items() if name.startswith(part.prefix))
@@ -86,7 +86,7 @@ class FlowChoice:
 
 
 def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config: str = "") -> FlowChoice | None:
-    """Find out all that a plan needs to know about a checkpoint; None if its model is not a flow-matching transformer.
+    """Find out what a plan needs to know about a checkpoint; None if it is not a flow-matching model.
 
     Parts that the checkpoint does not contain are taken from the request or, if exactly one stored file fits, from the
     library.
@@ -110,7 +110,10 @@ def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config:
 
 
 def recorded_choice(finder: Finder, found: Found, recipe: Recipe) -> FlowChoice | None:
-    """The same for a recipe, whose files are found by digest. Raises: the errors of `flow_choice`; NotFound."""
+    """Find out what a plan of a recipe needs to know about its checkpoint; None if it is not a flow-matching model.
+
+    The recipe's files are found by SHA-256. Raises: the errors of `flow_choice`; NotFound: a file is missing.
+    """
     family = flow_family_of(found.header.shapes)
     if family is None:
         return None
@@ -121,7 +124,7 @@ def recorded_choice(finder: Finder, found: Found, recipe: Recipe) -> FlowChoice 
 
 
 def with_defaults(request: RenderRequest, choice: FlowChoice) -> RenderRequest:
-    """Fill in the options that the request does not set with the family's values."""
+    """Fill in the family's defaults for options that the request does not set."""
     usual = choice.defaults
     return replace(
         request, steps=usual.steps if request.steps is None else request.steps,
@@ -132,7 +135,7 @@ def with_defaults(request: RenderRequest, choice: FlowChoice) -> RenderRequest:
 
 
 def require_size(recipe: Recipe, choice: FlowChoice) -> None:
-    """Check that an image's sides suit the family. Raises: UsageError (`bad-size`)."""
+    """Check that the family's models can render the image's size. Raises: UsageError (`bad-size`)."""
     sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
     sizes += [(made.width, made.height) for made in recipe.details]
     step = choice.family.multiple
@@ -141,7 +144,7 @@ def require_size(recipe: Recipe, choice: FlowChoice) -> None:
             near = f"{max(step, round(width / step) * step)}x{max(step, round(height / step) * step)}"
             raise UsageError(
                 f"{width}x{height} is not a size for {choice.family.title}: both sides must be multiples of {step}",
-                hint=f"{near} is the nearest one", code=Cause.BAD_SIZE,
+                hint=f"the nearest valid size is {near}", code=Cause.BAD_SIZE,
             )  # fmt: skip
 
 
@@ -170,11 +173,14 @@ def _chosen(
 def _variant(
     family: FlowFamily, found: Found, possible: Sequence[str], asked: str | None
 ) -> tuple[str, tuple[str, ...]]:
-    """Choose the variant: the requested one, else by CivitAI's label and the file's name, else the most common one."""
+    """Choose the variant: the requested one, else the one that CivitAI's label or the file's name states.
+
+    If neither states one, the family's most common variant is chosen, with a notice.
+    """
     if asked is not None:
         if asked not in possible:
             raise UsageError(
-                f"`{asked}` is no variant of {family.title} that `{found.inspected.name}` can be",
+                f"`{found.inspected.name}` cannot be the variant `{asked}` of {family.title}",
                 hint="one of " + ", ".join(each or "(none)" for each in possible), code=Cause.BAD_CONFIG,
             )  # fmt: skip
         return asked, ()
@@ -184,7 +190,7 @@ def _variant(
     for words, witness in ((label, f"CivitAI says {found.inspected.label}"), (name, "the file's name says so")):
         for variant in reversed(
             possible
-        ):  # the most common variant's name begins the others' names, so it is tried last
+        ):  # try the most common variant last, because the names of the others begin with its name
             if any(word in words for word in family.variant_words[variant]):
                 return variant, (f"taken for the variant {variant} of {family.title}: {witness}",)
     words = (
@@ -194,7 +200,7 @@ def _variant(
 
 
 def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
-    """Read `--part ROLE=REF`. Raises: UsageError: no role, or one that the family does not have."""
+    """Parse `--part ROLE=REF`. Raises: UsageError: the text has another form, or the family has no such role."""
     roles = [need.kind.role for need in family.needs if need.component != "vae"]
     found: dict[str, str] = {}
     for text in parts:
@@ -213,19 +219,20 @@ def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) 
     own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
     try:
         widths = family.widths(family.config(own))
-    except (KeyError, IndexError, ZeroDivisionError):  # `place_parts` reports the error
+    # the transformer's tensors are invalid, so no part fits; `place_parts` reports the error later
+    except (KeyError, IndexError, ZeroDivisionError):
         return []
     return [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
 
 
 def _stored(finder: Finder, need: Need, family: FlowFamily, found: Found) -> Found | None:
-    """The only stored file that fits a part; None if there is none. Raises: AmbiguousRef: several fit."""
+    """Return the only stored file that fits a part, or None. Raises: AmbiguousRef: several files fit."""
     fitting = fitting_files(finder, need, family, found)
     if len(fitting) > 1:
         raise AmbiguousRef(
             f"{len(fitting)} stored files fit as the {need.kind.title}: "
             + ", ".join(f"`{each.inspected.name}` (sha256 {each.sha256[:12]}…)" for each in fitting),
-            hint=f"choose one with {option_of(need)}",
+            hint=f"choose one of these files with {option_of(need)}",
         )  # fmt: skip
     return fitting[0] if fitting else None
 

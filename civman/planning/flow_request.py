@@ -1,4 +1,4 @@
-"""Complete a request for a flow-matching model, and refuse the options that such models do not have."""
+"""Completes requests for flow-matching models, and refuses options that such models do not have."""
 
 from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.diffusion.noise_levels import Schedule
@@ -9,7 +9,7 @@ from civman.planning.flow_plan import FlowChoice, with_defaults
 
 
 def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest, samplers.Sampler, Schedule]:
-    """Fill in a flow-matching family's defaults. Raises: UsageError: an option that its models do not have."""
+    """Fill in a flow-matching family's defaults. Raises: UsageError: the family does not support an option."""
     unknown = {
         "--embedding": request.embeddings, "--hypernetwork": request.hypernetworks, "--prediction": request.prediction,
         "--thresholding": request.thresholding, "--emphasis comfyui": request.emphasis == "comfyui",
@@ -19,9 +19,9 @@ def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest,
         "--reference": request.references,
     }  # fmt: skip
     if asked := [option for option, value in unknown.items() if value]:
-        raise UsageError(f"{asked[0]} has no meaning for {choice.family.title}", code=Cause.BAD_CONFIG)
+        raise UsageError(f"{asked[0]} has no effect on {choice.family.title}; leave it out", code=Cause.BAD_CONFIG)
     if request.config and not request.config.startswith("{"):
-        raise UsageError(f"--config is not read for {choice.family.title}", code=Cause.BAD_CONFIG)
+        raise UsageError(f"--config cannot be used with {choice.family.title}; leave it out", code=Cause.BAD_CONFIG)
     request = with_defaults(request, choice)
     sampler, schedule = sampler_names.parse(request.sampler or "", request.schedule)
     if schedule is Schedule.AUTOMATIC:
@@ -31,30 +31,31 @@ def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest,
 
 
 def require_no_flow_options(request: RenderRequest, found: Found) -> None:
-    """Check that a request for another model has no option of flow matching. Raises: UsageError."""
-    parts = [part for part in request.parts if not part.startswith("clip-vision=")]  # the encoder of an IP-Adapter
+    """Check that a request for another kind of model sets no option of flow matching. Raises: UsageError."""
+    # clip-vision is the encoder of an IP-Adapter, not a part of a flow-matching model
+    parts = [part for part in request.parts if not part.startswith("clip-vision=")]
     asked = {
         "--part": parts, "--variant": request.variant, "--shift": request.shift, "--guidance": request.guidance,
     }  # fmt: skip
     if given := [option for option, value in asked.items() if value]:
         raise UsageError(
-            f"{given[0]} has no meaning for `{found.inspected.name}`: the model is not a flow-matching transformer",
+            f"{given[0]} is only for flow-matching models, and `{found.inspected.name}` is not one",
             code=Cause.BAD_CONFIG,
         )
 
 
 def usual_precision(device: str | None, *, is_flow: bool = False, is_there: bool = False) -> str:
-    """Return the precision that a device computes in by default; `is_flow`: of a flow-matching model.
+    """Return the precision in which a device computes by default. `is_flow`: for a flow-matching model.
 
-    `is_there`: the device is known to exist, so torch is not imported to check it.
+    `is_there`: the device is known to exist, so torch need not be imported to check it.
     """
     if device == "cpu":
         return "float32"
     if device is not None and is_there:
         return "bfloat16" if is_flow else "float16"
-    # imports torch (2 s), which is needed to detect the devices
+    # importing this imports torch, which takes 2 s and is only needed to detect the devices
     from civman.diffusion.environment import choose_device, choose_dtype
 
     usual = str(choose_dtype(choose_device(device))).removeprefix("torch.")
-    # the activations of some transformers exceed float16
+    # bfloat16, because the activations of some flow-matching transformers exceed the range of float16
     return "bfloat16" if is_flow and usual == "float16" else usual

@@ -1,4 +1,4 @@
-"""Read the passes of a ComfyUI graph: from the node that saves the image back to the empty latents."""
+"""Reads the passes of a ComfyUI graph, from the node that saves the image back to the empty latents."""
 
 import math
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ SCHEDULES: Final = {
     "sgm_uniform": Schedule.SGM_UNIFORM, "simple": Schedule.SIMPLE, "ddim_uniform": Schedule.DDIM,
     "beta": Schedule.BETA, "kl_optimal": Schedule.KL_OPTIMAL,
 }  # fmt: skip
-"""ComfyUI's names of the schedules that civman has."""
+"""The schedules that civman supports, by ComfyUI's names."""
 _MOST_STEPS: Final = 10000
 _MOST_RESIZED: Final = 200
 """The maximum number of nodes in a row that resize an image, so that a circle ends."""
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
-"""Samplers without state between steps, so that a pass can be split between two nodes after any step."""
+"""Samplers that keep no state between steps, so that two nodes can share a pass, split after any step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Enlarged:
-    """How the latents of a pass were enlarged: to a size in pixels, by an upscaler and perhaps a model of its own."""
+    """How the latents are enlarged before a pass: the new size in pixels, and the upscaler with its model, if any."""
 
     width: int
     height: int
@@ -42,7 +42,7 @@ class Enlarged:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One pass, as its node states it. `sigmas`: noise levels, if they are not those of the schedule."""
+    """One pass as a sampler node states it. `sigmas`: the noise levels, if they are not those of the schedule."""
 
     node: Node
     model: Model
@@ -61,7 +61,10 @@ class Sampled:
 
 @dataclass(slots=True)
 class Passes:
-    """A graph's result: the size of the first pass, its batch, the passes with what lies between them, and remarks."""
+    """What was read from a graph: the first pass's size, which image of the batch, the passes, VAEs and reasons.
+
+    Each pass comes with the enlargement before it, if any.
+    """
 
     width: int = 0
     height: int = 0
@@ -91,7 +94,7 @@ class _PassReader:
         self._image_of_end(node)
 
     def _saving(self) -> Node:
-        """The last node that saves an image; if none does, the last one that previews an image."""
+        """Return the last node that saves an image; if no node does, the last one that previews an image."""
         found = [node for node in self._reader.graph.values() if node.kind in _SAVING and _has_image(node)]
         found = [node for node in found if node.kind != "PreviewImage"] or found
         if not found:
@@ -124,7 +127,7 @@ class _PassReader:
         self._sampled(node.inputs.get("samples"))
 
     def _sampled(self, link: object) -> None:
-        """Read a pass and those before it; the first pass comes first in the list."""
+        """Read the pass to which a link leads, after the pass before it, so that the first pass comes first."""
         node = self._reader.node(link, "the latents")
         if node.kind == "LatentFromBatch":
             index, length = self._reader.whole(node, "batch_index"), self._reader.whole(node, "length")
@@ -147,7 +150,7 @@ class _PassReader:
         self.found.passes[len(self.found.passes) - 1 - later] = (enlarged, made)
 
     def _before(self, link: object, made: Sampled) -> Enlarged | None:
-        """Read what a pass starts from: empty latents, or those of the pass before it, enlarged or not."""
+        """Read what a pass starts from: empty latents, or the previous pass's latents, perhaps enlarged."""
         node = self._reader.node(link, f"the latents of {made.node}")
         if node.kind == "EmptyLatentImage":
             self._empty(node)
@@ -229,7 +232,7 @@ class _PassReader:
         return Enlarged(across, down, "latent" if way == "bilinear" else f"latent-{way}")
 
     def _kept_shape(self, node: Node, width: int, height: int) -> tuple[int, int]:
-        """The size in pixels that a node with a width and a height enlarges to; one 0 keeps the aspect ratio."""
+        """Return the size in pixels to which a node enlarges; if one side is 0, it follows from the aspect ratio."""
         if width == 0 and height == 0:
             return self.found.width, self.found.height
         width = width or max(1, round(self.found.width * height / self.found.height))
@@ -246,7 +249,7 @@ class _PassReader:
         return way
 
     def _encoded(self, node: Node) -> Enlarged:
-        """Read what lies between the passes if the image is decoded, enlarged and encoded again."""
+        """Read an enlargement between two passes for which the image is decoded, enlarged and encoded again."""
         self.found.vaes.append(self._reader.vae(node.inputs.get("vae")))
         steps, image = self._resized(node)
         if image.kind not in ("VAEDecode", "VAEDecodeTiled"):
@@ -309,7 +312,7 @@ class _PassReader:
         return Sampled(node, model, positive, negative, seed, steps, cfg, sampler, schedule, strength, **more)
 
     def _steps(self, node: Node) -> int:
-        """Read a node's number of steps. Raises: Stopped: it is outside ComfyUI's limits."""
+        """Read a node's number of steps. Raises: Stopped: the number is outside ComfyUI's limits."""
         found = self._reader.whole(node, "steps")
         if not 1 <= found <= _MOST_STEPS:
             raise Stopped(f"{node} has {found} steps, and ComfyUI takes 1 to {_MOST_STEPS}")
@@ -322,7 +325,7 @@ class _PassReader:
         return SCHEDULES[found]
 
     def _advanced(self, node: Node) -> Sampled:
-        """Read a KSamplerAdvanced, together with the one before it if the two share one pass."""
+        """Read a KSamplerAdvanced node, together with the previous one if both compute parts of the same pass."""
         read = self._reader
         start, end, steps = (read.whole(node, name) for name in ("start_at_step", "end_at_step", "steps"))
         self._steps(node)
@@ -332,14 +335,14 @@ class _PassReader:
             raise Stopped(f"{node} ends after {end} of {steps} steps, and no pass of the same settings finishes it")
         if read.value(node, "add_noise") in ("disable", False):
             return self._finishing(node, start, steps, (cfg, sampler, schedule))
-        # of a table of `steps` steps, those from `start` on: what the strength (steps - start) / steps takes
+        # starting at step `start` of `steps` is the same as this strength, which selects the last steps of the schedule
         strength = 1.0 if start == 0 else (steps - start) / (steps + 0.5)
         if start >= steps:
             raise Stopped(f"{node} starts after its last step")
         return self._made(node, read.whole(node, "noise_seed"), steps - start, cfg, sampler, schedule, strength)
 
     def _finishing(self, node: Node, start: int, steps: int, settings: tuple[float, str, Schedule]) -> Sampled:
-        """Join a KSamplerAdvanced without noise to the one that it continues."""
+        """Join a KSamplerAdvanced node that adds no noise with the node whose pass it finishes."""
         read = self._reader
         before = read.node(node.inputs.get("latent_image"), f"the latents of {node}")
         if before.kind != "KSamplerAdvanced":
@@ -402,7 +405,7 @@ class _PassReader:
         return named, {"eta": read.number(node, "eta", 1.0), "s_noise": read.number(node, "s_noise", 1.0)}
 
     def _sigmas(self, link: object, sampler: str) -> tuple[Schedule, int, float, tuple[float, ...]]:
-        """The schedule, steps and strength that a sigma node stands for, or the noise levels themselves."""
+        """Return the schedule, steps and strength of a sigma node, or its noise levels if no schedule gives them."""
         node = self._reader.node(link, "the noise levels")
         read = self._reader
         if node.kind == "SplitSigmas":
@@ -418,7 +421,7 @@ class _PassReader:
         return Schedule.NORMAL, len(levels) - 1, 1.0, levels
 
     def _levels(self, link: object) -> list[float]:
-        """The noise levels of a sigma node, computed as ComfyUI does."""
+        """Compute the noise levels of a sigma node as ComfyUI does."""
         node, read = self._reader.node(link, "the noise levels"), self._reader
         levels = NoiseLevels.of_model(program="comfyui")
         steps = self._steps(node) if "steps" in node.inputs else 0
@@ -441,7 +444,7 @@ class _PassReader:
 
 
 def table_of(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]:
-    """Compute ComfyUI's noise levels. Raises: Stopped: fewer than one step, or more than ComfyUI takes."""
+    """Compute a schedule's noise levels as ComfyUI does. Raises: Stopped: the number of steps is not supported."""
     if not 1 <= steps <= _MOST_STEPS:
         raise Stopped(f"a schedule of {steps} steps; civman takes 1 to {_MOST_STEPS}")
     try:
@@ -451,7 +454,7 @@ def table_of(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]
 
 
 def _spaced(kind: str, steps: int, low: float, high: float, rho: float) -> list[float]:
-    """Karras', exponential or polyexponential noise levels, rounded to single precision as in k-diffusion."""
+    """Compute Karras, exponential or polyexponential noise levels, rounded to single precision as in k-diffusion."""
     if not 0 < low < high or rho <= 0:
         raise Stopped("the graph's noise levels do not fall")
     if kind == "KarrasScheduler":

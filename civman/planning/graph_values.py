@@ -1,6 +1,6 @@
-"""Follow the links of ComfyUI's graphs: values through primitive nodes, models and conditioning through their nodes.
+"""Follows the links of ComfyUI graphs: values through primitive nodes, models and conditionings through their nodes.
 
-Whatever a graph does beyond what civman follows stops the reading; the error names the node and its class.
+If a graph does something that civman does not follow, reading stops with an error that names the node and its class.
 """
 
 import re
@@ -22,24 +22,24 @@ _VALUES: Final = re.compile(
     r"Text Multiline|CR (Text|Prompt Text|Seed|Integer|Float)( .*)?|Seed \(rgthree\)|easy (seed|int|float|string)|"
     r"(INT|FLOAT|STRING)Constant"
 )
-"""Classes of nodes that provide a single value."""
+"""The classes of nodes that provide a single value, as a regular expression."""
 _VALUE_NAMES: Final = ("value", "string", "text", "Text", "prompt", "int", "float", "number", "seed", "Value")
 _LOADERS: Final = ("CheckpointLoaderSimple", "CheckpointLoader", "CheckpointLoader|pysssss")
 _SEPARATE: Final = re.compile(r"UNETLoader|Unet.*Loader|.*CLIPLoader.*|DiffusersLoader|Load Diffusion Model")
 
 
 class Stopped(Exception):
-    """The graph does something that civman cannot follow, or needs a picture that it does not contain."""
+    """The graph does something that civman cannot follow, or needs an image that it does not contain."""
 
     def __init__(self, words: str, verdict: Drawable = Drawable.NO) -> None:
-        """`words`: which node stops the reading, and why."""
+        """`words`: the reason, which names the node that civman cannot follow."""
         super().__init__(words)
         self.words, self.verdict = words, verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A UNet with what nodes changed on it. `loras`: node → file and strength."""
+    """A UNet and the changes that nodes made to it. `loras`: for each LoRA, its node, file and strength."""
 
     checkpoint: str
     loras: tuple[tuple[str, str, float], ...] = ()
@@ -51,7 +51,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Text encoders; `layer`: as stated by a node, such as -2."""
+    """Text encoders as nodes set them up. `layer`: the last layer to use, counted from the end, such as -2."""
 
     checkpoint: str
     loras: tuple[tuple[str, str, float], ...] = ()
@@ -60,7 +60,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A conditioning: its first text, what is joined to it, the encoders, and SDXL's six sizes if they are stated."""
+    """A conditioning: its text, the texts joined to it, the text encoders, and SDXL's six sizes if they are stated."""
 
     text: str
     clip: Clip
@@ -70,14 +70,17 @@ class Text:
 
 @dataclass(slots=True)
 class Reader:
-    """Reads values, models, text encoders, VAEs and conditionings of one graph. Raises: Stopped."""
+    """Reads values, models, text encoders, VAEs and conditionings of one graph.
+
+    Raises: Stopped: civman cannot follow the graph.
+    """
 
     graph: Graph
     seen: set[str] = field(default_factory=set)
-    """The nodes that were followed."""
+    """The ids of the nodes that reading has followed."""
 
     def node(self, link: object, what: str) -> Node:
-        """The node at the other end of a link, past reroute nodes."""
+        """Return the node at the other end of a link, skipping reroute nodes."""
         for _ in range(_DEEPEST):
             if not isinstance(link, Link) or link.node not in self.graph:
                 raise Stopped(f"the graph leaves {what} open")
@@ -89,7 +92,7 @@ class Reader:
         raise Stopped(f"the graph leads {what} in a circle")
 
     def value(self, node: Node, name: str) -> Any:
-        """The value of a node's input, read through primitive nodes; None if the input is missing."""
+        """Return the value of a node's input, followed through primitive nodes; None if the input is missing."""
         item = node.inputs.get(name)
         for _ in range(_DEEPEST):
             if not isinstance(item, Link):
@@ -104,28 +107,28 @@ class Reader:
         raise Stopped(f"the graph leads the input `{name}` of {node} in a circle")
 
     def text(self, node: Node, name: str) -> str:
-        """The string in a node's input."""
+        """Return the string in a node's input."""
         found = self.value(node, name)
         if not isinstance(found, str):
             raise Stopped(f"{node} has no text in its input `{name}`")
         return found
 
     def whole(self, node: Node, name: str) -> int:
-        """The integer in a node's input."""
+        """Return the integer in a node's input."""
         found = whole(self.value(node, name))
         if found is None:
             raise Stopped(f"{node} has no whole number in its input `{name}`")
         return found
 
     def number(self, node: Node, name: str, usual: float | None = None) -> float:
-        """The number in a node's input, or `usual` if the input is missing."""
+        """Return the number in a node's input, or `usual` if the input is missing."""
         found = number(self.value(node, name)) if name in node.inputs or usual is None else usual
         if found is None:
             raise Stopped(f"{node} has no number in its input `{name}`")
         return found
 
     def model(self, link: object, depth: int = 0) -> Model:
-        """The UNet that a link stands for."""
+        """Return the UNet to which a link leads."""
         node = self.node(link, "a model")
         self._require_shallow(depth, node)
         if node.kind in _LOADERS:
@@ -138,7 +141,7 @@ class Reader:
         return read(self, node, self.model(node.inputs.get("model"), depth + 1))
 
     def clip(self, link: object, depth: int = 0) -> Clip:
-        """The text encoders that a link stands for."""
+        """Return the text encoders to which a link leads."""
         node = self.node(link, "a text encoder")
         self._require_shallow(depth, node)
         if node.kind in _LOADERS:
@@ -154,7 +157,7 @@ class Reader:
         return replace(inner, loras=(*inner.loras, lora))
 
     def vae(self, link: object) -> tuple[str, str]:
-        """The checkpoint that a VAE is part of, and its own file; one of both is empty."""
+        """Return the checkpoint that contains the VAE and the VAE's own file; exactly one of the two is empty."""
         node = self.node(link, "a VAE")
         if node.kind in _LOADERS:
             return self.text(node, "ckpt_name"), ""
@@ -166,7 +169,7 @@ class Reader:
         return "", name
 
     def conditioning(self, link: object, depth: int = 0) -> Text:
-        """The conditioning that a link stands for."""
+        """Return the conditioning to which a link leads."""
         node = self.node(link, "a prompt")
         self._require_shallow(depth, node)
         if node.kind == "CLIPTextEncode":
@@ -196,7 +199,7 @@ class Reader:
         return Text(first, self.clip(node.inputs.get("clip")), sizes=tuple(self.whole(node, name) for name in names))
 
     def unknown(self, node: Node, what: str) -> Stopped:
-        """The error for a node that civman does not follow."""
+        """Return the error for a node that civman does not follow."""
         return Stopped(f"{node} changes {what} in a way that civman does not follow")
 
     def _require_shallow(self, depth: int, node: Node) -> None:
@@ -204,12 +207,12 @@ class Reader:
             raise Stopped(f"the graph leads in a circle at {node}")
 
     def lora(self, node: Node, model: Model) -> Model:
-        """Add a LoRA node's file to a model."""
+        """Return the model with the file of a LoRA node added."""
         lora = (node.id, self.text(node, "lora_name"), self.number(node, "strength_model", 1.0))
         return replace(model, loras=(*model.loras, lora))
 
     def freeu(self, node: Node, model: Model) -> Model:
-        """Apply a FreeU node to a model."""
+        """Return the model with a FreeU node applied."""
         if model.freeu is not None:
             raise Stopped(f"{node} applies FreeU a second time, which civman does not follow")
         factors = [self.number(node, name) for name in ("b1", "b2", "s1", "s2")]
@@ -217,11 +220,11 @@ class Reader:
         return replace(model, freeu=FreeU(version, factors[0], factors[1], factors[2], factors[3]))
 
     def rescale(self, node: Node, model: Model) -> Model:
-        """Apply a RescaleCFG node to a model."""
+        """Return the model with a RescaleCFG node applied."""
         return replace(model, rescale=self.number(node, "multiplier", 0.7))
 
     def sampling(self, node: Node, model: Model) -> Model:
-        """Apply a ModelSamplingDiscrete node to a model."""
+        """Return the model with a ModelSamplingDiscrete node applied."""
         kind = self.text(node, "sampling")
         named = {"eps": "epsilon", "v_prediction": "v_prediction"}
         if kind not in named:
@@ -241,7 +244,7 @@ _JOINED: Final = {
 
 
 def stem(name: str) -> str:
-    """The name of a model file without folders and suffix."""
+    """Return the name of a model file without folders and suffix."""
     file = PurePosixPath(name.replace("\\", "/")).name
     start, dot, suffix = file.rpartition(".")
     return start if dot and suffix.casefold() in ("safetensors", "ckpt", "pt", "pth", "bin", "sft", "gguf") else file

@@ -14,34 +14,34 @@ REPLACE: Final = "s/r"
 """The name of the axis that replaces text in the prompts. Its first value is the text to search for."""
 WORDS: Final = ("prompt", "negative_prompt")
 ONE_PICTURE: Final = ("count", "batch_size")
-"""Fields that cannot vary, because each cell is exactly one picture."""
+"""Fields that cannot be an axis, because each cell of a grid is exactly one picture."""
 _RANK: Final = {"checkpoint": 0, "sampler": 1, "hires": 1}
-"""Fields that are changed before all others, because changing them resets others: a sampler resets the schedule."""
+"""Fields to change before all others, because changing them resets others: a new sampler resets the schedule."""
 _RANGE: Final = re.compile(r"([+-]?\d+(?:\.\d+)?)\.\.([+-]?\d+(?:\.\d+)?)(?:/(\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: the name of a field as for `--set`, or "s/r", and at least two values as text."""
+    """One axis of a grid: a field's name as for `--set`, or "s/r" to replace text, and at least two values as text."""
 
     name: str
     values: tuple[str, ...]
 
     @property
     def field(self) -> str:
-        """The field's full name, with short names resolved."""
+        """The full name of the axis's field; short names such as "cfg" are resolved."""
         return REPLACE if self.name.lower() == REPLACE else field_of(self.name)
 
     @property
     def title(self) -> str:
-        """The name to show to the user. For an axis that replaces text, it includes the text to search for."""
+        """The name of the axis to show to the user; for an axis that replaces text, with the text to search for."""
         return f"{REPLACE} {self.values[0]}" if self.field == REPLACE else self.name
 
 
 def axes_of(texts: Sequence[str]) -> tuple[Axis, ...]:
     """Parse axes such as `seed=1..4`, `lora:678=0,0.5,1`, `cfg=4..8/0.5`, `size=512x768|768x512` or `s/r=red,blue`.
 
-    Raises: UsageError (`bad-grid`): the axes are invalid or do not make a grid.
+    Raises: UsageError (`bad-grid`): an axis is invalid, or the axes cannot be combined.
     """
     axes = tuple(_axis(text) for text in texts)
     if not 1 <= len(axes) <= 2:
@@ -58,7 +58,7 @@ def axes_of(texts: Sequence[str]) -> tuple[Axis, ...]:
 
 
 def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> Iterator[Change]:
-    """A cell's values as changes of recipe fields, in an order in which no change undoes another."""
+    """Return the recipe changes for a cell's values, in an order in which no change undoes another."""
     plain = [(axis, value) for axis, value in values if axis.field != REPLACE]
     now = dict(zip(WORDS, prompts, strict=True))
     for axis, value in sorted(plain, key=lambda each: _RANK.get(each[0].field, 2)):
@@ -76,12 +76,13 @@ def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> 
 
 
 def bad_grid(message: str, hint: str | None = None) -> UsageError:
-    """The error for an invalid grid (`bad-grid`)."""
+    """Return the error (`bad-grid`) for an invalid grid."""
     return UsageError(message, hint=hint, code=Cause.BAD_GRID)
 
 
 def _axis(text: str) -> Axis:
-    is_lora = text.strip().lower().startswith("lora:")  # the ref may be a URL that contains "=", the scales cannot
+    # for a LoRA, split at the last "=": its ref may be a URL that contains "="
+    is_lora = text.strip().lower().startswith("lora:")
     name, sign, listed = text.rpartition("=") if is_lora else text.partition("=")
     name = name.strip()
     if not sign or not name:
@@ -108,7 +109,7 @@ def _axis(text: str) -> Axis:
 
 
 def _counted(name: str, part: str) -> Sequence[str]:
-    """The numbers of a range such as `1..4`, if the field is numeric; otherwise `part` alone."""
+    """Return the numbers of a range such as `1..4` if the field is numeric; otherwise `part` unchanged."""
     found = _RANGE.fullmatch(part) if is_number(name) else None
     if found is None:
         return [part]

@@ -1,6 +1,6 @@
-"""Input images and masks, read completely before any weights are loaded.
+"""Reads input images and masks completely, before any weights are loaded.
 
-Converted to 8-bit RGB; masks to 8-bit grey.
+Images are converted to 8-bit RGB, masks to 8-bit grey.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from civman.system.move_files import replace_file
 
 @dataclass(frozen=True, slots=True)
 class InputPicture:
-    """An input image or mask on this disk. `sha256` is that of its file; `width` and `height` are in pixels."""
+    """An input image or mask on this disk: its path, the SHA-256 of its file, its size in pixels, and its pixels."""
 
     path: Path
     sha256: Sha256
     width: int
     height: int
     pixels: Any = field(repr=False, compare=False)
-    """(H, W, 3) uint8; for a mask (H, W) uint8."""
+    """The pixels as uint8: (H, W, 3) for an image, (H, W) for a mask."""
 
 
 def read_picture(
@@ -44,7 +44,8 @@ def read_picture(
 
     Raises: UsageError (`unreadable-picture`): the file is missing, not an image, or incomplete.
     """
-    import numpy as np  # importing this and Pillow takes 0.15 s, which text-to-image can skip
+    # numpy and Pillow are imported here, because importing them takes 0.15 s and text-to-image needs neither
+    import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -85,9 +86,9 @@ def channel_of(resize_mode: str | None) -> str:
 
 
 def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
-    """The size to render at if none is requested: the input image's, rounded down to multiples of 8.
+    """Return the size to render at if none is requested: the input image's, rounded down to multiples of 8.
 
-    Images with more than four times the native pixel count are scaled down to the native pixel count.
+    Images with more than four times the model's native pixel count are scaled down to that count.
     """
     width, height = picture.width, picture.height
     if width * height > 4 * native * native:
@@ -97,10 +98,10 @@ def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
 
 
 def requested_pictures(request: RenderRequest) -> list[InputPicture]:
-    """Read a request's input image and mask, if any.
+    """Read a request's input image and mask, if there are any.
 
-    Raises: UsageError: `no-start-image` (an option needs an image that is not given), `empty-mask`,
-        `unreadable-picture`.
+    Raises: UsageError: an option needs an image that is not given (`no-start-image`), the mask is black
+        (`empty-mask`), or a file cannot be read (`unreadable-picture`).
     """
     if request.init_image is None:
         asked = {
@@ -114,7 +115,9 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
             raise UsageError(
-                f"{alone[0]} requires an input image", hint="pass it with --init", code=Cause.NO_START_IMAGE
+                f"{alone[0]} requires an input image",
+                hint="pass the input image with --init",
+                code=Cause.NO_START_IMAGE,
             )
         return []
     first = read_picture(Path(request.init_image), channel=channel_of(request.resize_mode))
@@ -125,7 +128,7 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
             "a mask's channel": request.mask_channel, "growing a mask": request.grow_mask,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
-            raise UsageError(f"{alone[0]} requires a mask", hint="pass it with --mask", code=Cause.NO_START_IMAGE)
+            raise UsageError(f"{alone[0]} requires a mask", hint="pass the mask with --mask", code=Cause.NO_START_IMAGE)
         return [first]
     channel = (request.mask_channel or "").replace("grey", "")
     if channel not in MASK_CHANNELS:
@@ -146,7 +149,7 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
 
 
 def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
-    """Return an input image and its mask as files of a plan, by their SHA-256."""
+    """Return an input image and its mask as files of a plan, by SHA-256."""
     roles = ("picture", "mask")
     return {
         picture.sha256: PlannedFile(role, picture.path.name, picture.sha256, picture.path.expanduser().absolute())
@@ -166,9 +169,9 @@ def cropped(request: RenderRequest, picture: InputPicture) -> RenderRequest:
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
-    """Find the files of a recipe's input image, masks, control images and reference pictures by SHA-256.
+    """Find a recipe's input image, masks, control images and reference pictures by SHA-256.
 
-    They are looked for in `given` and among the library's own copies.
+    The files are searched for in `given` and among the copies in the library.
     """
     wanted = [use.picture for use in recipe.controls] + [use.picture for use in recipe.references]
     wanted += [recipe.start.sha256] if recipe.start else []
@@ -184,7 +187,10 @@ def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[
 
 
 def find_input(root: Path, digest: Sha256, given: Iterable[Path] = ()) -> dict[Sha256, Path]:
-    """Find an image file by its SHA-256, in `given` or among the library's own copies. Returns all given files, too."""
+    """Find an image file by its SHA-256, in `given` or among the copies in the library.
+
+    The result also contains all files in `given`.
+    """
     found = {digest_of(path): path for path in given}
     if digest not in found:
         here = next(iter(sorted(_folder(root).glob(f"{digest}.*"))), None)
@@ -194,23 +200,23 @@ def find_input(root: Path, digest: Sha256, given: Iterable[Path] = ()) -> dict[S
 
 
 def input_file(role: str, digest: Sha256, here: Mapping[Sha256, Path]) -> PlannedFile:
-    """Find an image of a recipe among the files `here`. `role` is one of `PICTURE_ROLES`.
+    """Return an image of a recipe as a file of a plan. `here`: the available files by SHA-256.
 
-    Raises: UsageError (`no-start-image`): it is missing.
+    `role` is one of `PICTURE_ROLES`. Raises: UsageError (`no-start-image`): the image is not among the files.
     """
     if digest not in here:
         raise UsageError(
             f"the {role} (sha256 {digest[:12]}…) of the recipe is missing",
-            hint="pass it with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(digest)],
+            hint=f"pass the file of the {role} with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(digest)],
         )  # fmt: skip
     path = here[digest]
     return PlannedFile(role, path.name, digest, path.expanduser().absolute())
 
 
 def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError | None:
-    """The error (`no-start-image`) that lists the input images missing from `here`; None if none is missing.
+    """Return the error (`no-start-image`) for input images that `here` does not contain; None if it has all.
 
-    It also lists the files in `here` that the recipe does not use: the user may have given the wrong ones.
+    The message also names the files in `here` that the recipe does not use, because the user may have given wrong ones.
     """
     wanted = {"input image": start.sha256, "mask": start.mask_sha256}
     missing = {role: digest for role, digest in wanted.items() if digest is not None and digest not in here}
@@ -231,14 +237,14 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
 
 
 def keep_inputs(root: Path, files: Iterable[PlannedFile]) -> None:
-    """Copy the images among a plan's files into the library, so that the recipe works without the originals."""
+    """Copy the images of a plan into the library, so that its recipe can be rendered without the original files."""
     for file in files:
         if file.role in PICTURE_ROLES:
             keep_input(root, file.path, file.sha256, file.data)
 
 
 def keep_input(root: Path, path: Path, sha256: Sha256, data: bytes | None = None) -> None:
-    """Copy an image file of a recipe into the library, or write its contents `data` there. Raises: StoreError."""
+    """Copy an image file of a recipe into the library; if given, `data` is the file's contents. Raises: StoreError."""
     copy = _folder(root) / f"{sha256}{path.suffix.lower() or '.png'}"
     if copy.exists():
         return

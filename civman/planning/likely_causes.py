@@ -1,4 +1,4 @@
-"""Why an image that was drawn again from its settings is another picture than the original: the likely causes first."""
+"""Lists why an image rendered again from its settings differs from the original, the likeliest causes first."""
 
 from collections.abc import Iterator
 
@@ -13,31 +13,31 @@ _SMALLEST_SHARE = 0.02
 
 
 def likely_causes(prepared: Prepared, recipe: Recipe, size: tuple[int, int]) -> tuple[str, ...]:
-    """List the likely causes, at most three. `size`: the original's width and height in pixels."""
+    """List at most three likely causes. `size`: the original's width and height in pixels."""
     found = tuple(dict.fromkeys(_causes(prepared, recipe, size)))[:_MOST]
     return found or ("the settings are not those of this image, or it was changed afterwards",)
 
 
 def final_size(recipe: Recipe) -> tuple[int, int]:
-    """The width and height of the image that a recipe draws."""
+    """The width and height of the final image of a recipe."""
     return (recipe.hires.width, recipe.hires.height) if recipe.hires else (recipe.width, recipe.height)
 
 
 def values_of_noise(recipe: Recipe) -> int:
-    """The number of values in the largest noise that a recipe draws for one image."""
+    """The number of values in the largest noise tensor that a recipe needs for one image."""
     width, height = final_size(recipe)
     return max(4 * (recipe.width // 8) * (recipe.height // 8), 4 * (width // 8) * (height // 8))
 
 
 def depends_on_card(recipe: Recipe) -> bool:
-    """Whether the noise depends on a GPU's thread count that is not stated."""
+    """Whether the noise depends on which GPU made the image, and the recipe does not state the GPU."""
     return recipe.rng == "nv" and values_of_noise(recipe) > min(THREADS.values())
 
 
 def cards_to_try(recipe: Recipe) -> list[tuple[str, str]]:
-    """The common GPUs whose noise for this recipe depends on their thread count: (noise source, names of the cards).
+    """List the GPUs whose noise for this recipe depends on the GPU, as pairs (noise source, names of the GPUs).
 
-    The most common cards of A1111's users come first: Colab's T4, RTX 3060, 3070, 3080; then the others.
+    GPUs that are most common among A1111's users (Colab's T4, RTX 3060, 3070, 3080) come first.
     """
     cards: dict[int, list[str]] = {}
     for name, threads in THREADS.items():

@@ -1,4 +1,4 @@
-"""The text encoders, VAE or vision encoder that a model needs besides its own file, and where to get missing ones."""
+"""Lists the text encoders, VAE or vision encoder that a model needs as separate files, and where to get them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
 
 @dataclass(frozen=True, slots=True)
 class NeededPart:
-    """A part that a checkpoint or an IP-Adapter does not contain itself."""
+    """A part that a checkpoint or an IP-Adapter needs and does not contain."""
 
     role: str
     title: str
@@ -29,17 +29,17 @@ class NeededPart:
     held: tuple[str, ...]
     """The names of the stored files that fit."""
     published: tuple[KnownPart, ...]
-    """Published files that are known to fit the family."""
+    """Published files that are known to fit the model."""
     refs: Mapping[Sha256, str]
-    """The ref of each of the published files that is on CivitAI."""
+    """For each published file that is on CivitAI, the ref with which to download it."""
     was_asked: bool = False
-    """Whether CivitAI was asked for the published files."""
+    """Whether CivitAI was asked whether it has the published files."""
 
 
 def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
-    """List the parts that a stored checkpoint or IP-Adapter needs; empty for models that contain all of them.
+    """List the parts that a checkpoint or IP-Adapter needs as separate files; empty if it contains all of them.
 
-    Raises: CannotRender: it is an IP-Adapter that civman cannot use.
+    Raises: CannotRender: the file is an IP-Adapter that civman cannot use.
     """
     if checkpoint.identity.kind is Kind.IP_ADAPTER:
         adapter = read_ip_adapter(checkpoint.header.shapes, checkpoint.inspected.name)
@@ -57,7 +57,7 @@ def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
 
 
 def with_offers(parts: Iterable[NeededPart], look_up: Lookup) -> tuple[NeededPart, ...]:
-    """Look up on CivitAI the published files of all parts of which no stored file fits."""
+    """Look up on CivitAI the published files for all parts that no stored file fits."""
     every = tuple(parts)
     wanted = [known.sha256 for part in every if not part.held for known in part.published]
     versions = look_up(wanted) if wanted else {}

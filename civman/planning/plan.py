@@ -1,7 +1,6 @@
 """Turns a request into a plan: finds and verifies every file, resolves every name, checks every value.
 
-No weights are loaded here. torch is imported last, and only if the device was not chosen, so that any refusal comes
-fast.
+No weights are loaded. torch is imported last, and only if no device was chosen, so that errors are reported quickly.
 """
 
 import secrets
@@ -67,7 +66,7 @@ from civman.planning.slot_groups import slot_notices
 from civman.prompts.foreign_syntax import foreign_notices
 
 SAMPLER = "DPM++ 2M"
-"""The sampler for requests that name none."""
+"""The sampler of requests that do not name one."""
 _SEEDS = 2**32
 _OTHER_ROLES = (
     "upscaler", "hypernetwork", "controlnet", "ip-adapter", "clip-vision", "face-restorer", "face-detector",
@@ -77,7 +76,7 @@ _OTHER_ROLES = (
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """How a request is to be planned, beyond what the request itself says.
+    """How to plan a request, beyond what the request itself says.
 
     `device`: where the plan will be computed, which determines the precision; None: the best device of this machine.
     `force`: plan even if the compatibility check says that the parts cannot work together. `allow_partial`: apply an
@@ -89,9 +88,9 @@ class Conditions:
     allow_partial: bool = False
     triggers: bool = True
     require: str | None = None
-    """"commercial": refuse to plan unless the licences of all files together permit selling the images."""
+    """If "commercial", planning fails unless the licences of all files together permit selling the images."""
     is_device_there: bool = False
-    """Whether `device` is known to exist, as stated by the process that will render; the plan then needs no torch."""
+    """Whether `device` is known to exist, so that planning need not import torch to check it."""
 
 
 def plan(
@@ -227,9 +226,10 @@ def plan(
 
 
 def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, on_event: OnEvent = ignore) -> Planned:
-    """Plan a recipe unchanged. Its files are found by SHA-256; `pictures` are the files of its input image and mask.
+    """Plan a recipe unchanged. `pictures`: the files of its input image, mask and other images.
 
-    Raises: NotFound: a model file is missing. UsageError: an input image is missing. CannotRender, IntegrityError.
+    Files are found by SHA-256. Raises: NotFound: a model file is missing. UsageError: an input image is missing.
+    CannotRender, IntegrityError.
     """
     require_render_extra()
     if recipe.emphasis != "comfyui":
@@ -244,7 +244,8 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
         vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
         checkpoint = read_checkpoint(found, vae=vae, config=recipe.config, prediction=recipe.prediction)
     parts = [finder.with_digest("lora", digest) for digest in recipe.digests["lora"]]
-    adapters = {part.sha256 for part in parts}  # an embedding may be packed in the file of an adapter
+    # leave out embeddings that are packed in an adapter's file, which is in the list already
+    adapters = {part.sha256 for part in parts}
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
     parts += [*choice.parts.values()] if choice else []
@@ -267,7 +268,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
 def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
     """Find a recipe's input image and mask among `pictures` by SHA-256.
 
-    Raises: UsageError (`no-start-image`): one is missing; the message says which.
+    Raises: UsageError (`no-start-image`): one of the two is missing; the message says which.
     """
     if recipe.start is None:
         return {}
@@ -287,17 +288,17 @@ def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *,
     parent, typed = (record.parent, record.typed) if record else (None, None)
     return replace(
         planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed
-    )  # nothing is refused: the comparison with the original shows whether the result is the same
+    )  # a replay refuses nothing, because the comparison with the original shows whether the result is the same
 
 
 def _rules_for(request: RenderRequest, passes: Sequence[PassParts]) -> str:
-    """The prompt rules that the prompts of all passes need together."""
+    """Return the rules for reading prompts that the prompts of all passes need; empty if none needs any."""
     found = [prompt_stages.rules_for(each.prompt, each.negative, request.prompt_rules) for each in passes]
     return next(filter(None, found), "")
 
 
 def _texts(request: RenderRequest, first: PassParts, own: SecondResolved, sampler: samplers.Sampler) -> tuple[str, ...]:
-    """All texts that the text encoders will read, in both passes."""
+    """All texts that the text encoders will read in both passes."""
     steps, hires_steps = steps_of(request)
     second, hires = None, request.hires
     if hires_steps is not None and hires is not None:
@@ -313,7 +314,7 @@ def _texts(request: RenderRequest, first: PassParts, own: SecondResolved, sample
 def _embeddings(
     finder: Finder, request: RenderRequest, texts: Sequence[str], checkpoint: Found, loras: Sequence[ScaledLora]
 ) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:
-    """Find the embeddings of the texts by the rules of their syntax. Returns files, uses and notices."""
+    """Find the embeddings in the texts, in A1111's or ComfyUI's syntax. Returns files, uses and notices."""
     if request.emphasis == "comfyui":
         return comfyui_embeddings.embeddings(
             finder, request.embeddings, texts, called=request.called, fits=lambda file: _fits(checkpoint, file)
@@ -326,7 +327,10 @@ def _embeddings(
 
 
 def _named_second_pass(request: RenderRequest, sampler: samplers.Sampler) -> RenderRequest:
-    """Write the second pass's own sampler and schedule in civman's names; the steps of given levels are counted."""
+    """Replace the names of the second pass's own sampler and schedule by civman's.
+
+    If the request gives noise levels, the number of steps is set to fit them.
+    """
     hires = request.hires
     if hires is not None and (hires.sampler or hires.schedule):
         own, schedule = sampler_names.parse(hires.sampler or sampler.name, hires.schedule or request.schedule)
@@ -337,7 +341,10 @@ def _named_second_pass(request: RenderRequest, sampler: samplers.Sampler) -> Ren
 
 
 def _dimensions(found: Found, config: str | None) -> str:
-    """The model dimensions that override the file's, as JSON: from a folder of configs, or unchanged from a recipe."""
+    """Return the model dimensions that override the file's, as JSON; empty if none are given.
+
+    `config`: a folder with config files, or JSON from a recipe, which is returned unchanged.
+    """
     if config is None or config.startswith("{"):
         return config or ""
     return stated_dimensions(found, Path(config))
@@ -352,7 +359,7 @@ _NOISE_OPTIONS = {
 def _without_what_has_no_effect(
     request: RenderRequest, sampler: samplers.Sampler
 ) -> tuple[RenderRequest, tuple[str, ...]]:
-    """Remove noise settings that the sampler ignores from the request. Returns it, with a notice for each of them."""
+    """Remove the noise settings that the sampler ignores from a request, and return a notice for each."""
     left = sampler.without_effect(sampling(request))
     options = [_NOISE_OPTIONS[name] for name in left]
     unset: dict[str, Any] = {option.replace("-", "_"): None for option in options}
@@ -360,7 +367,7 @@ def _without_what_has_no_effect(
 
 
 def _prompt_notices(texts: tuple[str, str], passes: Sequence[PassParts], recipe: Recipe) -> tuple[str, ...]:
-    """Notices about how the prompts are read, and what other programs would read as syntax in them.
+    """Notices about how the prompts are read, and about parts that other programs would read as syntax.
 
     `texts`: the first pass's prompts as requested.
     """
@@ -385,7 +392,10 @@ def _fitting(
     checkpoint: Found, passes: Sequence[PassParts], further: FurtherCheckpoints, shared: Sequence[Found],
     conditions: Conditions,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Check each checkpoint with all files that change it. `shared`: those of all passes. Returns cautions."""
+    """Check that each checkpoint fits the files that act on it, and return the cautions of the checks.
+
+    `shared`: the files that act in all passes.
+    """
     of_passes = [[lora.found for lora in each.loras] for each in passes]
     found = [*_compatible(checkpoint, [*of_passes[0], *shared], conditions)]
     if len(passes) > 1 or further.second is not None:

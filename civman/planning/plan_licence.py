@@ -1,4 +1,4 @@
-"""The licence of a plan: what is permitted for images made with all of its model files together."""
+"""Determines the licence of a plan: what is permitted for images made with all of its model files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +12,11 @@ from civman.index import Index
 from civman.planning.find_files import Found
 
 USES = ("commercial",)
-"""The uses that `require_use` can require."""
+"""The uses of images that a user can require the licences to permit."""
 
 
 def plan_terms(index: Index, found: Iterable[Found]) -> Terms:
-    """Combine the licence terms of model files for images made with all of them."""
+    """Combine the licences of several model files into the terms for images made with all of them."""
     return terms_of([_part(index, each) for each in found])
 
 
@@ -27,7 +27,9 @@ def require_use(terms: Terms | None, use: str) -> None:
         UsageError: `use` is not in `USES`.
     """
     if use not in USES:
-        raise UsageError(f"`{use}` is not a use that can be required", hint=f"choose one of: {', '.join(USES)}")
+        raise UsageError(
+            f"`{use}` is not a use of images that --require can check", hint=f"choose one of: {', '.join(USES)}"
+        )
     if terms is not None and terms.sell_pictures is Answer.YES:
         return
     terms = terms or terms_of([])

@@ -1,4 +1,4 @@
-"""Values of a request and a recipe that depend on the checkpoint: what is filled in, refused, or needs memory."""
+"""Checks and fills in values that depend on the checkpoint, and estimates the memory of a render."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,19 +20,21 @@ from civman.planning.plan_stages import FurtherCheckpoints
 _INPAINTING: Final = 9
 """The number of input channels of an inpainting checkpoint."""
 _XL_LAYERS: Final = 12
-"""The number of layers of the shorter of SDXL's text encoders."""
+"""The number of layers of SDXL's smaller text encoder."""
 
 
 def within_limits(
     request: RenderRequest, checkpoint: Checkpoint, pictures: Sequence[InputPicture]
 ) -> tuple[RenderRequest, tuple[str, ...]]:
-    """Fill in the values that depend on the checkpoint or the input image.
+    """Fill in the values of a request that depend on the checkpoint or the input image.
 
-    Returns the request, and notices for the user.
+    Returns the request and notices for the user.
     """
     notices: tuple[str, ...] = ()
     if checkpoint.family.needs_picture and not pictures:
-        raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
+        raise CannotRender(
+            "a refiner model needs an input image", hint="pass the input image with --init", code=Cause.NEEDS_PICTURE
+        )
     is_open = request.width is None and request.height is None
     is_open = is_open and request.tiled_upscale is None and request.ultimate_upscale is None
     if is_open and request.init_upscale is None and pictures and not request.only_masked:
@@ -51,7 +53,7 @@ def within_limits(
         request = replace(request, told_sizes=None)
     skip, layers = request.clip_skip, checkpoint.clip_layers
     if checkpoint.family.is_xl and request.emphasis == "comfyui":
-        # ComfyUI takes the second-to-last layer unless a node says otherwise
+        # for SDXL, ComfyUI takes the second-to-last layer of the text encoders unless a node says otherwise
         layers, skip = _XL_LAYERS, 2 if skip is None else skip
         request = replace(request, clip_skip=skip)
     if skip is not None and skip != 1:
@@ -68,7 +70,7 @@ def within_limits(
 
 
 def require_encoder(recipe: Recipe, checkpoint: Checkpoint, further: FurtherCheckpoints) -> None:
-    """Check that the VAE can encode an image if that is needed. Raises: CannotRender (`missing-part`): it cannot."""
+    """Check that the VAE has an encoder if the recipe needs one. Raises: CannotRender (`missing-part`)."""
     rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
     second = further.second.facts if further.second is not None else checkpoint
     starts = (recipe.start is not None or bool(recipe.details)) and not checkpoint.vae_reads_pictures
@@ -92,7 +94,7 @@ def require_channels(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 
 def require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Check that noise levels can be computed for these numbers of steps. Raises: UsageError: they cannot."""
+    """Check that the samplers' noise levels can be computed for the recipe's steps. Raises: UsageError."""
     start = samplers.Start(recipe.start.strength) if recipe.start else None
     passes = [(sampler_names.of_recipe(recipe), recipe.steps, start)]
     if recipe.hires:
@@ -104,15 +106,21 @@ def require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
         passes.append((sampler_names.of_recipe(one), made.steps, samplers.Start(made.strength)))
     for (sampler, schedule, levels), steps, start in passes:
         if sampler.is_adaptive and recipe.changes_scales:
-            raise UsageError(f"`{sampler.name}` has no fixed steps over which the scale of a LoRA could change",
-                             hint="choose another sampler, or a scale without keyframes")  # fmt: skip
+            raise UsageError(
+                f"the scale of a LoRA cannot change over the steps of `{sampler.name}`, which chooses its number of "
+                "steps while it runs",
+                hint="choose another sampler, or a scale without keyframes",
+            )
         sampling_plan.plan(
             sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules
         )
 
 
 def with_few_steps(request: RenderRequest, found: Found) -> tuple[RenderRequest, str | None]:
-    """Fill in the steps and the CFG scale of a model for few steps. Returns the request, and a notice about them."""
+    """Fill in the steps and CFG scale if the checkpoint is made for few steps.
+
+    Returns the request, and a notice if a value was filled in.
+    """
     steps, cfg, usual = few_steps_defaults(
         found.inspected.label, found.inspected.name, steps=request.steps, cfg=request.guidance_scale
     )
@@ -120,13 +128,13 @@ def with_few_steps(request: RenderRequest, found: Found) -> tuple[RenderRequest,
 
 
 def few_steps_notice_of(recipe: Recipe, found: Found) -> str | None:
-    """A notice for a recipe whose steps or CFG scale do not suit a model for few steps; None if they do."""
+    """Return a notice if a checkpoint made for few steps gets unsuitable steps or an unsuitable CFG scale."""
     label, name = found.inspected.label, found.inspected.name
     return few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
 
 
 def memory_of(recipe: Recipe, checkpoint: Found, further: FurtherCheckpoints, parts: Sequence[Found]) -> Estimate:
-    """The memory that the render needs with the largest of its checkpoints, of which one is loaded at a time."""
+    """Estimate the memory for the largest of the checkpoints, because only one of them is loaded at a time."""
     each = [_memory(recipe, found, parts) for found in (checkpoint, *further.files)]
     return max(each, key=lambda estimated: estimated.needed(MemoryPlan.RESIDENT))
 
@@ -138,7 +146,7 @@ def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estima
     needed = estimate(
         shapes, width=width, height=height, batch=recipe.at_a_time, is_guided=recipe.uses_negative,
         dtype_bytes=4 if single else 2,
-        # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
+        # SDXL's VAE is computed in float32, because it overflows in float16; see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
         layer=layer_bytes(checkpoint.header.tensors.values(), 4 if single else 2),
     )  # fmt: skip

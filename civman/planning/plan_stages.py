@@ -1,4 +1,4 @@
-"""What the later stages of a render have of their own: prompts, adapters and checkpoints, found and checked.
+"""Finds and checks what the second pass and the refiner have of their own: prompts, adapters and checkpoints.
 
 Source: A1111 1.5 to 1.10, where the tags in the second pass's prompt name all adapters of the second pass.
 """
@@ -24,7 +24,7 @@ Networks = Sequence[tuple[Found, HypernetworkUse]]
 
 @dataclass(frozen=True, slots=True)
 class PassParts:
-    """One pass's prompts without tags, with the adapters and hypernetworks that act in it."""
+    """The prompts of one pass without tags, with the adapters and hypernetworks that act in the pass."""
 
     prompt: str
     negative: str
@@ -39,11 +39,14 @@ class PassParts:
 
     @property
     def uses(self) -> tuple[tuple[LoraUse, ...], tuple[HypernetworkUse, ...]]:
-        """The adapters and the hypernetworks in the form in which a recipe lists them."""
+        """The adapters and hypernetworks as a recipe lists them."""
         return uses_of(self.loras, has_hires=True), tuple(use for _, use in self.networks)
 
     def after(self, first: "PassParts", *, keeps_prompts: bool) -> SecondResolved:
-        """What this second pass has of its own. `keeps_prompts`: state its prompts even if they are the first's."""
+        """Return the values in which this second pass differs from the first.
+
+        `keeps_prompts`: also return its prompts if they are equal to the first pass's.
+        """
         (loras, networks), (of_first, networks_of_first) = self.uses, first.uses
         return SecondResolved(
             self.prompt if keeps_prompts or self.prompt != first.prompt else None,
@@ -67,12 +70,12 @@ def parts_of_pass(finder: Finder, request: RenderRequest, words: Words, *, trigg
 def second_parts(
     finder: Finder, request: RenderRequest, words: Words, first: PassParts, *, triggers: bool
 ) -> PassParts | None:
-    """Find what acts in the second pass; None if the request has no second pass.
+    """Find the prompts, adapters and hypernetworks of the second pass; None if the request has no second pass.
 
-    `words`: the first pass's prompts with the adapters that their tags name. A tag acts in the pass in whose prompt it
-    stands; adapters that are not named by tags act in both passes, unless the second pass has adapters of its own.
+    `words`: the first pass's prompts and the adapters that their tags name. A tag acts only in the pass whose prompt
+    contains it; other adapters act in both passes, unless the second pass has adapters of its own.
 
-    Raises: the errors of `Finder.find`. UsageError (`prompt-syntax`).
+    Raises: the errors of `Finder.find`. UsageError (`prompt-syntax`): a negative prompt names an adapter.
     """
     hires = request.hires
     if hires is None:
@@ -83,7 +86,7 @@ def second_parts(
     negative = first.negative if hires.negative_prompt is None else hires.negative_prompt
     if hires.prompt is None:
         read = replace(words, prompt=first.prompt, negative=_without_tags(request, negative))
-        triggers = False  # they have been added to the first pass's prompt
+        triggers = False  # the trigger words have already been added to the first pass's prompt, which this pass uses
     elif request.emphasis == "comfyui":
         read = Words(hires.prompt, negative, ())
     else:
@@ -96,12 +99,15 @@ def second_parts(
 
 
 def _without_tags(request: RenderRequest, negative: str) -> str:
-    """Check that a negative prompt names no adapter, and return it. Raises: UsageError (`prompt-syntax`)."""
+    """Return a negative prompt. Raises: UsageError (`prompt-syntax`): the prompt contains a tag for an adapter."""
     return negative if request.emphasis == "comfyui" else prompt_references.read("", negative).negative
 
 
 def counts_own_steps(request: RenderRequest, rules: str | None, sampler: samplers.Sampler) -> bool:
-    """Whether a second pass without own prompts must state them, so that its own sampler's evaluations are counted."""
+    """Whether the recipe must repeat the prompts for the second pass so that its own sampler's steps are counted.
+
+    Otherwise, prompt editing in the second pass would follow the evaluations of the first pass's sampler.
+    """
     hires = request.hires
     if hires is None or not hires.sampler or rules != Rule.V1_6:
         return False
@@ -110,7 +116,7 @@ def counts_own_steps(request: RenderRequest, rules: str | None, sampler: sampler
 
 @dataclass(frozen=True, slots=True)
 class FurtherCheckpoint:
-    """A checkpoint that takes over in a render, with the facts in its header."""
+    """A second checkpoint of a render, used for the second pass or as refiner, with the facts in its header."""
 
     found: Found
     facts: Checkpoint
@@ -118,23 +124,23 @@ class FurtherCheckpoint:
 
     @property
     def use(self) -> CheckpointUse:
-        """The checkpoint in the form in which a recipe names it."""
+        """The checkpoint as a recipe lists it."""
         return CheckpointUse(self.found.sha256, self.facts.prediction, self.facts.is_zero_snr)
 
 
 def second_checkpoint(
     found: Found, first: Checkpoint, *, vae: Found | None, config: str, prediction: str | None = None
 ) -> FurtherCheckpoint:
-    """Check that a checkpoint can compute the second pass.
+    """Check that a checkpoint can be used for the second pass, and read its facts.
 
-    Raises: Incompatible (`cannot-work`): it is of another family than the first pass's. CannotRender.
+    Raises: Incompatible (`cannot-work`): it is of another model family than the first pass's checkpoint. CannotRender.
     """
     facts = read_checkpoint(found, vae=vae, config=config, prediction=prediction)
     if not unet_family_of(found.header.shapes).is_same(first.family):
         raise Incompatible(
             f"the second pass's checkpoint `{found.inspected.name}` is a model of {facts.title}, and the first pass's"
             f" is one of {first.title}",
-            hint="choose two checkpoints of one family", code=Cause.CANNOT_WORK,
+            hint="choose two checkpoints of the same model family", code=Cause.CANNOT_WORK,
         )  # fmt: skip
     return FurtherCheckpoint(found, facts, is_same_family=True)
 
@@ -142,9 +148,10 @@ def second_checkpoint(
 def refiner_checkpoint(
     found: Found, first: Checkpoint, *, vae: Found | None, config: str, prediction: str | None = None
 ) -> FurtherCheckpoint:
-    """Check that a checkpoint can continue what the first pass's checkpoint began.
+    """Check that a checkpoint can be the refiner of the first pass's checkpoint, and read its facts.
 
-    Raises: Incompatible (`cannot-work`): it has other latents, or another kind of input. CannotRender.
+    Raises: Incompatible (`cannot-work`): the two have different latents, or only one of them is an inpainting model.
+        CannotRender.
     """
     name = found.inspected.name
     family = unet_family_of(found.header.shapes)
@@ -161,26 +168,26 @@ def refiner_checkpoint(
         raise Incompatible(
             f"the refiner `{name}` takes {facts.input_channels} channels, and the checkpoint"
             f" {first.input_channels}: one of them is an inpainting model",
-            hint="choose a refiner of the same kind", code=Cause.CANNOT_WORK,
+            hint="choose two inpainting models, or none", code=Cause.CANNOT_WORK,
         )  # fmt: skip
     return FurtherCheckpoint(found, facts, is_same)
 
 
 @dataclass(frozen=True, slots=True)
 class FurtherCheckpoints:
-    """The checkpoints that take over in a render: in the second pass, and in the middle of a pass."""
+    """The checkpoints of a render besides its first one: that of the second pass, and the refiner."""
 
     second: FurtherCheckpoint | None = None
     refiner: FurtherCheckpoint | None = None
 
     @property
     def files(self) -> list[Found]:
-        """The checkpoints' files."""
+        """The files of these checkpoints."""
         return [each.found for each in (self.second, self.refiner) if each is not None]
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a user should know about the checkpoints."""
+        """Notices for the user about the checkpoints, each with the file's name."""
         return tuple(
             f"{each.found.inspected.name}: {notice}"
             for each in (self.second, self.refiner)
@@ -193,10 +200,10 @@ def requested_checkpoints(
     finder: Finder, request: RenderRequest, checkpoint: Found, first: Checkpoint, *, vae: Found | None, config: str,
     is_flow: bool,
 ) -> FurtherCheckpoints:  # fmt: skip
-    """Find and check the further checkpoints of a request.
+    """Find and check the second pass's checkpoint and the refiner of a request.
 
-    Raises: the errors of `Finder.find`; UsageError (`bad-value`): the model or the request cannot have them;
-        Incompatible, CannotRender: they cannot be used.
+    Raises: the errors of `Finder.find`; UsageError (`bad-value`): the model or another option rules them out;
+        Incompatible, CannotRender: a checkpoint does not fit the first one.
     """
     wanted = request.hires.checkpoint if request.hires else None
     refiner = request.refiner
@@ -206,19 +213,29 @@ def requested_checkpoints(
             "--refiner-passes": request.refiner_passes,
         }  # fmt: skip
         if used := [option for option, value in alone.items() if value is not None]:
-            raise UsageError(f"{used[0]} requires a refiner", hint="pass it with --refiner", code=Cause.BAD_VALUE)
+            raise UsageError(
+                f"{used[0]} requires a refiner",
+                hint="pass the refiner's checkpoint with --refiner",
+                code=Cause.BAD_VALUE,
+            )
     elif request.refiner_passes is not None and request.hires is None:
-        raise UsageError("--refiner-passes requires a second pass", hint="`--hires 2` adds one", code=Cause.BAD_VALUE)
+        raise UsageError(
+            "--refiner-passes requires a second pass",
+            hint="add a second pass, such as `--hires 2`",
+            code=Cause.BAD_VALUE,
+        )
     if wanted is None and refiner is None:
         return FurtherCheckpoints()
     if is_flow:
         raise UsageError(
-            "a flow-matching model is the only checkpoint of a render: there is no refiner, and the second pass has no"
-            " other checkpoint",
+            "with a flow-matching model, a render has only one checkpoint: it can have no refiner, "
+            "and no other checkpoint for the second pass",
             hint="leave out --refiner and --hires-checkpoint", code=Cause.BAD_VALUE,
         )  # fmt: skip
     if refiner is not None and (request.tiled_upscale is not None or request.ultimate_upscale is not None):
-        raise UsageError("a redraw in tiles has no refiner", hint="leave out --refiner", code=Cause.BAD_VALUE)
+        raise UsageError(
+            "an image that is redrawn in tiles cannot have a refiner", hint="leave out --refiner", code=Cause.BAD_VALUE
+        )
     second = other = None
     if wanted is not None and (other_file := finder.find("checkpoint", wanted)).sha256 != checkpoint.sha256:
         second = second_checkpoint(other_file, first, vae=vae, config=config)
@@ -226,15 +243,18 @@ def requested_checkpoints(
         other = refiner_checkpoint(finder.find("checkpoint", refiner), first, vae=vae, config=config)
         if not other.is_same_family and (request.controls or request.references):
             raise Incompatible(
-                f"ControlNets and reference pictures cannot guide {other.facts.title}, which has other layers than"
-                f" {first.title}",
+                f"ControlNets and reference pictures cannot act on the refiner ({other.facts.title}), "
+                f"whose layers differ from those of {first.title}",
                 hint="leave out --control and --reference, or --refiner", code=Cause.CANNOT_WORK,
             )  # fmt: skip
     return FurtherCheckpoints(second, other)
 
 
 def recorded_checkpoints(finder: Finder, recipe: Recipe, first: Checkpoint, vae: Found | None) -> FurtherCheckpoints:
-    """Find and check the further checkpoints of a recipe by SHA-256. Raises: as `requested_checkpoints`."""
+    """Find and check the second pass's checkpoint and the refiner of a recipe by SHA-256.
+
+    Raises: the errors of `requested_checkpoints`.
+    """
     second = recipe.hires.checkpoint if recipe.hires else None
     refiner = recipe.refiner.checkpoint if recipe.refiner else None
     found = {use.sha256: finder.with_digest("checkpoint", use.sha256) for use in (second, refiner) if use is not None}

@@ -1,4 +1,4 @@
-"""The results of planning and of rendering, as plain values."""
+"""The results of planning and rendering as plain values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Adapters are merged and removed without reloading.
 
 
 PICTURE_ROLES: Final = ("picture", "mask", "control image", "reference picture")
-"""The roles of files that are images."""
+"""The roles of a plan's files that are images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class PlannedFile:
     copy: Path | None = None
     """Where the safetensors copy of a pickle is or will be; None for all other files."""
     data: bytes | None = field(default=None, repr=False, compare=False)
-    """The contents of a control image that was made for the plan and is not stored yet; None for all other files."""
+    """The contents of a control image that was made for this plan and is not stored yet; None for other files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,16 @@ class Planned:
     allow_partial: bool = False
     """Apply an adapter even if some of its layers do not fit the model."""
     keeps_noise: bool = False
-    """Save a picture that is nothing but noise, with a note, instead of raising an error."""
+    """Save an image even if it is nothing but noise, with a note, instead of raising an error."""
     typed: TypedPrompts | None = None
     parent: Sha256 | None = None
     """The SHA-256 of the recipe that this one is a variation of."""
     licence: Terms | None = None
-    """The licence terms for the images; None if they were not determined."""
+    """The licence terms of the images; None if they were not determined."""
 
     @property
     def needed_bytes(self) -> int:
-        """The approximate device memory in bytes that the plan needs with all weights on the device."""
+        """An estimate of the device memory in bytes that the plan needs if all weights are on the device."""
         return self.memory.needed(MemoryPlan.RESIDENT)
 
     def path(self, sha256: Sha256) -> Path:
@@ -90,7 +90,7 @@ class Planned:
 class Applied:
     """How one adapter was applied.
 
-    `matched`: how many of the model's modules it changed; `unmatched`: those of its own modules that fit none.
+    `matched`: how many of the model's modules the adapter changed; `unmatched`: the adapter's modules that fit none.
     """
 
     name: str
@@ -101,19 +101,19 @@ class Applied:
     matched: int
     unmatched: tuple[str, ...]
     norms: Mapping[str, float]
-    """Component → the Frobenius norm of what the adapter added to its weights, with the scale farthest from 0."""
+    """For each component, the Frobenius norm of what the adapter added to the weights, at the scale farthest from 0."""
     blocks: Mapping[str, float] = field(default_factory=dict)
-    """The same for each block, by the names that block weights use."""
+    """For each block, named as for block weights, the Frobenius norm of what the adapter added to the weights."""
     keyframes: str = ""
-    """How the UNet's scale changes over the steps, starting with `scale`; "" if it does not."""
+    """How the scale for the UNet changes over the steps, starting with `scale`; "" if it does not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
     """One picture that was rendered and saved.
 
-    `record.recipe` reproduces the picture, either alone or as part of the batch it was computed in (`record.seed`
-    identifies it). `id` is the picture's number in the library, or None if it is not recorded there.
+    `record.recipe` reproduces the picture, either alone or as part of a batch, in which `record.seed` identifies the
+    picture. `id` is the picture's number in the library, or None if it is not recorded there.
     """
 
     path: Path

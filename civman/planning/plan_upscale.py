@@ -1,4 +1,4 @@
-"""Plans upscales: finds the upscaler model, reads every image, and fixes sizes, before a weight is loaded."""
+"""Plans upscales: finds the upscaler model, reads every image and determines its new size, before loading weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class PlannedUpscale:
         return (picture, self.model) if self.model is not None else (picture,)
 
     def with_files(self, files: Sequence[PlannedFile]) -> "PlannedUpscale":
-        """Return the same plan with copies of its files, which are given in the order of `files`."""
+        """Return this plan with other paths for its files. `files`: copies of them, in the order of `files`."""
         return replace(self, picture=files[0].path, picture_name=self.name, model=files[1] if files[1:] else None)
 
     @property
@@ -59,7 +59,7 @@ class PlannedUpscale:
 def plan_upscales(
     index: Index, pictures: Iterable[Path], request: UpscaleRequest, *, on_event: OnEvent = ignore
 ) -> list[PlannedUpscale]:
-    """Plan the upscale of each image in the same way.
+    """Plan the upscale of several images with the same settings.
 
     Raises: NotFound, AmbiguousRef: the upscaler is not in the library, or several match. UsageError: an image cannot be
         read, the upscaler is another kind of file, or a size is invalid. CannotRender: the render extra is missing.
@@ -85,7 +85,7 @@ def _planned(
 def plan_upscale_recipe(
     index: Index, recipe: UpscaleRecipe, pictures: Mapping[Sha256, Path], *, on_event: OnEvent = ignore
 ) -> PlannedUpscale:
-    """Plan a recipe unchanged. `pictures`: the image files that may be its source, by SHA-256.
+    """Plan an upscale recipe unchanged. `pictures`: image files by SHA-256 that may be its source.
 
     Raises: UsageError (`no-start-image`): the source is not among them. NotFound: the model is not in the library.
     """
@@ -102,14 +102,15 @@ def plan_upscale_recipe(
 
 
 def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_event: OnEvent = ignore) -> PlannedUpscale:
-    """Plan an upscale with the settings of A1111's Extras tab, applied to `picture`, with A1111's sizes.
+    """Plan an upscale of `picture` with the settings of A1111's Extras tab, rounding sizes as A1111 does.
 
-    Raises: CannotRender (`not-drawable`): the settings contain more than one upscale; and what `plan_upscales` raises.
+    Raises: CannotRender (`not-drawable`): the settings contain more than one upscale. The errors of `plan_upscales`.
     """
     if settings.others:
         raise CannotRender(
             f"the image was changed by more than an upscale: {', '.join(settings.others)}",
-            hint="civman repeats one upscaler; A1111 does not record how strongly a second one was mixed in",
+            hint="only images that were changed by one upscaler can be made again; A1111 does not record "
+            "how a second one was mixed in",
             code=Cause.NOT_DRAWABLE,
         )  # fmt: skip
     source = read_source(picture)
@@ -121,9 +122,10 @@ def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_eve
 def plan_extras_of(
     index: Index, picture: Path, source: Path | None, *, on_event: OnEvent = ignore
 ) -> PlannedUpscale | None:
-    """Plan the upscale that A1111's settings in `picture` describe, of the image `source`; None if it has none.
+    """Plan the upscale that A1111's settings in `picture` describe, applied to the image `source`.
 
-    Raises: UsageError (`no-start-image`): `source` is None; and what `plan_extras` raises.
+    Returns None if `picture` contains no such settings. Raises: UsageError (`no-start-image`): `source` is None. The
+    errors of `plan_extras`.
     """
     settings = extras_settings(image_text.read(picture))
     if settings is None:
@@ -131,7 +133,7 @@ def plan_extras_of(
     if source is None:
         raise UsageError(
             f"`{picture.name}` was upscaled in A1111's Extras tab from an image that its settings do not contain",
-            hint="pass that image with --picture FILE", code=Cause.NO_START_IMAGE,
+            hint="pass the original image with --picture FILE", code=Cause.NO_START_IMAGE,
         )  # fmt: skip
     return plan_extras(index, settings, source, on_event=on_event)
 
@@ -141,7 +143,7 @@ def plan_again(
 ) -> PlannedUpscale:
     """Plan the recipe of an upscaled image unchanged, with its source in `pictures` or among the library's copies.
 
-    Raises: UsageError (`bad-recipe`): the image was not upscaled; and what `plan_upscale_recipe` raises.
+    Raises: UsageError (`bad-recipe`): the image was not upscaled. The errors of `plan_upscale_recipe`.
     """
     upscaled = source.origin.upscaled
     if upscaled is None:

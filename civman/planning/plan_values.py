@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def plan_value(plan: "Planned", preset: "Preset | None" = None) -> dict[str, object]:
-    """Convert a render plan to a JSON object, with the preset that was used."""
+    """Convert a render plan to a JSON object; `preset` is the preset that was used, if any."""
     return {
         "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
         "files": plan.files, "notices": plan.notices,

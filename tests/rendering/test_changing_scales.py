@@ -68,7 +68,7 @@ def test_a_plan_shows_the_keyframes_and_refuses_what_cannot_change(civman: Civma
     shown = civman(*BASIS[:2], "a cat", "--lora", "ink:0@0,1@0.5", *BASIS[2:], "--dry-run")
     assert "UNet 0@0,1@0.5, text 0" in shown.out
     for arguments, words in (
-        (("--lora", "ink:0@0,1@1", "--sampler", "DPM adaptive"), "no fixed steps"),
+        (("--lora", "ink:0@0,1@1", "--sampler", "DPM adaptive"), "cannot change over the steps"),
         (("--lora", "ink:0@0,101@1"), "keyframes"),
         (("--lora", "ink:0.5:0@0,1@1"), "text encoders cannot change"),
         (("--lora", "ink:0.5:hr=x", "--hires", "1.5"), "keyframes"),

@@ -61,4 +61,4 @@ def _refiner_problems(recipe: Any, refiner: Refiner) -> Iterator[str]:
     if recipe.rules == 1:
         yield "rules 1 have no refiner"
     if recipe.enlarged_input is not None:
-        yield "a redraw in tiles has no refiner"
+        yield "an image that is redrawn in tiles cannot have a refiner"
