@@ -24,7 +24,7 @@ SCHEDULES: Final = {
 """The schedules that civman supports, by ComfyUI's names."""
 _MOST_STEPS: Final = 10000
 _MOST_RESIZED: Final = 200
-"""The maximum number of nodes in a row that resize an image, so that a circle ends."""
+"""The maximum number of resizing nodes in a row that are followed, so that reading a circular graph ends."""
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
 """Samplers that keep no state between steps, so that two nodes can share a pass, split after any step."""
 
@@ -77,7 +77,10 @@ class Passes:
 
 
 def passes_of(graph: Graph, given: Given) -> Passes:
-    """Read a graph. `given`: the images that were given for the nodes that load one. Raises: Stopped."""
+    """Read the passes of a ComfyUI graph. Raises: Stopped: civman cannot follow the graph.
+
+    `given`: the images that the user passed for nodes that load an image.
+    """
     reader = _PassReader(Reader(graph), Passes(), given)
     reader.read()
     return reader.found

@@ -36,11 +36,11 @@ class InputPicture:
 def read_picture(
     path: Path, *, is_mask: bool = False, rules: int = RULES, data: bytes | None = None, channel: str = ""
 ) -> InputPicture:
-    """Read the image at `path`, rotated as its EXIF data says, with transparent areas over white.
+    """Read the image at `path`, rotated as its EXIF data says, with transparent areas on white.
 
-    `data`: the contents of the file, if they are known already. `channel`: read only this channel as a mask ("red",
-    "green", "blue", or "alpha", which is inverted), or "rgb" without transparency, as ComfyUI does.
-    Transparent areas of a mask are not inpainted. Under version 1 of the recipe rules they are.
+    `data`: the contents of the file, if they have been read already. `is_mask`: read a mask, whose transparent areas
+    are not inpainted (under version 1 of the recipe rules, they are). `channel`: read only this channel as a mask
+    ("red", "green", "blue", or "alpha", which is inverted), or "rgb" without transparency, as ComfyUI does.
 
     Raises: UsageError (`unreadable-picture`): the file is missing, not an image, or incomplete.
     """
@@ -73,7 +73,7 @@ def read_picture(
 
 
 def _of_channel(image: Any, channel: str) -> Any:
-    """One channel of a Pillow image; with "alpha", what is transparent is white."""
+    """Return one channel of a Pillow image; "alpha" is inverted, so that transparent areas are white."""
     if channel == "rgb":
         return image.convert("RGB")
     found = image.convert("RGBA").getchannel(channel[0].upper())
@@ -81,7 +81,7 @@ def _of_channel(image: Any, channel: str) -> Any:
 
 
 def channel_of(resize_mode: str | None) -> str:
-    """How `read_picture` reads an input image that is resized in this way."""
+    """Return the `channel` with which `read_picture` reads an input image for this resize mode."""
     return "rgb" if resize_mode in COMFYUI_RESIZES else ""
 
 
