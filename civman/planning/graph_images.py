@@ -1,4 +1,4 @@
-"""The images that a ComfyUI graph loads: which node loads which file, and the files that were given for them."""
+"""Finds the images that the nodes of a ComfyUI graph load, among the files that the user gave."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,15 @@ from civman.planning.redraw_tiles import SourceImage
 
 _LOADERS: Final = ("LoadImage", "LoadImageMask")
 _ALPHA: Final = 1
-"""The output of LoadImage that is the mask from the image's transparency."""
+"""The number of the output of LoadImage that is a mask made from the image's transparency."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartMask:
-    """The mask of an input image: its file, the channel, and by how much VAEEncodeForInpaint grows it, else None."""
+    """The mask of an input image: its file, the channel to read, and by how much VAEEncodeForInpaint grows it.
+
+    `grow` is None for masks that are not grown.
+    """
 
     source: SourceImage
     channel: str
@@ -26,7 +29,10 @@ class StartMask:
 
 @dataclass(frozen=True, slots=True)
 class StartPixels:
-    """What the first pass starts from: a file, the filter that resizes it ("crop": none), and perhaps a mask."""
+    """The input image of the first pass: its file, the filter with which it is resized, and its mask, if any.
+
+    `resize` is "crop" if the image is not resized.
+    """
 
     source: SourceImage
     resize: str
@@ -35,15 +41,15 @@ class StartPixels:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The image files that were given for a graph."""
+    """The image files that the user gave for the nodes of a graph."""
 
     images: Sequence[SourceImage] = ()
 
     def of(self, reader: Reader, node: Node) -> SourceImage:
-        """The file for a node that loads an image. Raises: Stopped: none was given, and the error asks for it.
+        """Return the file for a node that loads an image. Raises: Stopped: no file was given; the message says how.
 
-        A file may be given for the node by its id or by the name of the image; a file of the same name fits, too, and
-        so does any file if the graph loads a single image.
+        The user may give a file for a node by the node's id or by the name of its image. Otherwise, a file with the
+        same name is used or, if the graph loads only one image, any file.
         """
         name = reader.text(node, "image").replace("\\", "/").partition(" [")[0]
         plain = PurePosixPath(name).name
@@ -63,7 +69,7 @@ class Given:
         )  # fmt: skip
 
     def mask(self, reader: Reader, link: object, grow: int | None = None) -> StartMask:
-        """The mask that a link stands for: an image's transparency, or a channel. Raises: Stopped."""
+        """Return the mask to which a link leads: an image's transparency, or one channel. Raises: Stopped."""
         node = reader.node(link, "the mask")
         if node.kind == "LoadImage" and isinstance(link, Link) and link.output == _ALPHA:
             return StartMask(self.of(reader, node), "alpha", grow)

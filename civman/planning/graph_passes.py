@@ -173,7 +173,7 @@ class _PassReader:
         return Enlarged(self.found.width, self.found.height, "latent-nearest-exact")
 
     def _loads(self, node: Node) -> bool:
-        """Read an image that the first pass starts from; False if it starts from something else."""
+        """Read the input image that the first pass starts from; returns False if it starts from something else."""
         mask, read = None, self._reader
         if node.kind == "SetLatentNoiseMask":
             mask = self._given.mask(read, node.inputs.get("mask"))
@@ -204,7 +204,7 @@ class _PassReader:
 
     @staticmethod
     def _is_drawn(node: Node, image: Node, *, has_mask: bool) -> bool:
-        """Check that what a pass draws is encoded again without a mask. Returns False."""
+        """Check that the result of a pass is encoded again without a mask, and return False. Raises: Stopped."""
         if has_mask or node.kind == "VAEEncodeForInpaint":
             raise Stopped(f"{node} encodes what {image} makes, beneath a mask, which civman does not follow")
         return False
@@ -261,7 +261,7 @@ class _PassReader:
         return self._between(node, steps)
 
     def _resized(self, node: Node) -> tuple[list[Node], Node]:
-        """The nodes that resize the image which `node` encodes, the first one first, and the node that it is from."""
+        """Return the nodes that resize the image which `node` encodes, in their order, and the node before them."""
         steps: list[Node] = []
         image = self._reader.node(node.inputs.get("pixels"), f"the image of {node}")
         while image.kind in ("ImageScale", "ImageScaleBy", "ImageUpscaleWithModel") and len(steps) < _MOST_RESIZED:

@@ -134,7 +134,7 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
     if channel not in MASK_CHANNELS:
         raise UsageError(
             f"`{request.mask_channel}` is not a channel of a mask",
-            hint=f"the channels are grey, {', '.join(MASK_CHANNELS[1:])}", code=Cause.BAD_VALUE,
+            hint=f"choose grey, {', '.join(MASK_CHANNELS[1:])}", code=Cause.BAD_VALUE,
         )  # fmt: skip
     mask = read_picture(
         Path(request.mask_image), is_mask=True, rules=RULES if request.rules is None else request.rules,
@@ -158,12 +158,16 @@ def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 
 def cropped(request: RenderRequest, picture: InputPicture) -> RenderRequest:
-    """Give a request the size to which ComfyUI crops its input image. Raises: UsageError: another one is asked for."""
+    """Set a request's size to the one to which ComfyUI crops its input image.
+
+    Raises: UsageError: the request states another size.
+    """
     size = picture.width // 8 * 8, picture.height // 8 * 8
     if (request.width or size[0], request.height or size[1]) != size:
         raise UsageError(
-            f"`{COMFYUI_CROP}` only crops the image to multiples of 8: its size is {size[0]}x{size[1]}",
-            hint="leave out --size, or resize with another mode, such as `comfyui lanczos`", code=Cause.BAD_SIZE,
+            f"`{COMFYUI_CROP}` only crops the image to multiples of 8, so its size must be "
+            f"{size[0]}x{size[1]}",
+            hint="leave out --size, or choose another resize mode, such as `comfyui lanczos`", code=Cause.BAD_SIZE,
         )  # fmt: skip
     return replace(request, width=size[0], height=size[1])
 

@@ -18,7 +18,7 @@ from civman.planning.input_pictures import InputPicture, cropped, size_like
 from civman.planning.plan_stages import FurtherCheckpoints
 
 _INPAINTING: Final = 9
-"""The number of input channels of an inpainting checkpoint."""
+"""The number of channels that the UNet of an inpainting checkpoint takes as input."""
 _XL_LAYERS: Final = 12
 """The number of layers of SDXL's smaller text encoder."""
 

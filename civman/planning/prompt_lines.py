@@ -1,7 +1,7 @@
-"""Files of prompts: one prompt per line, or lines with settings of their own, as in A1111's script for such files.
+"""Reads files of prompts: one prompt per line, or lines with their own settings as in A1111's script for such files.
 
 A line that contains `--` is read as options: `--prompt "a boat" --steps 30 --cfg_scale 5`. Words after `--prompt` and
-`--negative_prompt` need no quotes. Options are A1111's; civman's own names for the same settings are accepted, too.
+`--negative_prompt` need no quotes. The options are A1111's; civman's own names for the same settings are accepted, too.
 An option that has no meaning in civman is an error, not ignored.
 
 Source: AUTOMATIC1111's script "Prompts from file or textbox" (the rule, not its code).
@@ -37,16 +37,17 @@ _OPTIONS: Final = (*_TEXTS, *_WORDS, *_WHOLE, *_NUMBERS, *_OWN)
 
 @dataclass(frozen=True, slots=True)
 class PromptLine:
-    """One line of a prompt file: the request that it makes, and the names of its styles."""
+    """One line of a prompt file: the request it describes, and the names of its styles."""
 
     request: RenderRequest
     styles: tuple[str, ...] = ()
 
 
 def read_prompt_file(path: Path, request: RenderRequest) -> list[PromptLine]:
-    """Read a file of prompts. Each line changes a copy of `request`; empty lines and comments (#) are ignored.
+    """Read a file of prompts. Each line changes a copy of `request`; empty lines and comments (#) are skipped.
 
-    Raises: UsageError (`unreadable-prompts`): the file cannot be read, has no prompt, or a line has an invalid option.
+    Raises: UsageError (`unreadable-prompts`): the file cannot be read or has no prompt, or a line has an invalid
+    option.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
@@ -54,7 +55,7 @@ def read_prompt_file(path: Path, request: RenderRequest) -> list[PromptLine]:
         raise UsageError(f"cannot read `{path}`: {error.strerror or error}", code=Cause.UNREADABLE_PROMPTS) from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"cannot read `{path}`: it is not UTF-8 text", hint="save it as UTF-8", code=Cause.UNREADABLE_PROMPTS
+            f"cannot read `{path}`: it is not UTF-8 text", hint="save the file as UTF-8", code=Cause.UNREADABLE_PROMPTS
         ) from error
     found = [
         prompt_line(line, request, f"line {number} of `{path}`")
@@ -103,7 +104,11 @@ def prompt_line(line: str, request: RenderRequest, where: str = "the line") -> P
 
 
 def _settled(changes: dict[str, Any], frame: dict[str, int], where: str) -> dict[str, Any]:
-    """Complete the changes: A1111's off values are left out, and its images in batches become one number of images."""
+    """Complete the changes of a line.
+
+    Values that switch a setting off in A1111 are left out; A1111's number of batches and batch size become one number
+    of images.
+    """
     if "prompt" not in changes:
         raise _bad(where, "the line has no prompt", "write the prompt after --prompt")
     if changes.get("seed") == -1:

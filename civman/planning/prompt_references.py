@@ -1,7 +1,4 @@
-"""What prompts refer to besides plain words: adapters by tag and embeddings by name.
-
-Also adds adapters' trigger words.
-"""
+"""Finds the adapters and embeddings that prompts name, and adds the trigger words of adapters to the prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ _MOST_LISTED = 8
 
 @dataclass(frozen=True, slots=True)
 class ScaledLora:
-    """An adapter's file, and its scales for the UNet and for the text encoders."""
+    """An adapter's file with its scales for the UNet and for the text encoders."""
 
     found: Found
     scale: float
@@ -34,9 +31,10 @@ class ScaledLora:
     def of(
         cls, found: Found, scale: float, text_scale: float | None, blocks: str, keyframes: str, hires_keyframes: str
     ) -> "ScaledLora":
-        """Parse the block weights and scales of a request; `text_scale` None means the scale of the first step.
+        """Parse the block weights and scales of a request.
 
-        Raises: UsageError (`bad-scale`).
+        If `text_scale` is None, the text encoders use the UNet's scale of the first step. Raises: UsageError
+        (`bad-scale`).
         """
         first, changing = read_scale(keyframes) if keyframes else (scale, "")
         second = ""
@@ -49,7 +47,7 @@ class ScaledLora:
         return cls(found, first, text, blocks_of(blocks) if blocks else "", changing, second)
 
     def use(self, *, has_hires: bool) -> LoraUse:
-        """The adapter in a recipe; without a second pass, its scale there has no effect."""
+        """Return the adapter as a recipe lists it; without a second pass, its scale there is left out."""
         second = self.hires_keyframes if has_hires else ""
         return LoraUse(self.found.sha256, self.scale, self.text_scale, self.blocks, self.keyframes, second)
 
@@ -63,7 +61,7 @@ class ScaledLora:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Both prompts without their LoRA tags, and the adapters that the tags requested."""
+    """Both prompts without their tags, and the adapters and hypernetworks that the tags request."""
 
     prompt: str
     negative: str
@@ -72,13 +70,13 @@ class Words:
 
 
 def read(prompt: str, negative: str) -> Words:
-    """Parse both prompts. Raises: UsageError (`prompt-syntax`): the syntax is invalid or not supported."""
+    """Parse both prompts. Raises: UsageError (`prompt-syntax`): a prompt has invalid or unsupported syntax."""
     wanted, unwanted = emphasis.parse(prompt), emphasis.parse(negative)
     if unwanted.loras:
         raise UsageError(
             f"the negative prompt contains a tag for the adapter `{unwanted.loras[0].name}`",
-            hint="an adapter changes the whole picture: put its tag into the prompt, with a negative scale for the"
-            " opposite effect",
+            hint="move the tag to the prompt, with a negative scale for the opposite effect: an adapter "
+            "changes the whole picture",
             code=Cause.PROMPT_SYNTAX,
         )
     text = wanted.text.strip() if wanted.loras else prompt
@@ -89,12 +87,12 @@ def read(prompt: str, negative: str) -> Words:
 
 
 def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[str, ...]]:
-    """Append missing trigger words to the prompt. Returns the new prompt, and notices that say what was added.
+    """Append missing trigger words to the prompt. Returns the new prompt, and notices about what was added.
 
-    For each adapter, the first entry of its list is added: the user's own list, else CivitAI's, else the file's. The
-    entries are usually alternatives (words that belong together share one entry), so the other entries are only
-    mentioned in the notice. Nothing is added if the prompt already contains one of the entries, or if the adapter's
-    scale is 0 or negative. Nothing is added to prompts that `AND` combines or that end with a weight.
+    For each adapter, the first entry of its list of trigger words is added: the user's own list, else CivitAI's, else
+    the file's. Entries are usually alternatives (words that belong together share one entry), so the other entries are
+    only mentioned in the notice. Nothing is added if the prompt already contains one of the entries, if the adapter's
+    scale is 0 or negative, or if the prompt combines several prompts with `AND` or ends with a weight.
     """
     notices = []
     is_composed = editing.is_composed(prompt)
@@ -125,7 +123,7 @@ def _trigger_words(found: Found) -> tuple[str, ...]:
 
 
 def _plain(word: str) -> str:
-    """A trigger word escaped for use in a prompt, without tags; an empty string if nothing is left."""
+    """Return a trigger word without tags and escaped for use in a prompt; empty if nothing is left."""
     try:
         text = emphasis.parse(word).text.strip()
     except UsageError:
@@ -133,7 +131,7 @@ def _plain(word: str) -> str:
     text = text if "\\" in text else emphasis.escape(text)
     try:
         return "" if emphasis.parse(text).loras or editing.is_composed(text) else text
-    except UsageError:  # it contains a tag or weight that cannot be read
+    except UsageError:  # the trigger word contains a tag or weight that cannot be read
         return ""
 
 
@@ -198,7 +196,10 @@ def embeddings(
 
 
 def _names(candidates: Sequence[Found], prompts: Sequence[str], bound: Mapping[str, Found]) -> dict[str, Found]:
-    """Map each name that occurs in a prompt to its embedding. Those in `bound` are certain."""
+    """Map each embedding name that occurs in a prompt to its embedding.
+
+    `bound`: names whose embedding the request states.
+    """
     names = dict(bound)
     certain = {_folded(word) for word in bound}
     folded: dict[str, Found] = {}
@@ -221,12 +222,11 @@ def _names(candidates: Sequence[Found], prompts: Sequence[str], bound: Mapping[s
 
 
 def _used(words: Mapping[str, Found], prompts: Sequence[str]) -> set[str]:
-    """The names that the prompts actually use, found by the same parser that rendering uses."""
+    """Return the names that the prompts actually use, found with the parser that rendering uses."""
     if not words:
         return set()
-    from civman.prompts.token_chunks import (
-        cut,
-    )  # importing this and the tokenizer takes 0.3 s, and most prompts use no embedding
+    # imported here, because importing the tokenizer takes 0.3 s and most prompts use no embedding
+    from civman.prompts.token_chunks import cut
     from civman.prompts.tokenizer import clip_tokenizer
 
     lengths = {name: _vectors(found, name) for name, found in words.items()}
@@ -261,7 +261,7 @@ def require_widths(
 
 
 def _vectors(found: Found, name: str) -> int:
-    """The number of vectors in an embedding. Raises: InvalidModelFile: it is not a valid embedding."""
+    """Return the number of vectors in an embedding. Raises: InvalidModelFile: the embedding is invalid."""
     shapes = found.header.shapes
     read = read_embedding(packed(shapes, name) or shapes)
     if isinstance(read, str):
@@ -275,6 +275,6 @@ def _stems(name: str, alias: str | None) -> tuple[str, ...]:
 
 
 def _called(prompts: Sequence[str], name: str) -> bool:
-    """Whether `name` may occur in a prompt: a fast test that can be wrong only by returning True."""
+    """Whether `name` may occur in a prompt: a fast test that never misses a name but may find too much."""
     plain = _folded(name).strip()
     return bool(plain) and any(plain in _folded(prompt) for prompt in prompts)

@@ -1,6 +1,6 @@
-"""The texts of each pass: which rules a prompt needs, and the texts that its editing, alternation and `AND` result in.
+"""Computes the texts of each pass that result from prompt editing, alternation and `AND`, by the prompt rules.
 
-Planning uses this to find embeddings and to refuse what cannot be rendered; rendering encodes the same texts.
+Planning uses them to find embeddings and to refuse what cannot be rendered; rendering encodes the same texts.
 """
 
 from collections.abc import Iterator
@@ -14,35 +14,36 @@ from civman.prompts import editing
 from civman.prompts.editing import Part, Rule, Stage, Timing
 
 _WITHOUT_AND = ("DDIM", "PLMS")
-"""Samplers that A1111 could not combine with `AND` before version 1.6."""
+"""Samplers with which A1111 before version 1.6 could not combine prompts with `AND`."""
 _EVER = 2**31
-"""A number of evaluations that no pass reaches."""
+"""A number of evaluations that no pass reaches, for texts that never change."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassPrompts:
-    """The texts of one pass: each part of the prompt with its weight and stages, and the negative prompt's stages."""
+    """The texts of one pass: the stages of each part of the prompt, with its weight, and of the negative prompt."""
 
     parts: tuple[tuple[float, tuple[Stage, ...]], ...]
     negative: tuple[Stage, ...]
 
     def texts(self) -> Iterator[str]:
-        """All texts, in their order."""
+        """All texts of the pass: those of the prompt's parts first, then those of the negative prompt."""
         for _, stages in self.parts:
             yield from (stage.text for stage in stages)
         yield from (stage.text for stage in self.negative)
 
 
 def rules_for(prompt: str, negative: str, wanted: str | None) -> str:
-    """The prompt rules for a recipe: `wanted`, the newest rule, or "" if neither prompt changes or is combined.
+    """Return the rules for reading prompts that a recipe needs: `wanted`, or the newest ones if it is None.
 
-    An empty `wanted` means that a number at the end of the prompt is text, as in recipes before schema 4.
+    Empty if the prompts neither change during the steps nor are combined. If `wanted` is empty, a number at the end of
+    a prompt is read as text, as in recipes before schema 4.
 
-    Raises: UsageError (`bad-value`): there is no rule `wanted`.
+    Raises: UsageError (`bad-value`): the rules `wanted` do not exist.
     """
     if wanted not in (None, *PROMPT_RULES):
         raise UsageError(
-            f"prompt rules `{wanted}` are unknown", hint=f"the rules are {', '.join(filter(None, PROMPT_RULES))}",
+            f"`{wanted}` is not a set of prompt rules", hint=f"choose one of: {', '.join(filter(None, PROMPT_RULES))}",
             code=Cause.BAD_VALUE,
         )  # fmt: skip
     has_weight = wanted != "" and editing.is_composed(prompt)
@@ -50,7 +51,7 @@ def rules_for(prompt: str, negative: str, wanted: str | None) -> str:
 
 
 def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
-    """What a user should know about how the prompts are read."""
+    """Notices for the user about how the prompts are read."""
     found = []
     for name, text in (("prompt", prompt), ("negative prompt", negative)):
         if editing.is_plain_because_of_bar(text):
@@ -66,10 +67,10 @@ def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class SecondPass:
-    """What determines the texts of the second pass; prompts that are None are those of the first pass.
+    """What determines the texts of the second pass. Prompts that are None are the first pass's.
 
-    With prompts of its own, the second pass counts the evaluations of its own sampler, as in A1111. Without them, it
-    counts those of the first pass's sampler, as recipes before schema 10 did.
+    If the second pass has prompts of its own, its prompt editing counts the evaluations of its own sampler, as in
+    A1111. Otherwise, it counts those of the first pass's sampler, as recipes before schema 10 did.
     """
 
     steps: int
@@ -86,7 +87,7 @@ class SecondPass:
 def passes(
     prompt: str, negative: str, rules: str, *, sampler: samplers.Sampler, steps: int, second: SecondPass | None
 ) -> tuple[PassPrompts, PassPrompts | None]:
-    """Compute the texts of the first pass, and those of the second pass, or None if they are the same.
+    """Compute the texts of the first pass and of the second pass; None for the second if both have the same.
 
     Raises: UsageError (`prompt-syntax`): brackets are nested too deeply.
     """
@@ -113,7 +114,7 @@ def passes(
 
 
 def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
-    """The texts of a recipe's passes."""
+    """Compute the texts of a recipe's first and second pass; None for the second if both have the same."""
     hires = recipe.hires
     second = None
     if hires is not None:
@@ -126,7 +127,7 @@ def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
 
 
 def require_readable(recipe: Recipe) -> None:
-    """Check that a recipe's rules cover what its prompts contain. Raises: UsageError (`prompt-syntax`): they do not."""
+    """Check that a recipe states rules for its prompts if they need any. Raises: UsageError (`prompt-syntax`)."""
     hires = recipe.hires
     _require_readable(recipe, recipe.prompt, recipe.negative_prompt, recipe.sampler)
     if hires is not None and (hires.prompt, hires.negative_prompt) != (None, None):
@@ -139,8 +140,8 @@ def _require_readable(recipe: Recipe, prompt: str, negative: str, sampler: str) 
     if not recipe.prompt_rules:
         if recipe.emphasis != "comfyui" and changes(prompt, negative):
             raise UsageError(
-                "a prompt of the recipe changes during the steps or contains AND, and the recipe does not say by which"
-                " rules (`prompt_rules`) to read it",
+                "a prompt of the recipe changes during the steps or contains AND, but the recipe "
+                "names no rules for reading it (`prompt_rules`)",
                 hint="set prompt_rules to a1111-1.6, or write a backslash before the brackets",
                 code=Cause.PROMPT_SYNTAX,
             )
@@ -149,18 +150,18 @@ def _require_readable(recipe: Recipe, prompt: str, negative: str, sampler: str) 
         return
     if recipe.guidance_rescale:
         raise UsageError(
-            "CFG rescale is not defined for prompts that are combined with AND",
+            "CFG rescale does not work with prompts that are combined with AND",
             hint="leave out --cfg-rescale, or combine the prompts in another way", code=Cause.PROMPT_SYNTAX,
         )  # fmt: skip
     if recipe.prompt_rules != Rule.V1_6 and sampler in _WITHOUT_AND:
         raise UsageError(
-            f"A1111 before version 1.6 could not combine prompts with AND with the sampler {sampler}",
+            f"the sampler {sampler} of A1111 before version 1.6 could not combine prompts with AND",
             hint="use --prompt-rules a1111-1.6, or another sampler", code=Cause.PROMPT_SYNTAX,
         )  # fmt: skip
 
 
 def changes(prompt: str, negative: str) -> bool:
-    """Whether the prompts change during the steps, or several are combined."""
+    """Whether a prompt changes during the steps or combines several prompts."""
     parts = editing.parts(prompt)
     return len(parts) > 1 or any(editing.changes(text) for text in (*(part.text for part in parts), negative))
 

@@ -26,9 +26,9 @@ _DIGEST = re.compile(r"[0-9a-f]{6,64}")
 
 @dataclass(frozen=True, slots=True)
 class RecipeSource:
-    """A recipe and where it was found. `path`: the picture's file; None if only the recipe is known.
+    """A recipe and where it was found. `path`: the picture's file; None if there is only a recipe.
 
-    `is_lossless`: the file's format stores the computed pixels exactly, so they are unchanged unless the file was
+    `is_lossless`: the file's format stores the computed pixels exactly, so its pixels differ only if the file was
     edited.
     """
 
@@ -46,7 +46,7 @@ class RecipeSource:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A model file that a recipe needs and that is missing. `name` is its name from when the picture was made."""
+    """A model file that a recipe needs and that is missing. `name`: the file's name when the picture was made."""
 
     role: str
     sha256: Sha256
@@ -76,7 +76,7 @@ def find_recipe(index: Index, what: str) -> RecipeSource:
         found = index.pictures(PictureFilter(recipe=what.lower()))
         if len({each.record.recipe.sha256 for each in found}) > 1:
             raise AmbiguousRef(
-                f"several recipes have a SHA-256 that starts with `{what}`", hint="give more digits",
+                f"several recipes have a SHA-256 that starts with `{what}`", hint="give more digits of the SHA-256",
                 candidates=sorted({str(each.record.recipe.sha256) for each in found}),
             )  # fmt: skip
         if found:
@@ -112,7 +112,7 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
     if carried.record is not None:
         origin = read_origin(carried.record)
         kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
-        # the file was written without prompts, but this library has them
+        # the file contains no prompts, but this library knows the recipe
         if origin.recipe is None and origin.upscaled is None and kept is not None:
             origin = Origin.of(kept.record)
         return RecipeSource(path.name, origin, path, is_lossless, kept)
@@ -123,15 +123,13 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
         return RecipeSource(path.name, Origin.of(known[0].record), path, is_lossless, known[0])
     raise NotFound(
         f"`{path.name}` contains no civman recipe, and its pixels match no picture that this library made",
-        hint="`civman show` lists the metadata that other programs wrote into it", code=Cause.NO_RECIPE, path=str(path),
+        hint="`civman show` lists the metadata that other programs wrote into the file",
+        code=Cause.NO_RECIPE, path=str(path),
     )  # fmt: skip
 
 
 def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageError:
-    """The error for a contact sheet, which has no single recipe.
-
-    It lists the cells, with the numbers of their pictures.
-    """
+    """Return the error for a contact sheet, which has no recipe of its own; it lists the cells' pictures."""
     lines, refs = [], []
     for values, digest in sheet.cells:
         made = index.pictures(PictureFilter(recipe=digest), limit=1) if _DIGEST.fullmatch(digest) else []
@@ -146,7 +144,7 @@ def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageE
 
 
 def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPicture | None:
-    """The index row for this file, else for another file with the same recipe and the same pixels."""
+    """Return the index row of this file, else the row of another file with the same recipe and the same pixels."""
     alike = sorted(
         (each for each in known if each.record.pixel_sha256 == origin.pixel_sha256), key=lambda each: not each.is_here
     )
@@ -157,32 +155,32 @@ def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPictu
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_JSON:
-            raise UsageError(f"`{path}` is not a picture, and too large to be a recipe", code=Cause.BAD_RECIPE)
+            raise UsageError(f"`{path}` is not a picture, and it is too large to be a recipe", code=Cause.BAD_RECIPE)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
     if not text.lstrip().startswith("{"):
         raise UsageError(
-            f"`{path}` is neither a picture nor a recipe", hint="supported: PNG, JPEG, WebP and recipes in JSON",
+            f"`{path}` is neither a picture nor a recipe", hint="pass a PNG, JPEG or WebP picture, or a recipe in JSON",
             code=Cause.BAD_RECIPE,
         )  # fmt: skip
     return text
 
 
 def pixel_sha256(pixels: Any) -> Sha256:
-    """The SHA-256 of (H, W, 3) or (H, W, 4) uint8 pixels, row by row, as stored in records."""
+    """Return the SHA-256 of (H, W, 3) or (H, W, 4) uint8 pixels in row order, as records state it."""
     import numpy as np
 
     return Sha256(hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest())
 
 
 def pixels_of(source: RecipeSource) -> Any:
-    """Read the pixels of the picture's file, (H, W, 3) uint8; None if there is no file."""
+    """Read the pixels of a source's picture, (H, W, 3) uint8; None if there is no file."""
     return image_text.pixels(source.path) if source.path is not None else None
 
 
 def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
-    """List the model files of the recipe that are neither stored nor known to be elsewhere on this disk."""
+    """List the model files of a recipe that are neither stored nor known elsewhere on this disk."""
     recipe, record = _any_recipe(source), source.origin.upscaled_record or source.record
     lacking = []
     for role, digests in recipe.digests.items():
@@ -203,7 +201,7 @@ def _any_recipe(source: RecipeSource) -> Recipe | UpscaleRecipe:
 
 
 def require_all(lacking: Sequence[Missing]) -> None:
-    """Check that no file is missing. Raises: NotFound (`missing-files`), which lists them and how to get them."""
+    """Check that no model file is missing. Raises: NotFound (`missing-files`): the message lists the missing ones."""
     if not lacking:
         return
     named = "; ".join(f"{each.role} `{each.name}` ({each.air or f'sha256 {each.sha256[:12]}…'})" for each in lacking)
@@ -219,15 +217,16 @@ def require_all(lacking: Sequence[Missing]) -> None:
 
 
 def recipe_of(source: RecipeSource) -> Recipe:
-    """The source's recipe.
+    """Return the recipe of a source.
 
-    Raises: NotFound (`no-recipe`): the picture was written without its recipe. UsageError (`bad-recipe`): it was
-        upscaled, not rendered.
+    Raises: NotFound (`no-recipe`): the picture was saved without its recipe. UsageError (`bad-recipe`): the picture
+        was upscaled, not rendered.
     """
     if source.origin.upscaled is not None:
         raise UsageError(
             f"`{source.name}` was upscaled from another image, so it has no settings of a render",
-            hint="`civman replay` upscales it again; `civman upscale` upscales other images", code=Cause.BAD_RECIPE,
+            hint="use `civman replay` to repeat the upscale, or `civman upscale` to upscale another image",
+            code=Cause.BAD_RECIPE,
         )  # fmt: skip
     if source.origin.recipe is None:
         raise NotFound(

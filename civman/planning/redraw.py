@@ -53,7 +53,7 @@ from civman.prompts import editing
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
 _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
 _PRIVATE: Final = re.compile(r" (alt|MOD|Test|Sharp|v2)\b(?=( Karras)?$)")
-"""Endings of the names of samplers that people edited into their own A1111."""
+"""Endings of sampler names that come from users' own changes to A1111, as a regular expression."""
 _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 
@@ -64,9 +64,9 @@ class _Missing(Exception):
 def redraw(row: dict[str, Any]) -> Redraw:
     """Plan one row: an object with `id`, `meta` (settings as in CivitAI's API) and `baseModel`.
 
-    `meta` may also contain a ComfyUI graph (`comfy`). Instead of both, `foreign` may hold the JSON text that another
-    program wrote into an image; `by_comfyui` says that the settings follow ComfyUI's rules. The files that the row
-    names are assumed to be present.
+    `meta` may also contain a ComfyUI graph (`comfy`). Instead of `meta` and `baseModel`, `foreign` may hold the JSON
+    text that another program wrote into an image. `by_comfyui` says that the settings follow ComfyUI's rules. The files
+    that the row names are assumed to be present.
     """
     if isinstance(text := row.get("foreign"), str):
         return redraw_program(text, row.get("id"), row.get("source"))
@@ -105,7 +105,7 @@ def _graph_in(meta: object) -> Graph | None:
 
 
 def redraw_file(path: Path) -> Iterator[Redraw]:
-    """Plan each line of a file of settings (JSON Lines), in their order.
+    """Plan each line of a file of settings (JSON Lines), in order.
 
     Raises: UsageError (`bad-value`): the file cannot be read.
     """
@@ -129,11 +129,12 @@ def _each(file: TextIO) -> Iterator[Redraw]:
 
 
 class _Reader:
-    """Converts one image's entries to a recipe, and records why the image cannot be rendered exactly."""
+    """Converts the settings of one image to a recipe, and records why the image cannot be rendered exactly."""
 
     def __init__(self, entries: Entries, base_model: str, pixels: tuple[int | None, int | None]) -> None:
         self._entries, self._base_model, self._pixels = entries, base_model, pixels
-        self._version = entries.version or (1, 2)  # A1111 wrote its version since 1.2
+        # A1111 has stated its version since 1.2, so an image without one is read as one of 1.2
+        self._version = entries.version or (1, 2)
         self._is_own = entries.is_own
         self.by_comfyui = entries.follows_comfyui
         self._found: list[Reason] = []
@@ -148,7 +149,7 @@ class _Reader:
         self._found.append(Reason(verdict, words))
 
     def finished(self) -> list[Reason]:
-        """Return all reasons, including those for features that the entries request and for unknown entries."""
+        """Return all reasons, including those for unsupported features and unknown entries in the settings."""
         self._found += reasons(self._entries)
         if self.made is not None and (unknown := self._entries.unused()):
             listed = ", ".join(f"`{name[:40]}`" for name in unknown[:8]) + (" …" if len(unknown) > 8 else "")
@@ -156,7 +157,10 @@ class _Reader:
         return self._found
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe as far as the settings go. Raises: _Missing, UsageError: something cannot be expressed."""
+        """Convert the settings to a recipe, as a JSON object.
+
+        Raises: _Missing: the settings lack a value that every image needs. UsageError: a setting cannot be expressed.
+        """
         self._require_family()
         prompt, negative, loras, networks = self._prompts()
         sampler, schedule = self._sampler()
@@ -211,7 +215,7 @@ class _Reader:
 
     def _require_family(self) -> None:
         if not self._base_model.startswith(_FAMILIES[:-1]) and self._base_model:
-            raise _Missing(f"it was made with a model of the kind {self._base_model}, which civman does not render")
+            raise _Missing(f"the image was made with a {self._base_model} model, which civman does not render")
 
     def _prompts(self) -> tuple[str, str, list[TaggedLora], list[tuple[str, float]]]:
         prompt = self._entries.value("prompt")
@@ -240,7 +244,7 @@ class _Reader:
         return read.text, unwanted.text, loras, networks
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
-        """Give LoRAs in the resources their weights in the prompt, add missing ones, and remove unused ones."""
+        """List exactly the LoRAs that the prompts use among the files, with their weights."""
         weights = {each.name: each.unet for each in loras}
         known: dict[tuple[str, str], NamedFile] = {}
         for each in self.resources:
@@ -316,7 +320,7 @@ class _Reader:
         return found[1]
 
     def _old_passes(self, first: tuple[int, int], final: tuple[int, int], steps: int) -> tuple[tuple[int, int], Hires]:
-        """The size of the first pass, and the second pass, by the rules of A1111 before 2023."""
+        """Return the size of the first pass, and the second pass, by the rules of A1111 before 2023."""
         size, trim = old_first_pass(first, final)
         strength = self._entries.number("Denoising strength")
         self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
@@ -329,7 +333,7 @@ class _Reader:
         )  # fmt: skip
 
     def _upscaler(self, name: str) -> tuple[str, Sha256 | None]:
-        """Convert A1111's upscaler name to civman's built-in upscaler, or to "model" with a placeholder digest."""
+        """Convert A1111's name of an upscaler to civman's built-in one, or to "model" with a placeholder digest."""
         found = upscaler_named(name, self._version)
         self._found += found.reasons
         if found.file is None:
@@ -339,7 +343,7 @@ class _Reader:
         return found.method, stand_in(name)
 
     def _faces(self) -> FaceRestoration | None:
-        """The restoration of faces, with placeholders for its models."""
+        """Return the face restoration, with placeholders for the digests of its models; None if there is none."""
         method = face_method(self._entries)
         if method is None:
             return None
@@ -358,7 +362,7 @@ class _Reader:
         )
 
     def _last_upscale(self, hires: Hires | None, width: int, height: int) -> Enlargement | None:
-        """The enlargement of the finished image in A1111's Extras tab, or as its last step."""
+        """Return how the finished image was enlarged by A1111's Extras tab or as a last step; None if it was not."""
         drawn_size = (hires.width, hires.height) if hires else (width // 8 * 8, height // 8 * 8)
         settings = extras_in({name: self._entries.text(name) for name in KEYS if name in self._entries})
         if settings is None:
@@ -375,7 +379,10 @@ class _Reader:
         )
 
     def _start(self, size: tuple[int, int], *, has_hires: bool) -> dict[str, Any]:
-        """Return the input image and what redraws it in tiles, or record that the settings do not contain the image."""
+        """Return the input image and the settings of a redraw in tiles.
+
+        Records a reason if the settings need an input image that was not given.
+        """
         found = started(
             self._entries, self.source, self._upscaler, self._version, size,
             has_passes=has_hires or "First pass size" in self._entries,
@@ -384,7 +391,10 @@ class _Reader:
         return found.recipe
 
     def _control(self, started: dict[str, Any]) -> None:
-        """Read ControlNet's units, and what prevents or changes them. `started`: see `_start`."""
+        """Read the units of the ControlNet extension, and record why they cannot be repeated exactly.
+
+        `started`: the result of `_start`.
+        """
         self.controls = controls_in(self._entries, self.source, started)
         models = dict.fromkeys((*self.controls.files, *self.controls.adapters))
         self.resources += [each for each in models if each not in self.resources]
@@ -396,7 +406,7 @@ class _Reader:
         return editing.Rule.V1_3 if self._version < (1, 6) else editing.Rule.V1_6
 
     def _fits_negative(self, sampler: samplers.Sampler) -> bool:
-        """Whether the negative prompt was cut or extended to the length of the prompt."""
+        """Whether A1111 cut or padded the negative prompt to the length of the prompt."""
         if self._entries.is_on("Pad conds"):
             return False
         return self._entries.is_on("Pad conds v0") or (self._version < (1, 6) and sampler.name in _PADDED)
@@ -439,8 +449,8 @@ class _Reader:
             self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
                                        " size it depends on the card: `--set rng=CARD` states it")  # fmt: skip
         if self.by_comfyui:
-            self.add(Drawable.DIFFERS, "ComfyUI made it, perhaps as CivitAI's generator, and its rules are used; the "
-                                       "settings do not state them")  # fmt: skip
+            self.add(Drawable.DIFFERS, "ComfyUI made the image, perhaps in CivitAI's generator: its rules are used; "
+                                       "the settings do not state them")  # fmt: skip
         elif not any(each.role == "vae" for each in self.resources) and self._version < (1, 5):
             self.add(Drawable.DIFFERS, "A1111 before 1.5 did not state the VAE; the checkpoint's own is used")
         if made.prompt_rules and "Version" not in self._entries:
@@ -454,7 +464,7 @@ class _Reader:
             self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)
 
     def _value(self, made: Recipe, loras: list[TaggedLora], networks: list[tuple[str, float]]) -> dict[str, Any]:
-        """The recipe with names and hashes instead of digests, without the values that only the checkpoint shows."""
+        """Return the recipe as JSON, with names and hashes for digests, and without values that the checkpoint sets."""
         value = asdict(made)
         if made.hires:
             name = self._entries.text("Hires upscaler") or ("None" if made.hires.stretches else "Latent")

@@ -1,8 +1,10 @@
-"""ControlNet's units in an image's settings: drawn again with the control pictures that the user passes.
+"""Reads the units of A1111's ControlNet extension in an image's settings, so that the image can be drawn again.
 
-A1111's extension has written them in three forms: as entries of their own (`ControlNet 0 Module`), and as one quoted
-entry for each unit with the field names of 2023 (`preprocessor: …`) or of today (`Module: …`). CivitAI's readers turn a
-quoted entry into an object, or tear it apart into entries whose first name begins with a quotation mark.
+The user passes the control pictures, which the settings do not contain.
+
+The extension has written units in three forms: as entries of their own (`ControlNet 0 Module`), and as one quoted entry
+for each unit with the field names of 2023 (`preprocessor: …`) or the current ones (`Module: …`). CivitAI's parsers turn
+a quoted entry into an object, or tear it apart into entries whose first name begins with a quotation mark.
 """
 
 import re
@@ -29,34 +31,38 @@ _TORN: Final = {
         "Control Mode|Union Control Type)$"
     ),
 }
-"""The first name of a torn entry → the names of its parts; of several units, the parts of one are left.
+"""The first name of a torn entry, and a pattern for the names of its parts.
 
-The entry of today names the unit's model `Model`, so that the checkpoint's name is lost.
+Of several torn units, the parts of only one are left. The current form names the unit's model `Model`, which overwrites
+the checkpoint's name.
 """
 _ANY: Final = re.compile("ControlNet")
 _MODEL: Final = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]{8,64})\])?", re.DOTALL)
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _SIGNED: Final = re.compile(r"-?\d+(?:\.\d+)?")
 _IP_ADAPTERS: Final = ("ip-adapter_clip", "ip-adapter-auto")
-"""How the names of modules begin that prepare a picture for an IP-Adapter; those for faces need insightface."""
+"""Beginnings of the names of modules for IP-Adapters. Modules for faces are missing, as they need insightface."""
 _Request = TypeVar("_Request", ControlRequest, ReferenceRequest)
 _SIZED: Final = ("canny", "blur", "xdog")
-"""Preprocessors whose result depends on the size at which A1111 runs them."""
+"""Preprocessors whose result depends on the size of the image that they process, which A1111 chooses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """What the settings say about ControlNet: requests whose refs are names of models, these models, and reasons."""
+    """The ControlNet units in an image's settings: requests, the models they name, and why they are not exact.
+
+    The ref of a request is the name of a model.
+    """
 
     requests: tuple[ControlRequest, ...] = ()
     files: tuple[NamedFile, ...] = ()
     reasons: tuple[Reason, ...] = ()
     references: tuple[ReferenceRequest, ...] = ()
-    """The units that are IP-Adapters, and their models."""
+    """Requests for the units that use an IP-Adapter, whose models `adapters` lists."""
     adapters: tuple[NamedFile, ...] = ()
 
     def values(self) -> list[dict[str, Any]]:
-        """The units as plain values, with names and hashes of their models."""
+        """The units as a JSON value, with the names and hashes of their models."""
         return [
             {"model": {"name": file.name, "hash": file.hash}, "module": request.control_map, "weight": request.weight,
              "start": request.start, "end": request.end, "mode": request.mode, "resize_mode": request.resize_mode}
@@ -65,9 +71,9 @@ class Controls:
 
 
 def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[str, Any]) -> Controls:
-    """Read ControlNet's units. `source`: the pictures that the user passes, the start image first if there is one.
+    """Read the ControlNet units. `source`: the pictures that the user passes, the start image first if there is one.
 
-    `started`: what the recipe says about the start image and about tiles.
+    `started`: the fields of the recipe for the start image and for tiles.
     """
     units = _units(entries)
     entries.take(_ANY)
@@ -95,7 +101,7 @@ def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[s
 
 
 def _units(entries: Entries) -> list[dict[str, str]]:
-    """The enabled units in their order: field names in lower case and values as text."""
+    """Return the enabled units in order, as dictionaries with field names in lower case and values as text."""
     found: dict[int, dict[str, str]] = {}
     for name in entries.names():
         if match := _QUOTED.match(name):
@@ -104,13 +110,13 @@ def _units(entries: Entries) -> list[dict[str, str]]:
             found.setdefault(int(match[1] or 0), {})[match[2].casefold()] = entries.text(name)
     if not found and (first := next((name for name in _TORN if name in entries), None)):
         found[0] = {name.strip('"').casefold(): entries.text(name) for name in entries.take(_TORN[first])}
-    # in the oldest form, units that are off have entries, too
+    # the oldest form also has entries for units that are switched off, so leave these out
     units = [unit for _, unit in sorted(found.items()) if unit.get("enabled", "True").casefold() != "false"]
     return [unit for unit in units if _field(unit, "model", "module", "preprocessor")]
 
 
 def _fields(value: Any) -> dict[str, str]:
-    """The fields of a quoted entry: of its text, or of the object that CivitAI makes of it."""
+    """Return the fields of a unit's entry, which is quoted text or the object that CivitAI makes of it."""
     if isinstance(value, Mapping):
         return {str(key).casefold(): str(item) for key, item in value.items()}
     pairs = re.findall(r"(?:^|,)\s*([A-Za-z][\w/ ]*?):\s*(\([^)]*\)|[^,]*)", str(value).strip().strip('"'))
@@ -129,7 +135,10 @@ def _number(unit: Mapping[str, str], usual: float, *names: str) -> float:
 def _control(
     unit: Mapping[str, str], number: int, given: Sequence[SourceImage], *, is_own: bool
 ) -> tuple[tuple[ControlRequest | ReferenceRequest, NamedFile] | None, list[Reason]]:
-    """Convert a unit to a request and its model; without a picture for it, the request names none."""
+    """Convert a unit to a request and the model that the request names.
+
+    If no picture was given for the unit, the request's path is empty and a reason says so.
+    """
     module = _field(unit, "module", "preprocessor") or "none"
     model = _MODEL.fullmatch(_field(unit, "model"))
     name, digest = (model[1].strip(), (model[2] or "").casefold()) if model else ("", "")
@@ -160,7 +169,7 @@ def _control(
 def _reference(
     unit: Mapping[str, str], name: str, digest: str, picture: SourceImage | None, share: tuple[float, float]
 ) -> tuple[tuple[ReferenceRequest, NamedFile], list[Reason]]:
-    """Convert a unit that is an IP-Adapter."""
+    """Convert a unit that uses an IP-Adapter to a request and the IP-Adapter's name."""
     weight = _SIGNED.match(_field(unit, "weight"))
     request = ReferenceRequest(str(picture.path) if picture else "", name, float(weight[0]) if weight else 1.0, *share)
     words = (
@@ -195,7 +204,7 @@ def _resize_mode(unit: Mapping[str, str]) -> str:
 
 
 def _map(unit: Mapping[str, str], module: str) -> str:
-    """The preprocessor with its numbers, in the form of `ControlRequest.control_map`; "none" if civman has none."""
+    """Return the preprocessor with its settings as in `ControlRequest.control_map`; "none" if civman lacks it."""
     name = map_named(module)
     if name is None:
         return "none"
@@ -224,5 +233,5 @@ def _differences(unit: Mapping[str, str], module: str, request: ControlRequest) 
 
 
 def with_refs(requests: Sequence[_Request], ref: Any) -> tuple[_Request, ...]:
-    """Replace the names of models by refs; `ref` is a function from a name to a ref."""
+    """Replace the model names in requests by refs; `ref` returns the ref for a name."""
     return tuple(replace(each, ref=ref(each.ref)) for each in requests)

@@ -1,6 +1,6 @@
-"""Read the settings of the extension ADetailer, which drew regions of the finished image again.
+"""Reads the settings of the extension ADetailer, which redraws regions of the finished image.
 
-Only its passes for faces can be drawn again, with civman's own detector; other passes are left out.
+Only its passes for faces can be repeated, with civman's own face detector; other passes are left out.
 """
 
 import json
@@ -20,7 +20,7 @@ from civman.planning.redraw_features import Drawable, Reason
 from civman.planning.redraw_result import stand_in
 
 OWN_DETECTOR: Final = "retinaface"
-"""What civman writes as the detector of its own detail passes."""
+"""The name that civman writes for the face detector of its own detail passes."""
 _FACES: Final = re.compile(r"(face|mediapipe_face(?!_mesh_eyes))", re.IGNORECASE)
 _ANY: Final = re.compile("ADetailer ")
 _LEFT_OUT: Final = {
@@ -37,7 +37,7 @@ _COMMON: Final = (
 
 
 def with_details(made: Recipe, entries: Entries, found: list[Reason]) -> Recipe:
-    """Add ADetailer's passes to the recipe of an image, and the reasons for what differs to `found`."""
+    """Add ADetailer's passes to a recipe, and append to `found` the reasons why they are not exact."""
     passes = []
     for suffix in _suffixes(entries):
         name = entries.text(f"ADetailer model{suffix}")
@@ -63,7 +63,7 @@ def with_details(made: Recipe, entries: Entries, found: list[Reason]) -> Recipe:
 
 
 def _suffixes(entries: Entries) -> Iterator[str]:
-    """The endings of the keys of each pass, such as "", " 2nd" and " 3rd"."""
+    """Return the suffixes of each pass's keys, such as "", " 2nd" and " 3rd"."""
     for number in range(1, 31):
         ending = {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")
         if f"ADetailer model{ending}" in entries:
@@ -71,7 +71,7 @@ def _suffixes(entries: Entries) -> Iterator[str]:
 
 
 def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list[str]]:
-    """One pass, and what differs. Raises: UsageError, ValueError: a setting cannot be read."""
+    """Return one pass, and reasons why it is not exact. Raises: UsageError, ValueError: a setting cannot be read."""
 
     def text(name: str) -> str:
         return _unquoted(str(entries.value(f"ADetailer {name}{suffix}") or "").strip())
@@ -98,7 +98,8 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
     if is_on("use separate sampler") and text("sampler").casefold() not in ("", "use same sampler"):
         given, kind = sampler_names.parse(text("sampler"), text("scheduler") or None)
         if kind is Schedule.AUTOMATIC and not text("scheduler") and "Schedule type" in entries:
-            given, kind = sampler_names.parse(text("sampler"), made.schedule)  # "Use same scheduler" is not written
+            # ADetailer does not write "Use same scheduler", so a missing scheduler means that of the image
+            given, kind = sampler_names.parse(text("sampler"), made.schedule)
         kind = given.automatic if kind is Schedule.AUTOMATIC and not given.own_table else kind
         sampler, schedule = given.name, kind.value
     width, height = made.width, made.height
@@ -122,11 +123,11 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
 
 
 def _unquoted(text: str) -> str:
-    """Undo the quotes of A1111. Raises: UsageError: the text is cut off within them."""
+    """Remove A1111's quotes from a text. Raises: UsageError: the closing quote is missing."""
     if not text.startswith('"'):
         return text
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UsageError("a prompt of ADetailer is cut off in the settings") from error
+        raise UsageError("the settings contain only the beginning of a prompt of ADetailer") from error
     return str(found)

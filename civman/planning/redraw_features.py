@@ -1,6 +1,6 @@
-"""Features in the settings of other programs beyond a plain render: those that civman lacks, and those without effect.
+"""Features in other programs' settings beyond a plain render: unsupported ones, and ones without effect.
 
-Each row names entries by a pattern, the condition under which they count, and what follows.
+Each row names entries by a pattern, the condition under which they count, and what follows for rendering the image.
 """
 
 import re
@@ -16,8 +16,8 @@ from civman.pictures.site_settings import Entries
 class Drawable(StrEnum):
     """Whether an image with these settings can be rendered.
 
-    `EXACT`: each setting is expressed exactly. `DIFFERS`: drawable, with the differences that the reasons name.
-    `NEEDS_INPUT`: an image that no metadata contains is needed. `NO`: civman cannot draw it.
+    `EXACT`: every setting is expressed exactly. `DIFFERS`: the image can be rendered, with differences that the reasons
+    name. `NEEDS_INPUT`: an image is needed that no metadata contains. `NO`: civman cannot render it.
     """
 
     EXACT = "exact"
@@ -27,12 +27,12 @@ class Drawable(StrEnum):
 
 
 RANK: Final = (Drawable.EXACT, Drawable.DIFFERS, Drawable.NEEDS_INPUT, Drawable.NO)
-"""From the best verdict to the worst."""
+"""All verdicts, from the best to the worst."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an image cannot be rendered exactly; with `EXACT`, a remark without consequences."""
+    """Why an image cannot be rendered exactly; with the verdict `EXACT`, a remark about something without effect."""
 
     verdict: Drawable
     words: str
@@ -53,7 +53,7 @@ def _feature(
 
 
 def face_method(entries: Entries) -> str | None:
-    """The method of face restoration, if civman supports it; otherwise None."""
+    """Return the method of face restoration; None if there is none, or one that civman does not support."""
     name = entries.text("Face restoration").casefold()
     return name if name in FACE_METHODS else None
 
@@ -149,7 +149,7 @@ _FEATURES: Final = (
     _feature(
         "Parser$",
         NO,
-        "it was made by SD.Next with another rule for emphasis, which civman does not follow",
+        "the image was made by SD.Next with another rule for emphasis, which civman does not follow",
         lambda entries: entries.text("Parser") not in ("Full parser", "A1111 parser"),
     ),
     _feature(r"Script|[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, "a script made several images in one"),
@@ -177,7 +177,7 @@ _FEATURES: Final = (
 
 
 def reasons(entries: Entries) -> Iterator[Reason]:
-    """The features that the entries request beyond a plain render. The entries are marked as used."""
+    """Return the reasons for features in the settings beyond a plain render, and mark their entries as used."""
     for feature in _FEATURES:
         if entries.take(feature.entries) and feature.words and feature.counts(entries):
             yield Reason(feature.verdict, feature.words)

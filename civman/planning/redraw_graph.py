@@ -1,4 +1,4 @@
-"""Turn a ComfyUI graph into a recipe that renders its image again by ComfyUI's rules, or say which node prevents that.
+"""Turns a ComfyUI graph into a recipe that renders its image by ComfyUI's rules, or says which node prevents it.
 
 Source: ComfyUI; `docs/redraw.md` lists its rules.
 """
@@ -23,10 +23,10 @@ from civman.planning.redraw_tiles import SourceImage
 from civman.prompts import comfyui_syntax
 
 _SAMPLERS: Final = {"ddim": "Euler"}
-"""ComfyUI's samplers that have another name in civman."""
+"""Samplers that ComfyUI and civman name differently: ComfyUI's name, then civman's."""
 _TREES: Final = ("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE")
 _NOISELESS: Final = ("DPM fast", "DPM adaptive")
-"""Samplers that add noise in A1111, and none in ComfyUI (eta 0)."""
+"""Samplers that add noise in A1111, but not in ComfyUI (eta 0)."""
 _FULL: Final = 0.9999
 _OTHER_FAMILIES: Final = re.compile(
     r"flux[._ -]?[12]|sd[_ ]?3(\.5|_medium)|qwen[._ -]image|z[._ -]image|hunyuan|wan2|lumina|auraflow|pixart|"
@@ -35,9 +35,9 @@ _OTHER_FAMILIES: Final = re.compile(
 
 
 def redraw_graph(graph: Graph, name: object = None, source: SourceImage | None = None) -> Redraw:
-    """Plan the image of a graph; the model files that it names are assumed to be present.
+    """Plan the image of a ComfyUI graph; the model files that the graph names are assumed to be present.
 
-    `source`: the image, or the images, that were given for the nodes that load one.
+    `source`: the first image that was given for nodes that load an image; its `others` are the rest.
     """
     try:
         found = passes_of(graph, Given(source.all if source is not None else ()))
@@ -51,7 +51,7 @@ def redraw_graph(graph: Graph, name: object = None, source: SourceImage | None =
 def redraw_passes(
     found: Passes, name: object, *, reasons: Sequence[Reason], digests: Mapping[str, str] = {}
 ) -> Redraw:  # fmt: skip
-    """Plan an image that ComfyUI's rules make of these passes. `digests`: the hashes of model files, by name."""
+    """Plan an image from its passes by ComfyUI's rules. `digests`: the hashes of model files, by name."""
     builder = _Builder(list(reasons), digests)
     recipe: dict[str, Any] = {}
     try:
@@ -73,7 +73,7 @@ class _Builder:
     digests: Mapping[str, str]
     files: dict[tuple[str, str], NamedFile] = field(default_factory=dict)
     leaves: list[str] = field(default_factory=lambda: list(OPEN))
-    """The fields of a request that depend on the checkpoint, not on the graph."""
+    """The fields of a request that depend on the checkpoint because the graph does not set them."""
     made: Recipe | None = None
 
     def add(self, verdict: Drawable, words: str) -> None:
@@ -148,7 +148,7 @@ class _Builder:
         return plain
 
     def _loras(self, model: Model, clip: Clip) -> list[LoraUse]:
-        """The LoRAs of both chains, each node with its strength for the UNet and for the text encoders."""
+        """Return the LoRAs of the model and of the text encoders, one for each node, with the scales for both."""
         names = {node: name for node, name, _ in (*model.loras, *clip.loras)}
         unet = {node: strength for node, _, strength in model.loras}
         text = {node: strength for node, _, strength in clip.loras}
@@ -171,7 +171,10 @@ class _Builder:
         return sampler
 
     def _step_rng(self, first: Sampled, second: Sampled | None) -> str:
-        """Where the steps' noise comes from: a graphics card, or the CPU for SDE samplers that do not say otherwise."""
+        """Return where the steps' noise is generated: "nv" for a GPU, "cpu", or "" if the samplers need none.
+
+        The SDE samplers in `_TREES` use the CPU unless their names end with `_gpu`.
+        """
         sources = [
             "cpu" if sampler.name in _TREES and not each.sampler.endswith("_gpu") else "nv"
             for each in (first, second)
@@ -185,14 +188,14 @@ class _Builder:
         return sources[0] if sources else ""
 
     def _eta(self, first: Sampled, second: Sampled | None) -> float:
-        """How much noise the steps of both passes add."""
+        """Return eta, which scales the noise that the steps of both passes add."""
         names = [self._sampler(each).name for each in (first, second) if each is not None]
         if any(name in _NOISELESS for name in names):
             return 0.0
         return first.eta if self._sampler(first).takes_eta else 1.0
 
     def _leave(self, model: Model, clip: Clip) -> None:
-        """Record which fields of the request the graph itself sets."""
+        """Update `leaves`, the fields that the graph does not set, for this model and its text encoders."""
         if clip.layer is None:
             self.leaves.append("clip_skip")
         if model.prediction:
@@ -200,7 +203,7 @@ class _Builder:
             self.leaves.remove("is_zero_snr")
 
     def _vae(self, found: Passes, checkpoint: str) -> str:
-        """The file of the VAE; empty if it is the checkpoint's."""
+        """Return the VAE's own file, or an empty string if the VAE is the checkpoint's."""
         used = set(found.vaes)
         if len(used) > 1:
             raise Stopped("the graph uses two VAEs, which civman does not support")
@@ -210,7 +213,7 @@ class _Builder:
         return self._file("vae", file) if file else ""
 
     def _sizes(self, texts: Sequence[Text], found: Passes) -> str:
-        """SDXL's size conditioning, if it is stated and differs from the image's size in a pass."""
+        """Return SDXL's size conditioning; empty if it is not stated, or what the image's size gives anyway."""
         stated = {text.sizes for text in texts}
         if len(stated) > 1:
             raise Stopped(
@@ -246,7 +249,7 @@ class _Builder:
                 self.add(Drawable.DIFFERS, f"the {each.role} `{each.name}` is named without a hash")
 
     def _value(self, made: Recipe, loras: Sequence[LoraUse], vae: str) -> dict[str, Any]:
-        """The recipe with names instead of digests, without the values that only the checkpoint shows."""
+        """Return the recipe as JSON, with names instead of digests, and without checkpoint-dependent values."""
         value = asdict(made)
         names = {stand_in(each.name): each.name for each in self.files.values() if each.role == "lora"}
         for name in ("precision", "files", "config", "vae", "start", "count", "batch_size", *self.leaves):
@@ -270,7 +273,7 @@ class _Builder:
 
 
 def by_comfyui(made: Recipe) -> Recipe:
-    """A recipe from settings in A1111's form, of an image that ComfyUI made."""
+    """Change a recipe that was read from settings in A1111's form so that it follows ComfyUI's rules."""
     sampler = samplers.BY_NAME[_SAMPLERS.get(made.sampler.casefold(), made.sampler)]
     is_plain = sampler.noise is samplers.Kind.NONE or sampler.name in _NOISELESS
     source = "" if is_plain else "cpu" if sampler.name in _TREES else "nv"
@@ -304,7 +307,10 @@ def _start(found: Passes, first: Sampled, *, has_second: bool) -> StartImage | N
 
 
 def _with_levels(first: Sampled) -> Sampled:
-    """Replace a strength below 1 by the noise levels that it selects; the latents of a first pass are empty."""
+    """Replace a strength below 1 in the first pass by the noise levels that it selects.
+
+    In the first pass, the latents are empty, so a strength only shortens the schedule.
+    """
     if first.sigmas or first.strength > _FULL:
         return first
     plain = first.sampler.removesuffix("_gpu")
@@ -317,7 +323,7 @@ def _with_levels(first: Sampled) -> Sampled:
 
 
 def _values(made: Recipe) -> int:
-    """The number of values of the largest noise that is drawn at once."""
+    """Return the number of values in the largest noise tensor that is generated at once."""
     sizes: Iterator[tuple[int, int]] = iter(
         [(made.width, made.height), *([(made.hires.width, made.hires.height)] if made.hires else [])]
     )

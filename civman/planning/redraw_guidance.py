@@ -1,4 +1,4 @@
-"""Settings of guidance and attention in other programs' images, as values of a recipe."""
+"""Converts settings of guidance and attention in other programs' images to values of a recipe."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ _THRESHOLDING = re.compile(
 
 
 def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
-    """The fields of a recipe for dynamic thresholding, merged tokens and steps without the negative prompt.
+    """Return the recipe's fields for dynamic thresholding, token merging and steps without the negative prompt.
 
     Raises: ValueError: a mode or number of dynamic thresholding is unknown.
     """
@@ -30,9 +30,9 @@ def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
 
 
 def second_sampling(entries: Entries, first: str) -> dict[str, Any]:
-    """The fields of a second pass that sets a sampler, a schedule or a CFG scale of its own.
+    """Return the recipe's fields for a sampler, schedule or CFG scale that only the second pass uses.
 
-    `first`: the name of the first pass's sampler. Without a schedule of its own, the second pass has the first's.
+    `first`: the sampler of the first pass. A second pass without a schedule of its own uses the first pass's.
 
     Raises: UsageError: the sampler or the schedule is unknown.
     """
@@ -50,7 +50,7 @@ def second_sampling(entries: Entries, first: str) -> dict[str, Any]:
 
 
 def second_ratio(entries: Entries) -> float:
-    """The ratio of merged tokens in the second pass: its own, else that of the first."""
+    """Return the token merging ratio of the second pass: its own, else that of the first pass."""
     return entries.number("Token merging ratio hr") or entries.number("Token merging ratio") or 0.0
 
 

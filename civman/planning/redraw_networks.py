@@ -1,4 +1,4 @@
-"""LoRAs and hypernetworks that other programs named in entries of the settings instead of tags in the prompt."""
+"""Reads the LoRAs and hypernetworks that settings name in entries of their own instead of in the prompt."""
 
 import re
 from collections.abc import Iterator
@@ -9,25 +9,26 @@ from civman.planning.redraw_prompts import TaggedLora
 
 
 def old_hypernetworks(entries: Entries) -> Iterator[tuple[str, float]]:
-    """The hypernetwork that A1111 named in entries until February 2023, with its strength."""
+    """Return the hypernetwork in the entry that A1111 wrote until February 2023, with its strength."""
     name, strength = entries.text("Hypernet"), entries.number("Hypernet strength")
     if name.casefold() not in ("", "none"):
         yield re.sub(r"\([0-9a-fA-F]{8}\)$", "", name).strip(), 1.0 if strength is None else strength
 
     name, strength = entries.text("Hypernetworks"), entries.number("Hypernetworks Strengths")
-    if name and "," not in name:  # an extension's entry; with one hypernetwork, it means the same
+    # an extension writes this entry; with only one hypernetwork, it means the same as A1111's own entry
+    if name and "," not in name:
         yield name, 1.0 if strength is None else strength
 
 
 def network_hash(entries: Entries, name: str) -> str:
-    """The hash of a hypernetwork, if the entries of old versions of A1111 give it; else ""."""
+    """Return the hash of a hypernetwork if entries of old versions of A1111 state it; else ""."""
     digest = entries.text("Hypernet hash")
     found = digest.casefold() if name == entries.text("Hypernet") else ""
     return found if re.fullmatch("[0-9a-f]{8,64}", found) else ""
 
 
 def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedFile], list[Reason]]:
-    """The LoRAs of the extension Additional Networks, their files, and why they cannot be expressed."""
+    """Read the LoRAs of the extension Additional Networks, their files, and why they cannot be expressed."""
     loras: list[TaggedLora] = []
     files: list[NamedFile] = []
     reasons: list[Reason] = []
@@ -55,9 +56,9 @@ def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedF
 
 
 def _listed_with(entries: Entries, weight: float, name: str, *, alone: bool) -> tuple[str, str]:
-    """The name and hash of the only LoRA that the API lists with this weight; the given name if there is none.
+    """Return the name and hash of the only LoRA in the API's list with this weight; if there is none, `name`.
 
-    `alone`: the settings name no other one, so it may also be the only one that is listed without a weight.
+    `alone`: the settings name no other LoRA, so the only LoRA that is listed without a weight counts, too.
     """
     listed = entries.listed_loras()
     found = [each for each in listed if each.weight == weight]

@@ -1,12 +1,13 @@
-"""The second pass of A1111 before 2023, which settings describe by `First pass size`."""
+"""Computes the second pass of A1111 before 2023, which settings describe by `First pass size`."""
 
 import math
 
 
 def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size of the first pass before 2023, and how many pixels were cut off it; sizes in pixels.
+    """Return the size of the first pass, and how many pixels of its width and height were cut off.
 
-    `first` is as stated; 0x0 means an area of 512 x 512 pixels, rounded up to multiples of 64.
+    `first`: the stated size; 0x0 means an area of 512 x 512 pixels, rounded up to multiples of 64. `final`: the size of
+    the finished image.
     """
     (width, height), (across, down) = first, final
     if width == 0 or height == 0:

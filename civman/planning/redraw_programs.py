@@ -1,7 +1,7 @@
-"""Turn the JSON that programs other than A1111 write into images into recipes, or say why that is impossible.
+"""Turns the JSON that programs other than A1111 write into images into recipes, or says why that is impossible.
 
-ComfyUI's graphs and SwarmUI's settings are followed. The other programs sample, guide or read prompts by rules that
-civman does not have; they are refused, and the error names these rules.
+ComfyUI's graphs and SwarmUI's settings are converted. The other programs sample, guide or read prompts by rules that
+civman does not have; their images are refused with an error that names these rules.
 """
 
 import json
@@ -45,7 +45,7 @@ _SWARM_TAG: Final = re.compile(r"<(\w+)[:\[>]")
 
 
 def texts_in(entries: Mapping[str, str]) -> Iterator[str]:
-    """The texts of an image that may be another program's JSON, in the order in which they are tried."""
+    """Return the texts in an image's metadata that may be another program's JSON, in the order to try them."""
     for name in _TEXTS:
         if entries.get(name, "").lstrip().startswith("{"):
             yield entries[name]
@@ -58,14 +58,14 @@ def texts_in(entries: Mapping[str, str]) -> Iterator[str]:
 
 
 def is_known(text: str) -> bool:
-    """Whether a text is JSON of a program that civman knows."""
+    """Whether a text is JSON of a program that civman recognises."""
     return text.lstrip().startswith("{") and (bool(_program(text)) or graph_of(text) is not None)
 
 
 def redraw_program(text: str, name: object = None, source: SourceImage | None = None) -> Redraw:
-    """Plan the image that a program's JSON describes; the model files named in it are assumed to be present.
+    """Plan the image that a program's JSON describes; the model files that it names are assumed to be present.
 
-    `source`: the image, or the images, that were given for a graph that loads some.
+    `source`: the first image that was given for a ComfyUI graph that loads images; its `others` are the rest.
     """
     program = _program(text)
     if program == "SwarmUI":
@@ -79,7 +79,7 @@ def redraw_program(text: str, name: object = None, source: SourceImage | None = 
 
 
 def _program(text: str) -> str:
-    """The program that wrote a JSON text, unless it is ComfyUI; "" if it is not known."""
+    """Return which program wrote a JSON text, unless it was ComfyUI; "" if the program is not recognised."""
     value = Loose(loads(text))
     if "sui_image_params" in value:
         return "SwarmUI"
@@ -96,7 +96,7 @@ def _program(text: str) -> str:
 
 
 def _swarm(value: Loose, name: object) -> Redraw:
-    """Plan an image of SwarmUI, which samples with ComfyUI."""
+    """Plan an image of SwarmUI by ComfyUI's rules, because SwarmUI samples with ComfyUI."""
     params = value.inner("sui_image_params")
     reasons = [Reason(Drawable.DIFFERS, "SwarmUI is rendered by the rules of ComfyUI, which it samples with")]
     reasons += _swarm_reasons(params)
@@ -155,7 +155,10 @@ Loras = tuple[tuple[str, str, float], ...]
 
 
 def _swarm_loras(params: Loose) -> tuple[Loras, Loras]:
-    """SwarmUI's LoRAs with their weights for the UNet and for the text encoders; one of them is not in a list."""
+    """Return SwarmUI's LoRAs with their weights, first for the UNet, then for the text encoders.
+
+    SwarmUI writes a single LoRA as a text instead of a list.
+    """
     lists = [params.items(key) or list(filter(None, params.text(key).split(",")))
              for key in ("loras", "loraweights", "loratencweights")]  # fmt: skip
     names, weights, encoders = lists

@@ -1,4 +1,4 @@
-"""Remove A1111's tags from a prompt and read them, by the rules of the version that made the image."""
+"""Reads A1111's tags in a prompt and removes them, by the rules of the version that made the image."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _NAMED: Final = re.compile(r"\s*(te|unet|dyn|\w+)\s*=\s*(.*)")
 
 @dataclass(frozen=True, slots=True)
 class TaggedLora:
-    """A LoRA that a prompt names, and its scales for the UNet and for the text encoders."""
+    """A LoRA that a prompt names, with its scales for the UNet and for the text encoders."""
 
     name: str
     unet: float
@@ -26,10 +26,10 @@ class TaggedLora:
     blocks: str = ""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """The UNet's scale over the steps of each pass, in canonical form; "": constant, or as in the first pass."""
+    """The scale for the UNet over the steps of the second pass, in canonical form; "" if it is as in the first."""
 
     def use(self, sha256: Sha256, *, has_hires: bool) -> LoraUse:
-        """The LoRA in a recipe, with the digest of its file."""
+        """Return the LoRA as a recipe lists it, with the digest of its file."""
         second = self.hires_keyframes if has_hires else ""
         return LoraUse(sha256, self.unet, self.text, self.blocks, self.keyframes, second)
 
@@ -45,7 +45,7 @@ class _Scales:
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """A prompt without its tags, the LoRAs that they name, and why the tags cannot be expressed."""
+    """A prompt without its tags, the LoRAs and hypernetworks that they name, and why tags cannot be expressed."""
 
     text: str
     loras: tuple[TaggedLora, ...]
@@ -102,7 +102,7 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
 
 
 def _blocks(words: str) -> tuple[str, str]:
-    """Block weights in canonical form, and the name of a preset that civman does not know."""
+    """Return block weights in canonical form and "", or "" and the name of a preset that civman does not know."""
     try:
         return blocks_of(words), ""
     except UsageError:
@@ -110,7 +110,7 @@ def _blocks(words: str) -> tuple[str, str]:
 
 
 def _scales(arguments: list[str], *, takes_both: bool) -> _Scales | str:
-    """The scales for the UNet and for the text encoders, or why they cannot be expressed."""
+    """Return the scales for the UNet and for the text encoders, or a text that says why they cannot be expressed."""
     if any(is_changing(each) or each.strip().startswith("hr") for each in arguments):
         return _changing_scales(arguments)
     named = {match[1]: match[2] for each in arguments if (match := _NAMED.fullmatch(each))}
@@ -136,7 +136,7 @@ def _scales(arguments: list[str], *, takes_both: bool) -> _Scales | str:
 
 
 def _changing_scales(arguments: list[str]) -> _Scales | str:
-    """The scales of a tag that the extension sd-webui-loractl reads, or why they cannot be expressed."""
+    """Read the scales of a tag for the extension sd-webui-loractl, or say why they cannot be expressed."""
     named = {match[1]: match[2].strip() for each in arguments if (match := _NAMED.fullmatch(each))}
     positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
     text_words = named.get("te", positional[0] if positional else "1")

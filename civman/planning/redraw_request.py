@@ -1,7 +1,7 @@
-"""Render requests from the settings in images of other programs, with the files that they name found in the library.
+"""Turns the settings in other programs' images into render requests, with the named files found in the library.
 
-A file is found by its hash if the settings give one, then by its version on CivitAI, and by its name last, which a
-notice reports.
+A file is found by its hash if the settings state one, else by its version on CivitAI, else by its name. A notice
+reports files that were found by their names.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,11 +32,11 @@ from civman.planning.vary import as_request
 from civman.planning.wanted_files import Wanted, wanted_files
 
 _MOST_TEXT = 1 << 20
-"""The size in bytes of the largest text file that is read."""
+"""The largest size of a text file that is read, in bytes."""
 
 
 def settings_in(index: Index | None, path: Path) -> str | None:
-    """A1111's `parameters` text, or another program's JSON, in an image or text file.
+    """Return A1111's `parameters` text, or another program's JSON, from an image or text file.
 
     None if there is none, or if civman made the image.
 
@@ -62,9 +62,10 @@ def settings_in(index: Index | None, path: Path) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image's settings as far as they are understood: the recipe with stand-ins for files, and these files.
+    """The settings of an image as civman understands them, and the files that they name.
 
-    `version_ids`: the versions on CivitAI that the image lists.
+    The recipe in `found` has placeholders for the digests of files. `version_ids`: the versions on CivitAI that the
+    image lists.
     """
 
     found: Redraw
@@ -74,17 +75,16 @@ class Prepared:
 
 
 def prepare(index: Index | None, settings: "str | SiteImage", source: SourceImage | None = None) -> Prepared:
-    """Read the settings of an image that is to be drawn again, as `understood` does.
+    """Read an image's settings as `understood` does, and check that the image can be rendered again.
 
-    Raises: CannotRender (`not-drawable`): the image cannot be drawn again; the message says why. NotFound
-    (`no-recipe`).
+    Raises: CannotRender (`not-drawable`): it cannot be rendered again; the message says why. NotFound (`no-recipe`).
     """
     prepared = understood(index, settings, source)
     found = prepared.found
     if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
         raise CannotRender(
             f"the image cannot be drawn again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
-            hint="to render it without the missing features, pass the other settings to `civman render`",
+            hint="to render an image without these features, pass the other settings to `civman render`",
         )  # fmt: skip
     return prepared
 
@@ -92,14 +92,15 @@ def prepare(index: Index | None, settings: "str | SiteImage", source: SourceImag
 def understood(index: Index | None, settings: "str | SiteImage", source: SourceImage | None = None) -> Prepared:
     """Read the settings in A1111's `parameters` text or of an image on CivitAI, and find the files that they name.
 
-    `source`: the image that a script was given.
+    `source`: the input image of img2img or of an upscaling script.
 
     Raises: NotFound (`no-recipe`): CivitAI shows no settings of the image.
     """
     if isinstance(settings, SiteImage) and not settings.meta and settings.text is None:
         raise NotFound(
             f"CivitAI shows no settings for image {settings.id}, and its file contains none",
-            hint="the uploader hides the settings, or uploaded the image without them", code=Cause.NO_RECIPE,
+            hint="the uploader hides the settings or uploaded the image without them; use another image",
+            code=Cause.NO_RECIPE,
         )  # fmt: skip
     joined = settings_row(index, settings)
     found = redraw(joined.row | {"source": source})
@@ -112,9 +113,9 @@ def understood(index: Index | None, settings: "str | SiteImage", source: SourceI
 def request_of(
     index: Index, prepared: Prepared, source: SourceImage | None = None
 ) -> tuple[RenderRequest, str, tuple[str, ...]]:
-    """Return the request that draws an image again, with how its pixels are rounded, and notices.
+    """Return the request that renders an image again, how to round its pixels, and notices.
 
-    The notices say what differs from the original.
+    The notices say how the result may differ from the original.
 
     Raises: NotFound (`missing-files`): files that the settings name are not in the library.
     """
@@ -173,7 +174,7 @@ def request_of(
 
 
 def _with_files(asked: HiresRequest, made: Hires, ref: Callable[[Sha256], str]) -> HiresRequest:
-    """The second pass with the refs of its own adapters, hypernetworks and checkpoint."""
+    """Return the request for the second pass with refs of its own adapters, hypernetworks and checkpoint."""
     networks = made.hypernetworks
     return replace(
         asked, checkpoint=ref(made.checkpoint.sha256) if made.checkpoint is not None else None,
@@ -183,15 +184,15 @@ def _with_files(asked: HiresRequest, made: Hires, ref: Callable[[Sha256], str]) 
 
 
 def require_held(files: Sequence[Wanted]) -> None:
-    """Check that all files are in the library; without an embedding, its name is just words.
+    """Check that all files are in the library except embeddings, whose names are read as words if missing.
 
-    Raises: NotFound (`missing-files`): the message lists those that are missing.
+    Raises: NotFound (`missing-files`): the message lists the missing files.
     """
     missing = [each for each in files if each.held is None and each.file.role != "embedding"]
     if missing:
         raise NotFound(
             f"the settings name files that are not in the library: {', '.join(each.words for each in missing)}",
-            hint="--fetch looks for them on CivitAI by their hashes and version ids, and downloads them; "
-            "`civman import` adds files that you have",
+            hint="look for the files on CivitAI with --fetch (by hash and version id), or add your own "
+            "copies with `civman import`",
             code=Cause.MISSING_FILES,
         )  # fmt: skip

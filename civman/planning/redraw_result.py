@@ -16,14 +16,17 @@ from civman.planning.redraw_features import RANK, Drawable, Reason
 from civman.prompts import emphasis
 
 SMALLEST_CARD: Final = 20480
-"""The number of threads of the smallest common GPU. Noise of fewer values is the same on all GPUs."""
+"""The thread count of the smallest common GPU. Noise with at most this many values is the same on all GPUs."""
 OPEN: Final = ("prediction", "is_zero_snr", "precision", "config")
 """The fields of a request that depend only on the checkpoint and the machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """The result for one image's settings; `recipe` has names and hashes as the settings give them."""
+    """What became of one image's settings: a verdict with reasons and, if possible, a recipe.
+
+    `recipe` is a JSON object with the names and hashes that the settings state.
+    """
 
     id: object
     drawable: Drawable
@@ -31,13 +34,15 @@ class Redraw:
     resources: tuple[NamedFile, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     made: Recipe | None = None
-    """The recipe with stand-ins for the digests of files (`stand_in`)."""
+    """The recipe, with placeholders from `stand_in` for the digests of files; None if there is none."""
     leaves: tuple[str, ...] = OPEN
-    """The fields of a request that depend on the checkpoint, not on the settings."""
+    """The fields of a request that depend on the checkpoint because the settings do not state them."""
     controls: tuple[ControlRequest, ...] = ()
-    """ControlNet's units; each ref is the name of a model, and `picture` is empty if no picture was passed for it."""
+    """Requests for ControlNet units. The ref is a model's name; `picture` is empty if no picture was passed for the
+    unit.
+    """
     references: tuple[ReferenceRequest, ...] = ()
-    """The units that are IP-Adapters, in the same form."""
+    """Requests for units with an IP-Adapter. The ref is a model's name; `picture` is empty if none was passed."""
 
     def value(self) -> dict[str, Any]:
         """The result as a dict that can be serialised to JSON."""
@@ -48,14 +53,14 @@ class Redraw:
 
 
 def verdict_of(found: Sequence[Reason]) -> tuple[Drawable, tuple[str, ...]]:
-    """The worst verdict of all reasons, and the reasons in words, the most serious ones first."""
+    """Return the worst verdict of all reasons, and the reasons in words, the most serious ones first."""
     ordered = sorted(found, key=lambda each: -RANK.index(each.verdict))
     verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
     return verdict, tuple(dict.fromkeys(each.words for each in ordered))
 
 
 def require_plannable(made: Recipe) -> None:
-    """Check the recipe without its models. Raises: UsageError: it could not be rendered with any model."""
+    """Check whatever in a recipe does not depend on its models. Raises: UsageError: no model could render it."""
     prompt_stages.require_readable(made)
     sampler, schedule, levels = sampler_names.of_recipe(made)
     sampling_plan.plan(sampler, schedule, made.steps, levels, sigmas=made.sampling.sigmas)
@@ -70,5 +75,5 @@ def require_plannable(made: Recipe) -> None:
 
 
 def stand_in(name: str) -> Sha256:
-    """A placeholder for an unknown digest, so that the other values can be checked."""
+    """Return a placeholder for an unknown digest, so that the recipe's other values can be checked."""
     return Sha256(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())

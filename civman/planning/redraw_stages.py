@@ -1,7 +1,8 @@
-"""What the settings of other programs say about a second pass with values of its own, and about a refiner.
+"""Reads from other programs' settings a second pass with values of its own, and a refiner.
 
-Source: A1111 1.3 (prompts of the second pass), 1.5 (its LoRAs are those in its own prompt), 1.6 (its own checkpoint,
-and refiners) and 1.8 (the refiner is switched to by noise level); Forge switches to it by steps.
+Source: A1111 1.3 (prompts of the second pass), 1.5 (the second pass's LoRAs are those in its own prompt), 1.6 (a
+checkpoint for the second pass, and refiners) and 1.8 (switches to the refiner at a noise level); Forge switches after a
+number of steps.
 """
 
 import re
@@ -21,15 +22,15 @@ from civman.prompts import editing
 
 HIRES_CHECKPOINT: Final = "hires-checkpoint"
 REFINER: Final = "refiner"
-"""The roles of the further checkpoints among the files that settings name."""
+"""The role of a refiner's checkpoint among the files that settings name."""
 SECOND_ENTRIES: Final = re.compile("Hires (checkpoint|prompt|negative prompt)$")
-"""The entries with which a second pass has values of its own."""
+"""The entries of settings that state values of the second pass's own, as a regular expression."""
 _NAMED: Final = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
 
 
 @dataclass(slots=True)
 class OwnTexts:
-    """The second pass's own prompts without tags, and the networks that act in it; None: as in the first pass."""
+    """The second pass's own prompts without tags, and its own LoRAs and hypernetworks; None: the first pass's."""
 
     prompt: str | None = None
     negative: str | None = None
@@ -38,7 +39,7 @@ class OwnTexts:
     reasons: list[Reason] = field(default_factory=list)
 
     def of_hires(self, hires: Hires) -> Hires:
-        """The second pass with these values, with stand-ins for the files."""
+        """Return the second pass with these values, and with placeholders for the digests of files."""
         loras, networks = self.loras, self.networks
         return replace(
             hires, prompt=self.prompt, negative_prompt=self.negative,
@@ -52,7 +53,10 @@ class OwnTexts:
 def own_texts(
     entries: Entries, version: tuple[int, int], loras: Sequence[TaggedLora], networks: Sequence[tuple[str, float]]
 ) -> OwnTexts:
-    """Read the second pass's own prompts. `loras` and `networks` are not named in prompts, and act in both passes."""
+    """Read the second pass's own prompts.
+
+    `loras` and `networks` are named outside prompts, so they act in both passes.
+    """
     found = OwnTexts()
     prompt, negative = (_whole(entries, name, found) for name in ("Hires prompt", "Hires negative prompt"))
     if negative is not None:
@@ -66,7 +70,7 @@ def own_texts(
 
 
 def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
-    """A prompt of the second pass as it was written; None if the settings give none."""
+    """Return a prompt of the second pass as it was written; None if the settings state none."""
     text = entries.value(name)
     if not isinstance(text, str) or not text:
         return None
@@ -78,7 +82,7 @@ def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
 
 
 def counted_for_own_sampler(hires: Hires, prompt: str, rules: str, sampler: samplers.Sampler) -> Hires:
-    """State the first pass's prompt as that of the second pass where its sampler has another number of evaluations.
+    """Repeat the prompt for the second pass if its own sampler needs another number of evaluations per step.
 
     A recipe counts the evaluations of the second pass's own sampler only if the second pass has a prompt of its own.
     """
@@ -89,12 +93,15 @@ def counted_for_own_sampler(hires: Hires, prompt: str, rules: str, sampler: samp
 
 
 def second_checkpoint(entries: Entries) -> NamedFile | None:
-    """The checkpoint of the second pass; None if it is that of the first."""
+    """Return the checkpoint of the second pass; None if it is the first pass's."""
     return _named(entries.text("Hires checkpoint"), HIRES_CHECKPOINT)
 
 
 def refiner(entries: Entries, version: tuple[int, int], *, has_hires: bool) -> tuple[NamedFile, Refiner] | None:
-    """The refiner's checkpoint, and how it takes over, with a stand-in for the checkpoint; None if there is none."""
+    """Return the refiner's checkpoint and when it takes over; None if there is no refiner.
+
+    The refiner has a placeholder for the checkpoint's digest.
+    """
     entries.take(re.compile("Refiner|Hires refiner$"))
     file = _named(entries.text("Refiner"), REFINER)
     if file is None:
@@ -110,19 +117,19 @@ def refiner(entries: Entries, version: tuple[int, int], *, has_hires: bool) -> t
 
 
 def with_second_checkpoint(hires: Hires, file: NamedFile | None) -> Hires:
-    """The second pass with a stand-in for its checkpoint."""
+    """Return the second pass with a placeholder for the digest of its checkpoint `file`, if that is not None."""
     return hires if file is None else replace(hires, checkpoint=_use(file))
 
 
 def stand_in_of(file: NamedFile) -> Sha256:
-    """The stand-in in a recipe for the digest of a file that settings name."""
+    """Return the placeholder that recipes contain for the digest of a file that settings name."""
     if file.role in (HIRES_CHECKPOINT, REFINER):
         return stand_in(f"{file.role} {file.name} {file.hash}")
     return stand_in("checkpoint" if file.role == "checkpoint" else file.name)
 
 
 def named_stages(made: Recipe, value: dict[str, Any], resources: Sequence[NamedFile]) -> None:
-    """Name the files of the second pass and of the refiner in the JSON value of a recipe by their names and hashes."""
+    """Put the names and hashes of the second pass's and the refiner's files into a recipe's JSON value."""
     names = {(each.role, stand_in_of(each)): {"name": each.name, "hash": each.hash} for each in resources}
     if made.refiner is not None:
         value["refiner"] |= {"checkpoint": names[REFINER, made.refiner.checkpoint.sha256]}

@@ -1,6 +1,6 @@
-"""What an image was made from, in its settings: another image, perhaps enlarged or redrawn in tiles.
+"""Reads from an image's settings which input image it was made from, perhaps enlarged or redrawn in tiles.
 
-That is plain img2img, A1111's script "SD upscale", and the extensions "Ultimate SD upscale" and "Tiled Diffusion".
+This covers plain img2img, A1111's script "SD upscale", and the extensions "Ultimate SD upscale" and "Tiled Diffusion".
 """
 
 import re
@@ -22,11 +22,11 @@ from civman.pictures.tiled_diffusion_text import tiled_diffusion_in
 from civman.planning.redraw_features import Drawable, Reason
 
 _FACTORS: Final = tuple(number / 20 for number in range(20, 81))
-"""The factors that the script offers: 1 to 4 in steps of 0.05."""
+"""The factors that the script SD upscale offers: 1 to 4 in steps of 0.05."""
 _SD: Final = re.compile("SD upscale ")
 _ULTIMATE: Final = re.compile("Ultimate SD upscale ")
 _OF_MASK: Final = re.compile("Mask blur|Inpaint area|Masked area padding|Masked content")
-"""A1111's entries for a mask, which the script Ultimate SD upscale makes itself."""
+"""A1111's entries for a mask, which Ultimate SD upscale also causes because it makes masks for its tiles."""
 _OF_IMAGE: Final = re.compile(
     "Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG|Resize mode"
 )
@@ -38,16 +38,16 @@ _INPAINTED: Final = (
     "Conditional mask weight",
     "Image CFG scale",
 )
-"""Those that A1111 writes only with a mask, or with a model that edits images by instructions."""
+"""A1111's entries that show that a user's mask, or a model that edits images by instructions, was used."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """An image that another one was made from, or that a ControlNet followed; sizes are width and height in pixels.
+    """An image given for a redraw: its input image or a control image. Sizes are width and height in pixels.
 
-    `final_size`: the size of the image that is drawn again, None if it is not known. `node`: the node of a ComfyUI
-    graph that loads the image, by its id or by the name of its file, "" if that was not stated. `others`: further
-    images, in the order in which they were given.
+    `final_size`: the size of the image that is drawn again, None if unknown. `node`: the node of a ComfyUI graph that
+    loads this image, by its id or by the name of its file, or "" if that was not stated. `others`: further images, in
+    the order in which the user passed them.
     """
 
     path: Path
@@ -59,20 +59,20 @@ class SourceImage:
 
     @property
     def all(self) -> "tuple[SourceImage, ...]":
-        """This image and the others."""
+        """This image, followed by `others`."""
         return (self, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What the settings say: entries of the recipe, and reasons."""
+    """Fields of the recipe for the input image and its tiles, and why they are not exact."""
 
     recipe: dict[str, Any]
     reasons: tuple[Reason, ...] = ()
 
 
 FindUpscaler = Callable[[str], tuple[str, Sha256 | None]]
-"""A function from A1111's name of an upscaler to its method in civman and a stand-in for its model."""
+"""A function from A1111's name of an upscaler to civman's name and a placeholder for its model's digest."""
 _ENCODED: Final = Reason(
     Drawable.DIFFERS, "A1111 encodes the input image from a distribution, and civman takes the mean of that"
 )
@@ -82,7 +82,10 @@ def started(
     entries: Entries, source: SourceImage | None, upscaler: FindUpscaler, version: tuple[int, int],
     size: tuple[int, int], *, has_passes: bool,
 ) -> Tiles:  # fmt: skip
-    """Read what an image of this size was made from. `has_passes`: it has a second pass, which explains a strength."""
+    """Read which input image an image of this size was made from, and how that was enlarged.
+
+    `has_passes`: the image has a second pass, which may be what a stated strength belongs to.
+    """
     tiles = redraw_in_tiles(entries, source, upscaler)
     if tiles.reasons:
         return tiles
@@ -98,16 +101,20 @@ def started(
     if not is_larger and (has_passes or not (from_image or has_strength)):
         return Tiles(recipe, tuple(reasons))
     if source is None:
-        words = "it was made from another image, which the settings do not contain"
+        words = "the image was made from another one, which the settings do not contain"
         hint = ": `civman replay IMAGE --picture SOURCE` passes it"
         is_plain = not any(each in entries for each in _INPAINTED)
         return Tiles(recipe, (*reasons, Reason(Drawable.NEEDS_INPUT, words + (hint if is_plain else ""))))
     if any(each in entries for each in _INPAINTED):
-        words = "it was inpainted, and the settings do not contain the mask: `civman render --init --mask` takes both"
+        words = (
+            "the image was inpainted, and the settings do not contain the mask: `civman render` takes --init and --mask"
+        )
         return Tiles(recipe, (*reasons, Reason(Drawable.NEEDS_INPUT, words)))
     reasons.append(_ENCODED)
     if "Mask blur" in entries:
-        words = "if it was inpainted, its mask is missing: A1111 stated a mask blur, at first also without a mask"
+        words = (
+            "if the image was inpainted, its mask is missing: A1111 stated a mask blur, at first also without a mask"
+        )
         reasons.append(Reason(Drawable.DIFFERS, words))
     recipe["start"], begun = _begun(entries, source, reasons), source.size
     if is_larger:
@@ -146,7 +153,7 @@ def _larger(
     found: dict[str, str], source: tuple[int, int], upscaler: tuple[str, Sha256 | None], version: tuple[int, int],
     size: tuple[int, int],
 ) -> Enlargement:  # fmt: skip
-    """How Tiled Diffusion enlarged the input image: by its factor, or to the size of the rendering."""
+    """Return how Tiled Diffusion enlarged the input image: by a factor, or to the size of the image."""
     factor = number(found.get("factor"))
     if factor is None:
         return Enlargement(upscaler[0], *size, upscaler[1])
@@ -156,7 +163,7 @@ def _larger(
 
 
 def redraw_in_tiles(entries: Entries, source: SourceImage | None, upscaler: FindUpscaler) -> Tiles:
-    """Read the settings of the script that redrew the image in tiles, if there is one."""
+    """Read the settings of the script that redrew the image in tiles; the result is empty if there was none."""
     read = _ultimate if entries.take(_ULTIMATE) else _sd_upscale if entries.take(_SD) else None
     if read is None:
         return Tiles({})
@@ -165,20 +172,20 @@ def redraw_in_tiles(entries: Entries, source: SourceImage | None, upscaler: Find
         name = "SD upscale" if read is _sd_upscale else "Ultimate SD upscale"
         return Tiles({}, (Reason(
             Drawable.NEEDS_INPUT,
-            f"the script {name} drew it again from an image that the settings do not contain: "
+            f"the script {name} redrew an image that the settings do not contain: "
             "`civman replay IMAGE --picture SOURCE` passes it",
         ),))  # fmt: skip
     return read(entries, source, upscaler)
 
 
 def _enlarging(entries: Entries, name: str, upscaler: FindUpscaler) -> tuple[str, Sha256 | None]:
-    """The method and a stand-in for the model of the upscaler in the entry `name`."""
+    """Return civman's name of the upscaler in the entry `name`, and a placeholder for its model's digest."""
     found = entries.text(name) or "None"
     return ("none", None) if found.casefold() == "none" else upscaler(found)
 
 
 def _begun(entries: Entries, source: SourceImage, reasons: list[Reason]) -> StartImage:
-    """The start image with its strength; a reason is added if the strength is not stated."""
+    """Return the start image with its strength; if the strength is not stated, add a reason and use 0.75."""
     strength = entries.number("Denoising strength")
     if strength is None:
         reasons.append(Reason(Drawable.DIFFERS, "the strength is not stated; 0.75 is A1111's default"))
@@ -186,7 +193,7 @@ def _begun(entries: Entries, source: SourceImage, reasons: list[Reason]) -> Star
 
 
 def _ultimate(entries: Entries, source: SourceImage, upscaler: FindUpscaler) -> Tiles:
-    """The script writes the size of the tiles and their masks; the size of the settings is that of the image."""
+    """Read the settings of Ultimate SD upscale. The stated size is that of the finished image."""
     reasons = [_ENCODED, Reason(
         Drawable.DIFFERS,
         "Ultimate SD upscale does not state in which order it redrew the tiles and whether it redrew the seams: drawn "

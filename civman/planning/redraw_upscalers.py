@@ -1,4 +1,4 @@
-"""Upscalers as A1111's settings name them: built in, a published model, or a kind of network that civman lacks."""
+"""Finds upscalers by A1111's names: built-in ones, published models, and kinds that civman does not support."""
 
 import re
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from civman.pictures.site_settings import NamedFile
 from civman.planning.redraw_features import Drawable, Reason
 
 _OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
-"""Names of upscalers whose networks are of other kinds than ESRGAN's, Real-ESRGAN's and SwinIR's."""
+"""Names of upscalers that are neither ESRGAN, Real-ESRGAN nor SwinIR networks, as a regular expression."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedUpscaler:
-    """The upscaler that a name stands for: built into civman, or "model" with the file; and what may differ."""
+    """The upscaler that a name refers to: a built-in one, or "model" with a file; and why it may differ."""
 
     method: str
     file: NamedFile | None = None
@@ -23,7 +23,7 @@ class NamedUpscaler:
 
 
 def upscaler_named(name: str, version: tuple[int, int]) -> NamedUpscaler:
-    """Find out which upscaler A1111 of this version meant by a name."""
+    """Return the upscaler to which this name refers in this version of A1111."""
     own = upscaler_of(name)
     if own in UPSCALERS[:-1]:
         return NamedUpscaler(own)

@@ -20,12 +20,12 @@ def require_render_extra() -> None:
 
 
 def missing_parts() -> list[str]:
-    """The packages that rendering needs and that are not installed."""
+    """List the packages that rendering needs and that are not installed."""
     return [name for name in _NEEDED if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # some environments raise this for packages that they block
+    except ModuleNotFoundError:  # some environments raise this for packages whose import they block
         return False

@@ -1,7 +1,7 @@
-"""The settings of an image on CivitAI or of a `parameters` text, with the model versions that they name by id.
+"""Joins the settings of an image on CivitAI, or of a `parameters` text, with the model versions they name by id.
 
-CivitAI names a model version where other programs write a name and a hash. Such versions are joined here with the
-names in the prompt and the settings, so that no LoRA is applied twice, and the rest of civman sees names and hashes.
+CivitAI names a model version by its id where other programs write a name and a hash. Joining finds out which version
+belongs to which name, so that no LoRA is applied twice and the rest of civman needs only names and hashes.
 """
 
 import json
@@ -35,10 +35,10 @@ _ADDNET: Final = re.compile(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)")
 
 @dataclass(frozen=True, slots=True)
 class SiteImage:
-    """An image on CivitAI. `path`: its downloaded original; `has_recipe`: whether civman's recipe is in it.
+    """An image on CivitAI. `path`: the downloaded original; `has_recipe`: whether it contains a civman recipe.
 
     `text`: A1111's `parameters` in the original, or None. The text is preferred to `meta`, the API's response, in which
-    CivitAI has split some entries wrongly. `version_ids`: the model versions that CivitAI found in the image.
+    CivitAI splits some entries wrongly. `version_ids`: the model versions that CivitAI found in the image.
     """
 
     id: int
@@ -54,8 +54,9 @@ class SiteImage:
 class NamedVersion:
     """A model version that an image names by its id.
 
-    `weight`: the scale of a LoRA, 1 if it is not stated. `is_listed`: the image's maker listed it; otherwise CivitAI
-    found it in the image, with an unknown role ("") and weight. `name`: the name of the model or of the version.
+    `weight`: the scale of a LoRA, 1 if it is not stated. `is_listed`: the image's maker listed the version; otherwise
+    CivitAI detected it in the image, so its role ("") and weight are unknown. `name`: the name of the model or of the
+    version.
     """
 
     role: str
@@ -68,10 +69,10 @@ class NamedVersion:
 
 @dataclass(frozen=True, slots=True)
 class SettingsRow:
-    """An image's settings as a row for `civman.planning.redraw.redraw`.
+    """The settings of an image as a row for `civman.planning.redraw.redraw`.
 
-    `versions`: role and name of a file in the row → the version that the image names for it. `notices` are about the
-    settings.
+    `versions`: the version that the image names for a file, by the file's role and name in the row. `notices`: notices
+    about the settings for the user.
     """
 
     row: dict[str, Any]
@@ -87,10 +88,10 @@ def row_of(text: str) -> dict[str, Any]:
 
 
 def settings_row(index: Index | None, settings: "str | SiteImage") -> SettingsRow:
-    """Join the settings in a `parameters` text or of an image on CivitAI with the versions that they name.
+    """Join the settings of a `parameters` text or of an image on CivitAI with the model versions that they list.
 
-    A LoRA that is listed but not named in the prompt gets a tag there: CivitAI's generator writes no tags. What a
-    version contains is read from the index; an unknown one is called "version 123".
+    CivitAI's generator writes no tags, so a listed LoRA that the prompt does not name gets a tag in the prompt. The
+    contents of a version come from the index; an unknown version is called "version 123".
     """
     if isinstance(settings, str) and is_known(settings):
         versions = {(each.role, stem(air)): each for air, each in _named_in(settings)}
@@ -108,7 +109,7 @@ def settings_row(index: Index | None, settings: "str | SiteImage") -> SettingsRo
 
 
 def _of_site(image: SiteImage) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The row of an image on CivitAI: from the text in its file if there is one, else from the API's answer."""
+    """Return the row of an image on CivitAI, from the text in its file or, without one, the API's response."""
     own = dict(image.meta or {})
     notices: tuple[str, ...] = ()
     if image.text is not None:
@@ -123,7 +124,7 @@ def _of_site(image: SiteImage) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def listed_versions(settings: "str | SiteImage") -> list[NamedVersion]:
-    """List the versions that a `parameters` text or an image on CivitAI names by their ids."""
+    """List the model versions that a `parameters` text or an image on CivitAI names by id."""
     if isinstance(settings, str):
         if is_known(settings):
             return [each for _, each in _named_in(settings)]
@@ -132,7 +133,7 @@ def listed_versions(settings: "str | SiteImage") -> list[NamedVersion]:
 
 
 def versions_of(meta: Mapping[str, Any] | None, extra: "tuple[VersionId, ...]" = ()) -> Iterator[NamedVersion]:
-    """List the versions that an image's settings name by their ids or AIRs, then those in `extra`; each once."""
+    """List the model versions that an image's settings name by id or AIR, then those in `extra`, each once."""
     seen: set[int] = set()
     for name in _LISTS:
         for entry in _entries((meta or {}).get(name)):
@@ -147,7 +148,7 @@ def versions_of(meta: Mapping[str, Any] | None, extra: "tuple[VersionId, ...]" =
 
 
 def _named_in(text: str) -> Iterator[tuple[str, NamedVersion]]:
-    """Each AIR in a graph, as CivitAI's generator names files, with the version that it names."""
+    """Return each AIR in a ComfyUI graph with its model version; CivitAI's generator names files by AIR."""
     for air in dict.fromkeys(_AIR.findall(text)):
         found = _version({"air": air})
         if found is not None:
@@ -185,7 +186,7 @@ def _version(entry: Mapping[str, Any]) -> NamedVersion | None:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A version as the index has it: CivitAI's metadata, and the stored files."""
+    """What the index knows about a model version: CivitAI's metadata, and the stored files."""
 
     version: ModelVersion | None
     held: tuple[Asset, ...]
@@ -198,30 +199,30 @@ class _Known:
 
     @property
     def role(self) -> str:
-        """The role that CivitAI's model type gives the version; "" if it is unknown."""
+        """The role that CivitAI's model type implies; "" if the version is unknown."""
         return role_of(self.version.model.type) if self.version is not None else ""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of its files without their suffixes, the default file's first."""
+        """The names of the version's files without suffixes, the default file first."""
         files = [*self._files(), *(asset.name for asset in self.held)]
         return tuple(dict.fromkeys(Path(name).stem for name in files))
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that stand for an embedding in a prompt: its files' names and its trigger words."""
+        """The words that stand for an embedding in a prompt: the names of its files and its trigger words."""
         return (*self.names, *(self.version.trained_words if self.version is not None else ()))
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of its default file if that is stored, else of its only stored file, else of the default file."""
+        """The SHA-256 of the default file or, if only another file of the version is stored, of that file."""
         default = self._default
         declared = str(default.hashes.sha256 or "") if default is not None else ""
         stored = {str(asset.blob.sha256) for asset in self.held}
         return next(iter(stored)) if len(stored) == 1 and declared not in stored else declared
 
     def has(self, digest: str) -> bool:
-        """Whether one of its files has this hash, which may be of any kind."""
+        """Whether a file of the version has this hash, which may be of any hash type."""
         known = [str(asset.blob.sha256) for asset in self.held]
         known += [
             each for file in (self.version.files if self.version else ()) for each in file.hashes.known().values()
@@ -240,14 +241,14 @@ class _Known:
 
 
 class _Join:
-    """Joins versions with the files that the settings name, and changes the settings so that they name all of them."""
+    """Assigns model versions to the files in the settings, and adds files for versions without one to the settings."""
 
     def __init__(self, meta: dict[str, Any]) -> None:
         self._meta = meta
         self.versions: dict[tuple[str, str], NamedVersion] = {}
 
     def add(self, named: NamedVersion, known: _Known) -> None:
-        """Add one version. What CivitAI only found in the image is added only if the settings name it, too."""
+        """Assign one version to a file. A version that CivitAI only detected is not added as a new file."""
         match named.role or known.role:
             case "checkpoint":
                 self._single(named, known, "Model", "Model hash")
@@ -309,7 +310,7 @@ class _Join:
             self._list("embed", same, known.sha256)
 
     def _additional(self) -> list[NamedFile]:
-        """The LoRAs of the extension Additional Networks."""
+        """List the LoRAs of the extension Additional Networks in the settings."""
         values = [str(value) for key, value in self._meta.items() if key.startswith("AddNet Model")]
         found = [_ADDNET.fullmatch(value) for value in values]
         return [NamedFile("lora", each[1], each[2].casefold()) for each in found if each is not None]
@@ -321,5 +322,5 @@ class _Join:
 
 
 def role_of(kind: ModelType) -> str:
-    """The role that a model of this type has in an image: "checkpoint", "lora", "vae" …; "" for all others."""
+    """Return the role that a model of this type has in an image: "checkpoint", "lora", "vae" …; "" for other types."""
     return "lora" if kind.is_adapter else _ROLES.get(kind.value.casefold(), "")

@@ -1,4 +1,4 @@
-"""Which images are rendered side by side in slots, decided before anything is loaded."""
+"""Decides which images are rendered side by side in slots, before anything is loaded."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.planning.plan_types import MODEL_FIELDS, Planned
 
 _UNET_FIELDS = ("slots", "loras", "hypernetworks", "freeu", "odd_sizes")
-"""The recipe fields, besides those of the model, that change the UNet itself."""
+"""Recipe fields that change the UNet itself, besides those that choose its weights (`MODEL_FIELDS`)."""
 _SHAPE_FIELDS = ("width", "height", "steps", "sampler", "guidance_scale")
 
 
 def slot_groups(plans: Sequence[Planned]) -> list[tuple[int, ...]]:
-    """Group plans whose images share slots, and return the numbers of the plans, from 0, of each group.
+    """Group plans whose images can share slots. Returns the positions of the plans in each group, from 0.
 
     Images share slots if their recipes have the same number of slots and need the same model with the same adapters,
     hypernetworks and FreeU. Prompts, seeds, sizes, samplers, steps, guidance and everything else may differ. Images of
-    the same shape become neighbours, because only calls of the UNet for the same size can be answered together. A plan
+    the same shape become neighbours, because one call of the UNet can compute only images of the same size. A plan
     without slots is a group of its own.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -27,7 +27,7 @@ def slot_groups(plans: Sequence[Planned]) -> list[tuple[int, ...]]:
 
 
 def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
-    """The notice that an image is computed alone although slots were requested."""
+    """Return a notice if slots were requested but the image must be computed alone."""
     if request.slots in (None, 1) or recipe.slots:
         return ()
     why = (
@@ -53,7 +53,7 @@ def beside(plans: Sequence[Planned]) -> list[int]:
 
 
 def _by_shape(plans: Sequence[Planned], numbers: Sequence[int]) -> tuple[int, ...]:
-    """Sort the plans of a group so that those of the same shape follow each other, in the order of their first one."""
+    """Order the plans of a group so that plans of the same shape are adjacent."""
     shapes: dict[tuple[object, ...], list[int]] = {}
     for number in numbers:
         recipe = plans[number].recipe

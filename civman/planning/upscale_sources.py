@@ -1,4 +1,4 @@
-"""Images that are to be upscaled: read completely, with transparency, colour profile and the texts in them."""
+"""Reads images to upscale completely, with transparency, colour profile and text metadata."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ _SUFFIXES: Final = (*image_text.SUFFIXES, ".bmp", ".tif", ".tiff", ".gif")
 
 @dataclass(frozen=True, slots=True)
 class SourcePicture:
-    """An image to upscale. `sha256` is that of its file; `image` is a Pillow image in RGB or RGBA, turned upright."""
+    """An image to upscale. `sha256` is that of its file; `image` is a Pillow image in RGB or RGBA, upright."""
 
     path: Path
     sha256: Sha256
@@ -26,7 +26,7 @@ class SourcePicture:
     profile: bytes | None = field(default=None, repr=False)
     """The image's ICC colour profile."""
     parameters: str | None = None
-    """A1111's text in the image."""
+    """A1111's `parameters` text in the image, if there is one."""
     parent: Sha256 | None = None
     """The SHA-256 of the recipe in the image, if civman made it."""
     notices: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class SourcePicture:
 
 
 def read_source(path: Path) -> SourcePicture:
-    """Read the image at `path`, turned as its EXIF data says; a fourth channel is kept unless it is opaque everywhere.
+    """Read the image at `path`, rotated as its EXIF data says. Transparency is kept unless the image is opaque.
 
     Raises: UsageError (`unreadable-picture`): the file is missing, not an image, incomplete, or has several frames.
     """
@@ -64,7 +64,7 @@ def read_source(path: Path) -> SourcePicture:
 
 
 def _eight_bit(image: Any) -> tuple[Any, list[str]]:
-    """Convert an image to RGB or RGBA with 8 bits per channel, and describe what is lost."""
+    """Convert an image to RGB or RGBA with 8 bits per channel, and return notices about what is lost."""
     import numpy as np
     from PIL import Image
 
@@ -83,7 +83,7 @@ def _eight_bit(image: Any) -> tuple[Any, list[str]]:
 
 
 def _texts(data: bytes) -> tuple[str | None, Sha256 | None]:
-    """A1111's text in an image, and the SHA-256 of civman's recipe in it. Damaged texts are ignored."""
+    """Return A1111's text in an image, and the SHA-256 of its civman recipe. Damaged texts are ignored."""
     try:
         carried = image_text.texts(data)
     except UsageError:
@@ -97,7 +97,10 @@ def _texts(data: bytes) -> tuple[str | None, Sha256 | None]:
 
 
 def pictures_in(paths: Iterable[Path]) -> Iterator[Path]:
-    """Replace each folder by the image files directly in it, ordered by name. Raises: UsageError: one has no images."""
+    """Replace each folder by the image files directly in it, ordered by name.
+
+    Raises: UsageError: a folder contains no images.
+    """
     for path in paths:
         folder = path.expanduser()
         if not folder.is_dir():
@@ -110,7 +113,8 @@ def pictures_in(paths: Iterable[Path]) -> Iterator[Path]:
         )
         if not found:
             raise UsageError(
-                f"the folder `{path}` contains no images", hint="images in its subfolders are not upscaled",
+                f"the folder `{path}` contains no images",
+                hint="pass a folder that contains images itself; subfolders are not searched",
                 code=Cause.UNREADABLE_PICTURE,
             )  # fmt: skip
         yield from found

@@ -77,7 +77,7 @@ _HIRES: Final = (
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_AS_FIRST: Final = ("hires_prompt", "hires_negative_prompt", "hires_checkpoint")
-"""Fields of the second pass for which an empty text stands for the first pass's value."""
+"""Fields of the second pass that an empty text resets to the first pass's value."""
 _HIRES_TEXTS: Final = (
     "upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize", *_HIRES_AS_FIRST,
 )  # fmt: skip
@@ -87,7 +87,7 @@ _LAST: Final = (
     "init_upscale",
 )  # fmt: skip
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_REFERENCE, *_LAST, "lora:REF")
-"""The fields that can be changed; some also have the short names of `civman render`'s options."""
+"""The fields of a recipe that can be changed; some also have short names, as the options of `civman render` do."""
 
 Change = tuple[str, str]
 DigestOf = Callable[[str], Sha256]
@@ -97,15 +97,15 @@ def vary(
     index: Index, recipe: Recipe, changes: Sequence[Change], conditions: Conditions, *,
     pictures: Mapping[Sha256, Path] = {}, on_event: OnEvent = ignore,
 ) -> Planned:  # fmt: skip
-    """Plan `recipe` with some fields changed. `pictures`: the paths of its input image and mask.
+    """Plan `recipe` with some fields changed. `pictures`: the paths of its input image and mask, by SHA-256.
 
     A scale of 0 removes an adapter. Changing the sampler resets the schedule, unless a later change sets it.
 
-    Raises: UsageError (`unknown-field`, `bad-value`); and what `civman.planning.plan.plan` raises.
+    Raises: UsageError (`unknown-field`, `bad-value`). The errors of `civman.planning.plan.plan`.
     """
     finder = Finder(index, on_event)
     request = as_request(recipe, pictures)
-    # the old checkpoint's prediction type does not apply to another one
+    # leave the prediction type to the new checkpoint, because the old one's may not apply to it
     if any(field_of(name) == "checkpoint" for name, _ in changes):
         request = replace(request, prediction=None, is_zero_snr=None, file=None)
     for name, text in changes:
@@ -119,17 +119,18 @@ def vary(
 
 
 def _words(prompt: str, negative: str, second: HiresRequest | Hires | None) -> str:
-    """The prompts of both passes in lower case, as one text."""
+    """Return the prompts of both passes as one text in lower case, to search for the words of embeddings."""
     own = (second.prompt, second.negative_prompt) if second is not None else ()
     return "\n".join([prompt, negative, *(text or "" for text in own)]).casefold()
 
 
 def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRequest:
-    """Convert the recipe to an equivalent request. Raises: UsageError (`no-start-image`): an input image is missing."""
+    """Convert a recipe to an equivalent request. Raises: UsageError (`no-start-image`): an input image is missing."""
     start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
-    adapters = {use.sha256 for use in recipe.loras}  # an embedding may be packed in the file of an adapter
+    # leave out embeddings that are packed in an adapter's file, because the adapter brings them
+    adapters = {use.sha256 for use in recipe.loras}
     own = [use for use in recipe.embeddings if use.sha256 not in adapters]
     return RenderRequest(
         checkpoint=f"sha256:{recipe.checkpoint}", prompt=recipe.prompt, negative_prompt=recipe.negative_prompt,
@@ -205,7 +206,7 @@ def _network_texts(uses: Sequence[HypernetworkUse]) -> tuple[str, ...]:
 
 
 def _upscale_request(recipe: Recipe) -> UpscaleRequest | None:
-    """The enlargement of the finished image as a request: by its factor, or to the size to which it was cropped."""
+    """Return the enlargement of the finished image as a request: by a factor, or to a cropped size."""
     made = recipe.upscale
     if made is None:
         return None
@@ -243,7 +244,7 @@ def _ultimate_request(recipe: Recipe) -> UltimateRequest | None:
 
 
 def _faces_text(recipe: Recipe) -> str | None:
-    """The restoration of faces in the form of a request; its model is named by SHA-256."""
+    """Return the face restoration as the text of a request, with the model's SHA-256; None if there is none."""
     faces = recipe.faces
     if faces is None:
         return None
@@ -269,7 +270,7 @@ def variations(request: RenderRequest) -> tuple[RenderRequest, ...]:
 
 
 def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -> RenderRequest:
-    """Set one field of the request to the value in `text`. Raises: UsageError (`unknown-field`, `bad-value`)."""
+    """Set one field of a request to the value in `text`. Raises: UsageError (`unknown-field`, `bad-value`)."""
     kind, _, ref = name.partition(":")
     if kind == "lora" and ref:
         return _with_scale(request, ref, text, digest_of)
@@ -302,10 +303,12 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
 
 
 def _with_references(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
-    """Change the weight, or the share of the steps, of all reference pictures."""
+    """Set the weight, start or end of all reference pictures."""
     if not request.references:
         raise UsageError(
-            f"`{name}` requires a reference picture", hint="add one with --reference", code=Cause.BAD_VALUE
+            f"`{name}` requires a reference picture",
+            hint="add a reference picture with --reference",
+            code=Cause.BAD_VALUE,
         )
     value: Any = {field.removeprefix("reference_"): _number(name, text, float)}
     return replace(request, references=tuple(replace(each, **value) for each in request.references))
@@ -326,7 +329,7 @@ def _with_second_pass(request: RenderRequest, field: str, name: str, text: str) 
 
 
 def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
-    """Change what happens to a finished image, or how the input image is redrawn in tiles."""
+    """Change how the finished image is processed, or how the input image is redrawn in tiles."""
     asked, tiled = text if text not in ("", "off") else None, request.tiled_upscale
     if field in ("tile_overlap", "tile_batch"):
         if tiled is None:
@@ -349,13 +352,13 @@ def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderReq
 
 
 def field_of(name: str) -> str:
-    """The full name of a field ("cfg" is "guidance_scale"). Does not check that the field exists."""
+    """Return the full name of a field, such as "guidance_scale" for "cfg". Unknown names are returned unchanged."""
     plain = name.replace("-", "_")
     return _ALIASES.get(plain, plain)
 
 
 def is_number(name: str) -> bool:
-    """Whether the field's value is a number, so that a range of values can be given."""
+    """Whether the values of a field are numbers, so that a range can be given."""
     field = field_of(name)
     return name.startswith("lora:") or field in (
         *_WHOLE,
@@ -383,7 +386,8 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
         return tuple(kept)
 
     hires = request.hires
-    if hires is not None and hires.loras is not None:  # the second pass's own adapters, if this is one of them
+    # the second pass has adapters of its own, perhaps with this one among them
+    if hires is not None and hires.loras is not None:
         hires = replace(hires, loras=rescaled(hires.loras, adds=False))
     return replace(request, loras=rescaled(request.loras, adds=True), hires=hires)
 

@@ -1,6 +1,6 @@
-"""The files that an image's settings name: what identifies each of them, and which are in the library.
+"""Finds in the library the files that an image's settings name.
 
-A file is searched for by its hash, then by the version on CivitAI that the image names, and by its name last.
+A file is searched for by its hash, then by the version on CivitAI that the image names, and last by its name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _TITLES = {"lora": "LoRA", "vae": "VAE", "hires-checkpoint": "checkpoint of the 
 
 
 class By(StrEnum):
-    """How a file was recognised: by hash, version or name."""
+    """What a stored file was recognised by: hash, version or name."""
 
     HASH = "its hash"
     VERSION = "its version's id"
@@ -31,9 +31,9 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A file that settings name. `version`: the version on CivitAI that they name for it, or None.
+    """A file that settings name. `version`: the version on CivitAI that they name for this file, or None.
 
-    `held`: the stored file that is used for it, or None; `by`: what that file was recognised by.
+    `held`: the stored file that is used for it, or None; `by`: what that stored file was recognised by.
     """
 
     file: NamedFile
@@ -43,7 +43,7 @@ class Wanted:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the stored file is certainly the one that was used, or nothing but a name is known about it."""
+        """Whether the stored file is certainly the right one, or cannot be checked because only a name is known."""
         is_identified = bool(self.file.hash) or self.version is not None
         return self.held is not None and (self.by is not By.NAME or not is_identified)
 
@@ -56,7 +56,7 @@ class Wanted:
 
     @property
     def notice(self) -> str:
-        """A notice about the stored file for the user; empty if it is certainly the one that was used."""
+        """A notice for the user about the stored file; empty if it is certainly the right one."""
         if self.by is By.NAME:
             other = f"; its hash is not {self.file.hash[:12]}, which the settings state" if self.file.hash else ""
             return f"the {self.words} was found by its name only{other}"
@@ -70,7 +70,10 @@ class Wanted:
 def wanted_files(
     index: Index | None, named: Sequence[NamedFile], versions: Mapping[tuple[str, str], NamedVersion]
 ) -> list[Wanted]:
-    """Find the files that settings name in the library. `versions`: role and name → the version named for it."""
+    """Find the files that settings name in the library.
+
+    `versions`: the version on CivitAI that the settings name for a file, by the file's role and name.
+    """
     return [_wanted(index, each, versions.get((each.role, each.name))) for each in named]
 
 
@@ -89,7 +92,10 @@ def _wanted(index: Index | None, file: NamedFile, version: NamedVersion | None) 
 
 
 def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
-    """The stored files of the right kind with this hash. A long hash of a LoRA may be AutoV3, stored in 12 digits."""
+    """Return the stored files of the right kind with this hash.
+
+    A hash of a LoRA with more than 12 digits may be an AutoV3 hash, of which the index stores 12 digits.
+    """
     if not wanted.hash:
         return []
     if wanted.role == "upscaler" and (known := known_upscaler(wanted.name)):
@@ -102,9 +108,9 @@ def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
 
 
 def _by_name(index: Index, wanted: NamedFile) -> Sequence[Asset]:
-    """The stored file of the right kind with exactly this name, if there is one; a part of a name is not enough.
+    """Return the stored file of the right kind with exactly this name; empty if there is none, or several.
 
-    An upscaler's name may be one that A1111 gives to a file of another name.
+    For an upscaler, A1111's name and the names of the published file count, too.
     """
     known = known_upscaler(wanted.name) if wanted.role == "upscaler" else None
     for name in (wanted.name, *(known.files if known is not None else ())):

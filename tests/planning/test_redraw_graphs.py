@@ -346,7 +346,7 @@ def test_files_named_by_air_are_looked_for_by_their_versions() -> None:
 FIXTURES = {
     "a1111-jpg-usercomment.jpg": ("differs", "did not state the VAE"),
     "a1111-png-tiny.png": ("differs", "did not state the VAE"),
-    "civitai-site-jpg.jpg": ("differs", "ComfyUI made it, perhaps as CivitAI's generator"),
+    "civitai-site-jpg.jpg": ("differs", "ComfyUI made the image, perhaps in CivitAI's generator"),
     "comfy-flux_dev_checkpoint_example.png": ("no", "node 35 (`FluxGuidance`) changes the prompt"),
     "comfy-img2img_workflow.png": ("needs-input", "node 10 (`LoadImage`) loads an image"),
     "comfy-lora.png": ("differs", "the checkpoint `v1-5-pruned-emaonly` is named without a hash"),
