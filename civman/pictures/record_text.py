@@ -153,7 +153,8 @@ def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
     made = record.recipe.upscale
     if made is not None:
         name = record.name_of(made.model).name if made.model else made.method.capitalize()
-        yield from settings_of(made, upscaler_title(name, made), record.recipe.drawn_size).items()
+        size = None if record.recipe.pastes_region else record.recipe.drawn_size
+        yield from settings_of(made, upscaler_title(name, made), size).items()
 
 
 _CONTROL_MODES = {

@@ -45,11 +45,16 @@ class ExtrasSettings:
     """Other steps of the Extras tab that changed the image, as written in its settings."""
 
 
-def settings_of(made: Enlargement, name: str, size: tuple[int, int]) -> dict[str, str]:
-    """A1111's keys and values for an enlargement of an image of this size by an upscaler of this name."""
+def settings_of(made: Enlargement, name: str, size: tuple[int, int] | None) -> dict[str, str]:
+    """A1111's keys and values for an enlargement by an upscaler of this name.
+
+    `size`: width and height of the image before the enlargement; None: unknown, so that no factor can be written.
+    """
     if made.crop_width:
         to = "x".join(map(str, made.final_size))
         found = {_TO: to, _CROP: to}
+    elif size is None:
+        found = {_TO: "x".join(map(str, made.final_size))}
     else:
         found = {_BY: f"{factor_of(made, size):g}"}
     return found | {_UPSCALER: name}

@@ -32,7 +32,7 @@ from civman.planning.find_controls import as_control
 from civman.planning.find_details import as_details
 from civman.planning.find_files import Finder
 from civman.planning.find_references import as_reference, encoder_parts
-from civman.planning.input_pictures import missing_inputs
+from civman.planning.input_pictures import missing_inputs, read_picture
 from civman.planning.plan import Conditions, plan
 from civman.planning.plan_types import Planned
 
@@ -180,7 +180,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         parts=(*(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), *encoder_parts(recipe)),
         variant=recipe.variant or None,
         shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
-        upscale=_upscale_request(recipe), tiled_upscale=_tiled_request(recipe),
+        upscale=_upscale_request(recipe, pictures), tiled_upscale=_tiled_request(recipe),
         ultimate_upscale=_ultimate_request(recipe), init_upscale=_input_request(recipe),
         tiled_diffusion=str(recipe.tiled_diffusion) if recipe.tiled_diffusion else None,
         face_restoration=_faces_text(recipe),
@@ -205,14 +205,20 @@ def _network_texts(uses: Sequence[HypernetworkUse]) -> tuple[str, ...]:
     return tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in uses)
 
 
-def _upscale_request(recipe: Recipe) -> UpscaleRequest | None:
+def _upscale_request(recipe: Recipe, pictures: Mapping[Sha256, Path]) -> UpscaleRequest | None:
     """Return the enlargement of the finished image as a request: by a factor, or to a cropped size."""
     made = recipe.upscale
     if made is None:
         return None
+    before = recipe.drawn_size
+    if recipe.pastes_region and recipe.input_upscale is not None:
+        before = recipe.input_upscale.final_size
+    elif recipe.pastes_region and recipe.start is not None:
+        image = read_picture(pictures[recipe.start.sha256])
+        before = image.width, image.height
     size = "x".join(map(str, made.final_size)) if made.crop_width else None
     return UpscaleRequest(
-        f"sha256:{made.model}" if made.model else made.method, None if size else factor_of(made, recipe.drawn_size),
+        f"sha256:{made.model}" if made.model else made.method, None if size else factor_of(made, before),
         size, made.tile, made.overlap,
     )  # fmt: skip
 

@@ -82,6 +82,35 @@ def test_recipe_replay_variation_and_a1111_s_text(civman: Civman, tmp_path: Path
 
 
 @pytest.mark.usefixtures("upscaler")
+@pytest.mark.parametrize(("scale", "size"), [("2x-soft", (320, 240)), ("2x-soft:1.5", (240, 176))])
+def test_an_image_whose_masked_region_was_drawn_is_enlarged_from_its_own_size(
+    civman: Civman, tmp_path: Path, scale: str, size: tuple[int, int]
+) -> None:
+    start, mask = tmp_path / "start.png", tmp_path / "mask.png"
+    Image.linear_gradient("L").resize((160, 120)).convert("RGB").save(start)
+    area = Image.new("L", (160, 120))
+    area.paste(255, (60, 40, 90, 80))
+    area.save(mask)
+    options = ("tiny-sd1", "a cat", *QUICK, "--init", start, "--mask", mask, "--only-masked", "--json")
+    [plain] = made(civman("render", *options))
+    [alone] = made(
+        civman("upscale", plain["path"], "-m", "2x-soft", "--size", "x".join(map(str, size)), "--json"), "upscale"
+    )
+
+    [done] = made(civman("render", *options, "--upscale", scale))
+
+    assert pixels(done["path"]).shape == (size[1], size[0], 3)
+    if size[0] * 120 == size[1] * 160:  # else A1111 rounds each side down to a multiple of 8 and stretches
+        assert done["pixel_sha256"] == alone["pixel_sha256"]
+    with Image.open(done["path"]) as image:
+        words = f"Postprocess upscale to: {size[0]}x{size[1]}, Postprocess upscaler: 2x-soft"
+        assert words in image.text["parameters"]
+    assert made(civman("replay", done["path"], "--json"), "replay")["pictures"][0]["verdict"] == "identical"
+    [same] = made(civman("replay", done["path"], "--set", "count=1", "--json"))
+    assert same["recipe_sha256"] == done["recipe_sha256"]
+
+
+@pytest.mark.usefixtures("upscaler")
 @pytest.mark.parametrize("last", ["2x-soft:2", "2x-soft:1.5", "lanczos:2", "2x-soft:96x128"])
 def test_a1111_s_text_alone_gives_the_same_image(civman: Civman, tmp_path: Path, last: str) -> None:
     [done] = made(civman("render", "tiny-sd1", "a cat", *QUICK, "--upscale", last, "--json"))

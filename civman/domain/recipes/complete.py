@@ -123,7 +123,10 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         larger = larger_input(request.init_upscale, found.init_size, found.input_upscaler, found.input_scale)
         if request.width is None and request.height is None and not request.only_masked:
             width, height = (side // 8 * 8 for side in larger.final_size)
-    last = hires or tiled
+    last, rules = hires or tiled, _or(request.rules, RULES)
+    size = (last.width, last.height) if last else (width, height)
+    if start is not None and start.pastes_region(rules, is_redrawn=bool(last or ultimate)):
+        size = larger.final_size if larger else found.init_size
     return Recipe(
         checkpoint=found.checkpoint, prompt=request.prompt, negative_prompt=request.negative_prompt,
         sampler=found.sampler, schedule=found.schedule, steps=steps,
@@ -138,7 +141,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
         hires=hires,
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
-        sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
+        sampling=sampling(request), rules=rules, odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
         emphasis=_or(request.emphasis, "original"), fit_negative=_or(request.fit_negative, False),
         hypernetworks=found.hypernetworks, controls=found.controls, references=found.references,
@@ -163,7 +166,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
             )
             for each in found.details
         ),
-        upscale=_upscale(request, (last.width, last.height) if last else (width, height), found),
+        upscale=_upscale(request, size, found),
     )  # fmt: skip
 
 
@@ -186,12 +189,12 @@ def larger_input(
     return enlargement_of(replace(request, multiple=8), source, model=model, model_scale=scale)
 
 
-def _upscale(request: RenderRequest, drawn_size: tuple[int, int], found: Resolved) -> Enlargement | None:
-    """The enlargement of the finished image: as in A1111, whose text can express it, to multiples of 8 pixels."""
+def _upscale(request: RenderRequest, size: tuple[int, int], found: Resolved) -> Enlargement | None:
+    """The enlargement of a finished image of this size: as in A1111, whose text can express it, to multiples of 8."""
     if request.upscale is None:
         return None
     asked = replace(request.upscale, multiple=8)
-    return enlargement_of(asked, drawn_size, model=found.last_upscaler, model_scale=found.last_scale)
+    return enlargement_of(asked, size, model=found.last_upscaler, model_scale=found.last_scale)
 
 
 def steps_of(request: RenderRequest) -> tuple[int, int | None]:

@@ -132,6 +132,10 @@ class StartImage:
     grow_mask: int | None = None
     """By how many pixels ComfyUI's "VAE Encode (for Inpainting)" widens the mask; None: that node is not used."""
 
+    def pastes_region(self, rules: int, *, is_redrawn: bool) -> bool:
+        """Whether a region is drawn and pasted into this image. `is_redrawn`: a second pass or tiles follow."""
+        return self.only_masked and rules > 1 and not is_redrawn
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
@@ -380,9 +384,15 @@ class Recipe:
 
     @property
     def drawn_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the image after its last pass, before it is enlarged by `upscale`."""
+        """Width and height in pixels of what the last pass draws: the image before `upscale`, or its masked region."""
         last = self.hires or self.tiled or self
         return last.width, last.height
+
+    @property
+    def pastes_region(self) -> bool:
+        """Whether only the masked region is drawn and pasted into the input image, whose size is then the result's."""
+        is_redrawn = self.hires is not None or self.enlarged_input is not None
+        return self.start is not None and self.start.pastes_region(self.rules, is_redrawn=is_redrawn)
 
     def file(self, sha256: Sha256) -> RecipeFile | None:
         """Return the download source of the file with this digest, if the recipe contains one."""
