@@ -58,8 +58,8 @@ def _crop(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(
-            f"--reference-crop {text}: not a part of a picture",
-            hint="write the left and top edge, the width and the height in pixels, such as 100,40,256,256",
+            f"--reference-crop {text}: `{text}` is not a valid crop of a picture",
+            hint="write the crop as left edge, top edge, width and height in pixels, such as 100,40,256,256",
             code=Cause.BAD_VALUE,
         )  # fmt: skip
     return tuple(int(part) for part in parts)

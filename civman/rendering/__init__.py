@@ -1,1 +1,1 @@
-"""Runs plans: renders, saves and records pictures; replays and compares them; imports and describes them."""
+"""Renders plans, saves and records the pictures, replays and compares them, and imports and describes pictures."""

@@ -1,4 +1,4 @@
-"""Measure how much the LoRAs of a plan change each block of its model, without merging them."""
+"""Measures how much the LoRAs of a plan change each block of its model, without merging them."""
 
 import json
 
@@ -12,9 +12,10 @@ from civman.rendering.weight_files import with_safe_copies
 
 
 def adapter_norms(planned: Planned) -> list[tuple[BlockNorm, ...]]:
-    """Measure each LoRA of the plan at scale 1, in the order of the recipe. Large weights stay in their file.
+    """Measure how much each LoRA of a plan changes the model's blocks at scale 1, in the order of the recipe.
 
-    Raises: CannotRender, InvalidModelFile: the checkpoint or a LoRA cannot be read.
+    Large weights are read from the checkpoint as needed, not loaded at once. Raises: CannotRender, InvalidModelFile:
+    the checkpoint or a LoRA cannot be read.
     """
     planned = with_safe_copies(planned)
     recipe = planned.recipe

@@ -1,4 +1,4 @@
-"""Compares a replayed picture with the original: the verdict, and changes of the environment that may explain it."""
+"""Compares a replayed picture with the original, and lists changes of the environment that may explain differences."""
 
 import math
 from collections.abc import Mapping
@@ -7,10 +7,10 @@ from enum import StrEnum
 from typing import Any, Final
 
 CLOSE_DB: Final = 40.0
-"""The PSNR in dB above which differences are invisible. Source: the usual bound for visually lossless images."""
+"""The PSNR in dB above which differences are invisible: the usual bound for visually lossless images."""
 _TITLES = {"civman": "civman", "threads": "threads", "capability": "instruction set", "attention": "attention backend"}
 _IMPLIED: Final = {"engine": "eager", "compiler": ""}
-"""What is true of images that were made before these facts were recorded."""
+"""The values of environment facts in images that were made before civman recorded these facts."""
 
 
 class Verdict(StrEnum):
@@ -20,14 +20,14 @@ class Verdict(StrEnum):
     CLOSE = "close"
     DIFFERENT = "different"
     MADE = "made"
-    """There was no original to compare with."""
+    """No original was there to compare the picture with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """The difference between two pictures of the same size.
+    """How much two pictures of the same size differ.
 
-    `psnr_db`: None if they are equal. `largest`: the largest difference of a value from 0 to 255.
+    `psnr_db`: None if they are equal. `largest`: the largest difference between two values, from 0 to 255.
     """
 
     psnr_db: float | None
@@ -38,7 +38,10 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A fact about the environment that differs: `then` for the original, `now` for the replay; None: not recorded."""
+    """A fact about the environment that differs: `then` for the original, `now` for the replay.
+
+    None means not recorded.
+    """
 
     what: str
     then: str | int | None
@@ -62,7 +65,7 @@ def distance(one: Any, other: Any) -> Distance | None:
 
 
 def judge(same_digest: bool, apart: Distance | None) -> Verdict:
-    """Judge a replayed picture. If the pixels differ and there is no distance, the verdict is "different"."""
+    """Return the verdict on a replayed picture; "different" if the pixels differ and their distance is unknown."""
     if same_digest:
         return Verdict.IDENTICAL
     if apart is not None and (apart.psnr_db is None or apart.psnr_db >= CLOSE_DB):

@@ -1,4 +1,4 @@
-"""Renders plans. A model is loaded once and reused for as long as consecutive plans need the same one.
+"""Renders plans. A model is loaded once and stays loaded as long as consecutive plans need the same one.
 
 If the next plan differs only in its adapters, the original weights are restored bit for bit before the new adapters are
 merged. `Engine` contains what is reused between plans; a `Job` is a value with what belongs to one plan.
@@ -46,18 +46,18 @@ from civman.rendering.weight_files import with_safe_copies
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One rendered picture, (H, W, 3) uint8, with its record and a report on the adapters that were applied."""
+    """One rendered picture, (H, W, 3) uint8, with its record and a report on how the adapters were applied."""
 
     pixels: Any = field(repr=False, compare=False)
     record: Record
     applied: tuple[Applied, ...]
     place: tuple[int, int] = (0, 0)
-    """The number of the image's plan among the plans that were rendered, and its own number in this plan, from 0."""
+    """The position of the image's plan among all rendered plans, and the image's position in this plan, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One plan that is ready to be rendered: everything that its batches share."""
+    """One plan that is ready to be rendered, with everything that its batches share."""
 
     planned: Planned
     models: StageModels = field(repr=False)
@@ -70,12 +70,12 @@ class Job:
     details: DetailInputs | None = field(default=None, repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
-        """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
+        """Return the recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
         recipe = self.planned.recipe
         return replace(recipe, seed=recipe.seed + first, count=count, batch_size=count)
 
     def options(self, on_event: OnEvent) -> dict[str, Any]:
-        """The arguments of `run_recipe.job_of` besides the recipe and its models."""
+        """Return the arguments for `run_recipe.job_of`, except the recipe and its models."""
         return {
             "inputs": with_larger_image(self.inputs, self.planned.recipe, self.upscaler, on_event),
             "on_event": on_event, "keeps_noise": self.planned.keeps_noise,
@@ -85,7 +85,10 @@ class Job:
         }  # fmt: skip
 
     def finished(self, recipe: Recipe, picture: Picture, place: tuple[int, int], on_event: OnEvent) -> Drawn:
-        """Finish an image of this plan, and describe it; `recipe` is the one that reproduces it."""
+        """Restore and enlarge an image if the plan says so, and return it with its record.
+
+        `recipe`: a recipe that reproduces the image.
+        """
         pixels, digest, planned = picture.pixels, Sha256(picture.sha256), self.planned
         if self.finisher is not None:
             pixels = self.finisher.finish(pixels, place[1] + 1, on_event)
@@ -101,9 +104,10 @@ class Job:
 def draw(
     plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore, *, warm: WarmEngines | None = None
 ) -> Iterator[Drawn]:
-    """Render all plans, yielding each image as it is finished: in order, but images in slots as they share them.
+    """Render all plans, yielding each image as soon as it is finished.
 
-    `warm`: the models that stay loaded; None: those of this context, if it has any.
+    Images come in the order of the plans, except images in slots, which come as they are completed. `warm`: the models
+    that stay loaded; None uses those of the current context (`WARM`), if there are any.
 
     Raises: CannotRender: not enough memory, or the output is not a valid image. Incompatible: an adapter or embedding
         does not fit the model.
@@ -113,7 +117,7 @@ def draw(
     with threads(machine.threads):
         for places in slot_groups(plans):
             group = {place: with_safe_copies(plans[place]) for place in places}
-            # no job is kept here, so that a model which is released has its memory freed before the next one is loaded
+            # keep no reference to a job, so that the memory of its model is freed before the next model is loaded
             if plans[places[0]].recipe.slots:
                 yield from _run_in_slots(group, lambda plan: _prepared(plan, machine, warm, on_event), progress)
             else:
@@ -139,7 +143,7 @@ def prepare(models: StageModels) -> Job:
 
 
 def run(job: Job, on_event: OnEvent = ignore, place: int = 0) -> Iterator[Drawn]:
-    """Render a job. `place`: the number of its plan, for `Drawn.place`. Raises: the errors of `draw`."""
+    """Render a job, yielding its images. `place`: the position of its plan. Raises: the errors of `draw`."""
     recipe, done, given = job.planned.recipe, 0, job.options(on_event)
     if recipe.enlarged_input is not None:
         for name in ("upscale", "controlnets"):
@@ -164,7 +168,7 @@ def _run_in_slots(
 ) -> Iterator[Drawn]:
     """Render a group of plans (see `slot_groups`) side by side, yielding images in the order of their completion.
 
-    `plans`: the number of each plan, for `Drawn.place`, and the plan.
+    `plans`: the plans by their positions, which `Drawn.place` contains.
     """
 
     def calls(job: Job, place: tuple[int, int]) -> Calls[Drawn]:
@@ -188,7 +192,7 @@ def _run_in_slots(
 
 
 def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
-    """Load the plan's control models in the dtype of the UNet's computations; a file that is used twice, once."""
+    """Load the plan's control models, each file once, in the dtype in which the UNet computes."""
     recipe = planned.recipe
     loaded = {
         digest: load_control(
@@ -201,7 +205,7 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
 
 
 def _details(models: StageModels) -> DetailInputs | None:
-    """Encode the prompts of the detail passes, and load their detector and masks; None if the plan has no passes."""
+    """Encode the prompts of the detail passes, and load their face detector and masks; None if there are no passes."""
     planned, recipe = models.planned, models.planned.recipe
     if not recipe.details:
         return None
@@ -224,7 +228,7 @@ def _details(models: StageModels) -> DetailInputs | None:
 
 
 def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:
-    """Load the model that enlarges an image before it is drawn again: in the second pass, or in tiles."""
+    """Load the upscaler model for the input image or for the second pass; None if the plan needs none."""
     recipe = planned.recipe
     models = [each.model for each in (recipe.hires, recipe.enlarged_input, recipe.input_upscale) if each and each.model]
     return load_upscaler(planned.path(models[0])).to(engine.device) if models else None
@@ -237,7 +241,7 @@ def _upscale(model: AnyUpscaler | None, hires: Hires | None) -> Upscale | None:
 
 
 def read_inputs(planned: Planned) -> Inputs:
-    """Read the pixels of the start picture and its mask, if the plan has them."""
+    """Read the pixels of the plan's input image, mask and control images."""
     data = {file.sha256: file.data for file in planned.files}
     controls = tuple(
         read_picture(planned.path(use.picture), data=data[use.picture]).pixels for use in planned.recipe.controls

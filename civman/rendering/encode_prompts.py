@@ -1,4 +1,4 @@
-"""The conditioning of one plan: its prompts and embeddings, encoded by the text encoders of a loaded model."""
+"""Encodes the prompts of a plan with the text encoders and embeddings of a loaded model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from civman.prompts.tokenizer import ClipTokenizer, clip_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class TextEncoders:
-    """A model's text encoders in their order, with the tokenizer of each."""
+    """The text encoders of a model in order, with a tokenizer for each."""
 
     encoders: Sequence[Any]
     tokenizers: Sequence[ClipTokenizer]
 
     @classmethod
     def of(cls, encoders: Sequence[Any]) -> Self:
-        """The encoders, each with a civman tokenizer that uses the encoder's padding token."""
+        """Pair each text encoder with a tokenizer that uses the encoder's padding token."""
         shared = clip_tokenizer()
         return cls(encoders, [shared.padded_with(int(each.config.pad_token_id)) for each in encoders])
 
@@ -46,7 +46,7 @@ class TextEncoders:
     def encode(
         self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
     ) -> tuple[Any, Any]:
-        """Encode a prompt: the context (1, tokens, width) and the pooled text, if there is any."""
+        """Encode a prompt. Returns the context (1, tokens, width) and the pooled text, if there is any."""
         return encode(
             self.encoders, self.tokenizers, parsed, recipe.clip_skip, embeddings, is_negative=is_negative,
             emphasis=recipe.emphasis,
@@ -54,7 +54,7 @@ class TextEncoders:
 
 
 class FlowTextEncoders:
-    """The text encoders of a flow-matching model, which encodes prompts by its family's rules."""
+    """The text encoders of a flow-matching model, which encode prompts by the rules of the model's family."""
 
     widths: ClassVar[list[int]] = []
     """Empty, because the text encoders of flow-matching models take no embeddings."""
@@ -71,14 +71,14 @@ class FlowTextEncoders:
     def encode(
         self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
     ) -> tuple[Any, Any]:
-        """Encode a prompt: the context (1, tokens, width) and the pooled text, if there is any."""
+        """Encode a prompt. Returns the context (1, tokens, width) and the pooled text, if there is any."""
         del recipe, embeddings, is_negative
         encoded = self._family.encode(self._texts, parsed)
         return encoded.context, encoded.pooled
 
 
 class KeptEncoders:
-    """A model's text encoders for one plan, which encode only what is not kept from an earlier plan or text."""
+    """A model's text encoders for one plan. Texts that were encoded before are taken from a cache."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class KeptEncoders:
         merged: Sequence[LoraUse],
         planned: Planned,
     ) -> None:
-        """`encoders` returns the model's text encoders; `merged`: the adapters that are merged into them."""
+        """`encoders` returns the model's text encoders; `kept`: the cache; `merged`: the adapters merged into them."""
         self._encoders, self._kept = encoders, kept
         recipe = planned.recipe
         adapters = sorted((use.sha256, use.text_scale, use.blocks) for use in merged if use.text_scale)
@@ -104,7 +104,7 @@ class KeptEncoders:
     def encode(
         self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
     ) -> tuple[Any, Any]:
-        """Encode a prompt: the context (1, tokens, width) and the pooled text, if there is any."""
+        """Encode a prompt, or take it from the cache. Returns the context (1, tokens, width) and the pooled text."""
 
         def encoded() -> tuple[Any, Any, tuple[str, ...]]:
             encoders = self._encoders()
@@ -122,10 +122,10 @@ AnyEncoders = TextEncoders | FlowTextEncoders | KeptEncoders
 
 
 def encode_stage(text: AnyEncoders, planned: Planned, texts: PassPrompts) -> Prompts:
-    """Encode the prompts of one stage of a render. Raises: Incompatible: an embedding does not fit the model.
+    """Encode the prompts of one stage of a render.
 
     `planned`: a plan whose recipe is that of the stage (`stages.stage_recipe`). `texts`: what the prompts of the
-    stage's pass become during its steps.
+    stage's pass become during its steps. Raises: Incompatible: an embedding does not fit the model.
     """
     recipe = planned.recipe
     if recipe.prompt_parts or recipe.negative_parts:
@@ -136,7 +136,7 @@ def encode_stage(text: AnyEncoders, planned: Planned, texts: PassPrompts) -> Pro
 
 
 def _joined(text: AnyEncoders, planned: Planned) -> CombinedConditioning:
-    """Encode prompts that consist of several parts. Raises: Incompatible: an embedding does not fit the model."""
+    """Encode prompts to which further parts are joined. Raises: Incompatible: an embedding does not fit the model."""
     recipe, embeddings = planned.recipe, _embeddings(text, planned)
 
     def all_of(words: str, parts: Sequence[PromptPart], *, is_negative: bool) -> tuple[Encoded, ...]:
@@ -153,14 +153,14 @@ def _joined(text: AnyEncoders, planned: Planned) -> CombinedConditioning:
 
 
 class _StageEncoder:
-    """Encodes the texts of prompts that change or are combined. Each text is encoded only once."""
+    """Encodes prompts that change during the steps or are combined with `AND`, each text only once."""
 
     def __init__(self, text: AnyEncoders, recipe: Recipe, embeddings: Sequence[Embedding]) -> None:
         self._text, self._recipe, self._embeddings = text, recipe, embeddings
         self._known: dict[tuple[str, bool], Encoded] = {}
 
     def conditioning(self, prompts: PassPrompts) -> ChangingConditioning:
-        """Encode the conditioning of one pass."""
+        """Encode the texts of one pass."""
         empty = all(not stage.text.strip() for stage in prompts.negative)
         parts = [self._stages(stages, is_empty_negative=False, weight=weight) for weight, stages in prompts.parts]
         negative = self._stages(prompts.negative, is_empty_negative=empty)
@@ -207,7 +207,7 @@ def _embeddings(text: AnyEncoders, planned: Planned) -> list[Embedding]:
 
 
 def encode_prompts(text: AnyEncoders, planned: Planned) -> Conditioning:
-    """Encode the plan's prompts, which must be the same in all steps, for the UNet.
+    """Encode the plan's prompts, which must not change during the steps.
 
     Raises: Incompatible: an embedding does not fit the model.
     """

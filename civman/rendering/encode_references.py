@@ -1,4 +1,4 @@
-"""The reference pictures of one plan, encoded for their IP-Adapters."""
+"""Encodes the reference pictures of a plan for its IP-Adapters."""
 
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,14 +15,14 @@ from civman.planning.plan_types import Planned
 from civman.rendering.engine import Engine
 
 _LOADED: WeakValueDictionary[tuple[Sha256, str, str], ImageAttention] = WeakValueDictionary()
-"""The IP-Adapters in use: plans that share the slots of an engine also share them."""
+"""The loaded IP-Adapters that are still in use, so that plans that share the slots of an engine share them, too."""
 
 
 def encode_references(engine: Engine, planned: Planned) -> tuple[Reference, ...]:
-    """Encode a plan's reference pictures in the recipe's precision, in the order of the recipe.
+    """Encode a plan's reference pictures for its IP-Adapters, in the recipe's order and precision.
 
-    A picture that the engine has encoded before for the same IP-Adapter is not encoded again. Encoders are loaded one
-    at a time and released afterwards; the IP-Adapters stay on the device.
+    Pictures that the engine has encoded before for the same IP-Adapter are taken from its cache. Encoders are loaded
+    one at a time and released afterwards; the IP-Adapters stay on the device.
 
     Raises: CannotRender: not enough memory, or a file is incomplete.
     """

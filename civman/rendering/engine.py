@@ -1,8 +1,7 @@
 """The loaded model with which plans are rendered.
 
-Exactly two things stay the same from one plan to the next, and both can be queried: which model is loaded
-(`Engine.identity`) and which adapters are merged into its weights (`Engine.merged`). Everything else belongs to one
-plan (see `draw`).
+Only two things stay from one plan to the next, and both can be queried: which model is loaded (`Engine.identity`) and
+which adapters are merged into its weights (`Engine.merged`). Everything else belongs to one plan (see `draw`).
 """
 
 import json
@@ -34,7 +33,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """All recipe fields that determine which weights are loaded, and how."""
+    """The values of all recipe fields that determine which weights are loaded, and how."""
 
     values: tuple[object, ...]
 
@@ -46,13 +45,13 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class MergedAdapters:
-    """The adapters that are currently merged into the weights, and which modules each of them changed."""
+    """The adapters that are currently merged into the weights, and which modules each adapter changed."""
 
     loras: tuple[LoraUse, ...] = ()
     coverages: tuple[merge_adapters.Coverage, ...] = ()
 
     def are_those_of(self, planned: Planned) -> bool:
-        """Whether exactly the plan's adapters are merged, and completely unless the plan allows partial ones."""
+        """Whether exactly the plan's adapters are merged, and completely unless the plan allows partial adapters."""
         is_whole = not any(coverage.unmatched for coverage in self.coverages)
         return self.loras == planned.recipe.loras and (is_whole or planned.allow_partial)
 
@@ -65,7 +64,9 @@ class Engine:
     """A model on a device. Use it from one thread only. `merge` is the only method that changes it."""
 
     def __init__(self, planned: Planned, machine: Machine, on_event: OnEvent, *, for_diffusers: bool = False) -> None:
-        """Load the plan's model and merge the plan's adapters; `for_diffusers`: for use in diffusers' pipelines.
+        """Load the plan's model and merge the plan's adapters.
+
+        `for_diffusers`: the model is to be used in pipelines of diffusers.
 
         Raises: CannotRender: not enough memory, or the file is not a usable checkpoint. Incompatible: an adapter does
             not fit the model.
@@ -79,7 +80,7 @@ class Engine:
         self.merged = MergedAdapters()
         self.texts = KeptTexts()
         self.pictures = KeptTexts()
-        """The encoded reference pictures: image tokens for positive and for negative prompts."""
+        """A cache of encoded reference pictures: their image tokens for positive and for negative prompts."""
         self._moving: MovingScales | None = None
         by_layer = self.memory_plan is MemoryPlan.LAYER_BY_LAYER
         with memory_errors("loading the model"):
@@ -112,8 +113,8 @@ class Engine:
     def serves(self, planned: Planned) -> bool:
         """Whether this model can render the plan, if necessary after `merge`.
 
-        Weights that move between the CPU and the device cannot be merged in place again. In that case, exactly the
-        plan's adapters must be merged already.
+        If weights move between the CPU and the device, adapters cannot be merged again, so exactly the plan's adapters
+        must be merged already.
         """
         is_same = ModelIdentity.of(planned.recipe) == self.identity
         return is_same and (self.memory_plan is not MemoryPlan.ONE_AT_A_TIME or self.merged.are_those_of(planned))
@@ -121,7 +122,7 @@ class Engine:
     def merge(self, planned: Planned) -> None:
         """Merge exactly the plan's adapters, after restoring the original weights bit for bit.
 
-        Raises: Incompatible: an adapter does not fit the model. In that case, none is merged.
+        Raises: Incompatible: an adapter does not fit the model; no adapter is merged then.
         """
         if self.merged.are_those_of(planned):
             return
@@ -159,7 +160,7 @@ class Engine:
 
 
 def _start_at_once(model: LoadedModel, device: Any, on_event: OnEvent) -> None:
-    """Record the compiled model's calls as CUDA graphs; on a CPU, say that compiling gains nothing."""
+    """Record the calls of a compiled model as CUDA graphs; on a CPU, notify the user that compiling gains nothing."""
     if device.type == "cuda":
         GraphedCalls(
             model.unet, CudaRecorder(device),
@@ -172,9 +173,8 @@ def _start_at_once(model: LoadedModel, device: Any, on_event: OnEvent) -> None:
 def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEvent) -> MemoryPlan:
     """Choose where the weights are kept.
 
-    A CPU streams layers from the file if all weights need over half the free memory.
-
-    Streaming does not change a single pixel. Rendering starts sooner, and each step takes slightly longer.
+    A CPU streams layers from the file if all weights need more than half of the free memory. Streaming changes no
+    pixel; rendering starts sooner, and each step takes slightly longer.
     """
     free, needed = memory_plan.available_bytes(device), planned.memory.needed(MemoryPlan.RESIDENT)
     if machine.compiled:

@@ -11,22 +11,22 @@ from civman.rendering.compare_pictures import distance
 _RESIZED_DB: Final = 24.0
 """The PSNR in dB above which a file counts as a resized copy of the original.
 
-Other programs resize with other filters, so the result differs from ours by some decibels.
+Other programs resize with other filters, so their results differ from civman's by some decibels.
 """
 
 
 _BLOCK: Final = 8
 _BLOCK_GAP: Final = 6.0
 _STRONG: Final = 50
-"""A JPEG quality. A block counts as retouched if it differs by more than twice what this compression causes."""
+"""The JPEG quality for measuring what compression changes. A block with over twice that change was retouched."""
 _MOST_RETOUCHED: Final = 0.6
-"""The share of changed blocks up to which the unchanged rest is taken to be the original image."""
+"""The largest share of changed blocks for which the unchanged rest counts as the original image."""
 _FEW: Final = 0.02
-"""If less than this share of the pixels differs, a very small spot was retouched: re-encoding changes more pixels."""
+"""If fewer pixels than this share differ, a small spot was retouched, because re-encoding changes more pixels."""
 
 
 class ChangeKind(StrEnum):
-    """How the file was changed after the image was made."""
+    """How a file was changed after its image was made."""
 
     RE_ENCODED = "re-encoded"
     RESIZED = "resized"
@@ -38,16 +38,17 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """How a file differs from the image that was made. `words` completes a sentence that begins with "the file"."""
+    """How a file differs from the image as it was made. `words`: a description that continues the words "the file"."""
 
     kind: ChangeKind
     words: str
 
 
 def change_of(made: Any, path: Path, *, is_lossless: bool) -> FileChange | None:
-    """Compare the image that was made, (H, W, 3) uint8, with the file at `path`; None if the file is unchanged.
+    """Compare `made`, the pixels of an image as it was made, with the file at `path`; None if the file is unchanged.
 
-    A lossy file counts as unchanged if writing `made` with the file's own settings gives the file's pixels.
+    `made` is (H, W, 3) uint8. A lossy file counts as unchanged if saving `made` with the file's own settings gives the
+    file's pixels.
     """
     found = pixels(path)
     if found.shape != made.shape:
@@ -69,7 +70,7 @@ def change_of(made: Any, path: Path, *, is_lossless: bool) -> FileChange | None:
 def _is_written_so(made: Any, found: Any, path: Path) -> bool:
     """Whether `made`, saved as JPEG with the file's quantization tables, decodes to `found`.
 
-    False for other formats.
+    False if the file is not a JPEG.
     """
     import io
 
@@ -96,7 +97,7 @@ def _other_size(made: Any, found: Any) -> FileChange:
 
 
 def _place_in(made: Any, found: Any) -> tuple[int, int] | None:
-    """The pixel position (x, y) at which `found` is an exact part of `made`, or None."""
+    """Return the pixel position (x, y) at which `found` is an exact part of `made`, or None."""
     import numpy as np
 
     (height, width), (low, short) = made.shape[:2], found.shape[:2]
@@ -125,7 +126,7 @@ def _is_resized(made: Any, found: Any) -> bool:
 
 
 def _changed_blocks(made: Any, found: Any) -> Any:
-    """Which blocks of 8x8 pixels differ by clearly more than strong JPEG compression would cause, (H/8, W/8) bool."""
+    """Return which blocks of 8x8 pixels differ by more than strong JPEG compression causes, as (H/8, W/8) bool."""
     import io
 
     from PIL import Image
@@ -136,7 +137,7 @@ def _changed_blocks(made: Any, found: Any) -> Any:
 
 
 def _block_gaps(made: Any, found: Any) -> Any:
-    """The mean absolute difference (0 to 255) in each block of 8x8 pixels."""
+    """Return the mean absolute difference (0 to 255) of each block of 8x8 pixels."""
     import numpy as np
 
     gap = np.abs(made.astype(np.int16) - found.astype(np.int16)).mean(axis=2)
@@ -146,7 +147,7 @@ def _block_gaps(made: Any, found: Any) -> Any:
 
 
 def _region(changed: Any) -> str:
-    """The size and position in pixels of the changed area, as text."""
+    """Return the size and position in pixels of the changed area, as text."""
     import numpy as np
 
     rows, columns = (np.flatnonzero(changed.any(axis=axis)) * _BLOCK for axis in (1, 0))

@@ -1,4 +1,4 @@
-"""The last steps of a render, if the recipe has them: faces are restored, and the image is enlarged."""
+"""Restores faces and enlarges finished images, if the recipe says so."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from civman.planning.plan_types import Planned
 
 @dataclass(frozen=True, slots=True)
 class Finisher:
-    """The loaded models for the last steps of one plan."""
+    """The loaded models with which one plan's images are finished: for upscaling and for restoring faces."""
 
     planned: Planned = field(repr=False)
     upscaler: AnyUpscaler | None = field(default=None, repr=False)
@@ -24,9 +24,10 @@ class Finisher:
 
     @classmethod
     def of(cls, planned: Planned, device: Any) -> "Finisher | None":
-        """Load the models of a plan whose pickles are replaced by their copies; None if its images are not changed.
+        """Load the models that a plan needs to finish its images; None if it needs none.
 
-        Raises: CannotRender (`no-upscaler`, `no-face-model`).
+        In the plan, pickles must have been replaced by their safetensors copies. Raises: CannotRender (`no-upscaler`,
+        `no-face-model`).
         """
         made, faces = planned.recipe.upscale, planned.recipe.faces
         if made is None and faces is None:
@@ -40,7 +41,7 @@ class Finisher:
 
     @property
     def restorer(self) -> Callable[[Any], tuple[Any, str]] | None:
-        """The function that restores faces and reports their number; None if the recipe restores none."""
+        """A function that restores faces and says how many it restored; None if the recipe restores none."""
         faces, models = self.planned.recipe.faces, self.faces
         if faces is None or models is None:
             return None
@@ -52,9 +53,9 @@ class Finisher:
         return restore
 
     def finish(self, pixels: Any, number: int, on_event: OnEvent) -> Any:
-        """Enlarge (H, W, 3) uint8 pixels of image `number` of the plan, and return the new pixels.
+        """Enlarge (H, W, 3) uint8 pixels as the recipe says, and return the new pixels.
 
-        Raises: CannotRender (`out-of-memory`).
+        `number`: the number of the image in its plan, for progress events. Raises: CannotRender (`out-of-memory`).
         """
         import numpy as np
         from PIL import Image

@@ -35,7 +35,7 @@ _FILES: Final = ("checkpoint", "vae")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of a grid: the values of the axes there, and the plan that results from them."""
+    """One cell of a grid: its values on the axes, and the plan that results from them."""
 
     column: int
     row: int
@@ -50,14 +50,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A planned grid. The first axis gives the columns, the second the rows; `cells` are in row order."""
+    """A planned grid. The first axis gives the columns, the second the rows; `cells` are listed row by row."""
 
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
 
     @property
     def contents(self) -> contact_sheet.Contents:
-        """The description of the grid that is embedded in the sheet's metadata."""
+        """The description of the grid for the metadata of the contact sheet."""
         across = len(self.axes[0].values)
         digests = [str(cell.planned.recipe.sha256) for cell in self.cells]
         rows = tuple(tuple(digests[start : start + across]) for start in range(0, len(digests), across))
@@ -65,7 +65,7 @@ class Grid:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """The notices of all plans, each of them once."""
+        """The notices of all plans without repetitions."""
         found = dict.fromkeys(notice for cell in self.cells for notice in cell.planned.notices)
         if any(axis.field in (*WORDS, REPLACE) for axis in self.axes):
             return tuple(found)
@@ -78,7 +78,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class DrawnGrid:
-    """A rendered grid: `pictures` in the order of the grid's cells, and the `path` of its contact sheet."""
+    """A rendered grid: its pictures in the order of the cells, and the path of its contact sheet."""
 
     grid: Grid
     pictures: tuple[Rendering, ...]
@@ -88,9 +88,9 @@ class DrawnGrid:
 def of_request(
     index: Index, request: RenderRequest, axes: Sequence[Axis], conditions: Conditions, *, on_event: OnEvent = ignore
 ) -> Grid:
-    """Plan a grid. Each cell is what a separate request with that cell's values would give.
+    """Plan a grid. A cell's plan is the same as that of a separate request with the cell's values.
 
-    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); and what `civman.planning.plan.plan` raises.
+    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`). The errors of `civman.planning.plan.plan`.
     """
     if request.count != 1 or (request.batch_size or 1) != 1:
         raise bad_grid(
@@ -99,7 +99,7 @@ def of_request(
         )
     digest_of = _cached_digests(Finder(index, on_event))
     _require_different(axes, digest_of)
-    if request.seed is None:  # use one seed for all cells, so that they differ only in the values of the axes
+    if request.seed is None:  # use one random seed for all cells, so that they differ only in the values of the axes
         request = replace(request, seed=secrets.randbelow(2**32))
     fixed = [("schedule", request.schedule)] if request.schedule is not None else []
 
@@ -107,7 +107,8 @@ def of_request(
         asked = request
         for name, text in changes:
             asked = changed(asked, name, text, digest_of)
-            if field_of(name) == "sampler":  # this change has reset the schedule that the request asked for
+            # the cell's sampler has reset the schedule, so set the requested schedule again
+            if field_of(name) == "sampler":
                 asked = replace(asked, schedule=dict(fixed).get("schedule"))
         planned = plan(index, asked, conditions, on_event=on_event)
         _require_scales(planned, changes, digest_of)
@@ -122,9 +123,9 @@ def of_recipe(
 ) -> Grid:  # fmt: skip
     """Plan a grid whose cells are variations of a recipe.
 
-    `changes` apply to all cells; `seed` is the original picture's.
+    `changes` apply to all cells; `seed` is that of the original picture.
 
-    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); and what `civman.planning.vary.vary` raises.
+    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`). The errors of `civman.planning.vary.vary`.
     """
     _require_different(axes, _cached_digests(Finder(index, ignore)))
     single = [("count", "1"), ("batch_size", "1")]
@@ -138,7 +139,7 @@ def of_recipe(
 
 
 def drawing_order(cells: Iterable[Cell]) -> list[Cell]:
-    """Sort the cells into rendering order: each model is loaded once and adapters change as rarely as possible."""
+    """Sort the cells so that each model is loaded only once and adapters change as rarely as possible."""
     found = list(cells)
     models, adapters = [_model(cell) for cell in found], [cell.planned.recipe.loras for cell in found]
     return sorted(found, key=lambda cell: (models.index(_model(cell)), adapters.index(cell.planned.recipe.loras)))
@@ -148,10 +149,10 @@ def draw(
     index: Index, root: Path, grid: Grid, output: Path, options: OutputOptions, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> DrawnGrid:  # fmt: skip
-    """Render every cell, saving and recording each as soon as it is finished, and then the contact sheet.
+    """Render all cells, saving and recording each as soon as it is finished, and then the contact sheet.
 
-    `output`: a folder, or the file name of the sheet, which must be a PNG. Finished cells are kept even after an error,
-    but a grid with missing cells gets no sheet.
+    `output`: a folder, or the file name of the sheet, which must be a PNG. After an error, finished cells are kept, but
+    no sheet is made.
 
     Raises: Interrupted; CannotRender, Incompatible, StoreError, LibraryError.
     """
@@ -165,7 +166,7 @@ def draw(
     order = drawing_order(grid.cells)
     from civman.rendering import (
         render_and_save,
-    )  # importing torch takes 2 s or more, so everything that can be refused is checked first
+    )  # torch is imported here, after everything that can be refused is checked, because importing it takes 2 s or more
 
     made: list[Rendering] = []
     try:
@@ -187,7 +188,7 @@ def draw(
 
 
 def labels(grid: Grid) -> tuple[contact_sheet.Labels, ...]:
-    """The axis labels to show on the sheet, with the names of model files instead of refs."""
+    """The axis labels for the contact sheet, with the names of model files instead of refs."""
     found = []
     for position, axis in enumerate(grid.axes):
         values, title = axis.values, axis.title
@@ -277,7 +278,7 @@ def _sheet(grid: Grid, pictures: Sequence[Rendering], metadata: EmbeddedMetadata
 
 
 def _sheet_contents(grid: Grid, metadata: EmbeddedMetadata) -> contact_sheet.Contents | None:
-    """The sheet's metadata, with prompts only if the metadata of the cells includes them."""
+    """Return the sheet's metadata, with prompts only if those of the cells contain prompts."""
     if metadata is EmbeddedMetadata.NOTHING:
         return None
     contents = grid.contents

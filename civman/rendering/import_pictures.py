@@ -14,10 +14,10 @@ from civman.pictures import image_text
 
 @dataclass(frozen=True, slots=True)
 class ImportedPictures:
-    """The result of importing a folder of pictures.
+    """How importing a folder of pictures went.
 
-    `taken`: how many were imported; `known`: how many were in the index already; `others`: how many have no civman
-    record; `problems`: error messages of files that cannot be read.
+    `taken`: the number of imported pictures; `known`: of those that were in the index already; `others`: of those
+    without a civman record; `problems`: error messages about files that cannot be read.
     """
 
     taken: int
@@ -56,15 +56,15 @@ def import_pictures(index: Index, folder: Path) -> ImportedPictures:
 
 
 def _record(text: str) -> AnyRecord | None:
-    """The record of an image that was rendered or upscaled; None if the text is a recipe alone or without prompts."""
+    """Return the record of a rendered or upscaled image; None if it contains only a recipe, or no prompts."""
     origin = read_origin(text)
     return origin.upscaled_record or origin.record
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    """The picture files below `folder`, in order.
+    """List the picture files below `folder`, in order.
 
-    Skips hidden files, and the copies of input images in "inputs" folders.
+    Skips hidden files, and copies of input images in folders named "inputs".
     """
     for place, folders, names in os.walk(folder.absolute()):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "inputs")

@@ -1,4 +1,4 @@
-"""All metadata of a picture, whichever program wrote it, and which of its models are stored. Without torch."""
+"""Reports all metadata of a picture, whichever program wrote it, and which of its models are stored."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from civman.planning.recipe_sources import find_recipe
 
 @dataclass(frozen=True, slots=True)
 class UsedModel:
-    """A model that a picture was made with. `held`: the stored file, or None; `by`: how that file was recognised."""
+    """A model that a picture was made with. `held`: its stored file, or None; `by`: how that file was recognised."""
 
     resource: Resource
     held: Asset | None = None
@@ -24,7 +24,7 @@ class UsedModel:
 
 @dataclass(frozen=True, slots=True)
 class PictureReport:
-    """What is known about a picture. `record` is the civman record in it, `number` is its number in the library.
+    """What is known about a picture. `record`: the civman record in it; `number`: its number in the library.
 
     `problem`: why the recipe cannot be used; empty if it can, or if there is none.
     """
@@ -35,7 +35,7 @@ class PictureReport:
     models: tuple[UsedModel, ...]
     record: Record | None = None
     upscaled: UpscaleRecord | None = None
-    """civman's record of an upscaled image; the metadata is then that of the image that it was made from."""
+    """civman's record of an upscaled image; the other metadata are those of the image that was upscaled."""
     number: int | None = None
     problem: str = ""
 
@@ -63,7 +63,7 @@ def describe(index: Index | None, path: Path) -> PictureReport:
 
 
 def _of_record(record: Record) -> PictureMetadata:
-    """Convert a civman record into the form used for the metadata of all programs."""
+    """Convert a civman record to the form that the metadata of all programs have."""
     recipe = record.recipe
     uses = {use.sha256: use for use in (*((recipe.hires and recipe.hires.loras) or ()), *recipe.loras)}
     resources = [
@@ -82,7 +82,7 @@ def _of_record(record: Record) -> PictureMetadata:
 
 
 def _used_model(index: Index | None, resource: Resource) -> UsedModel:
-    """Find the stored file of a model: by hash, else by CivitAI version id, else by name, which is not certain."""
+    """Find the stored file of a model by hash, else by version id, else by name, which is not certain."""
     if index is None:
         return UsedModel(resource)
     if resource.hash and len(resource.hash) >= 8 and (found := index.find_by_digest(resource.hash)):

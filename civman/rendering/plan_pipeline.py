@@ -1,4 +1,4 @@
-"""diffusers' own pipelines for plans: the pipeline, the embeddings of the prompts, and the arguments of the call."""
+"""Creates diffusers pipelines for plans, with the embeddings of the prompts and the arguments of the call."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,14 @@ from civman.rendering.weight_files import with_safe_copies
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The model and adapters that a pipeline was made from. It is an attribute of the UNet, which pipelines share."""
+    """The model and adapters that a pipeline was made from, stored as an attribute of the UNet that pipelines share."""
 
     identity: ModelIdentity
     loras: tuple[LoraUse, ...]
 
     @classmethod
     def of(cls, planned: Planned) -> "Origin":
-        """The model and adapters of this plan, to be compared with those a pipeline was made from."""
+        """Return the model and adapters of this plan, for comparison with those a pipeline was made from."""
         return cls(ModelIdentity.of(planned.recipe), planned.recipe.loras)
 
 
@@ -38,9 +38,10 @@ _ORIGIN = "civman_origin"
 
 
 def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: OnEvent = ignore) -> Any:
-    """Create a diffusers pipeline around the plan's model, with its adapters merged and its sampler as the scheduler.
+    """Create a diffusers pipeline with the plan's model, adapters and sampler.
 
-    `kind`: "txt2img", "img2img" or "inpaint"; None: the one that the plan needs.
+    The adapters are merged; the sampler becomes the pipeline's scheduler. `kind`: "txt2img", "img2img" or "inpaint";
+    None chooses the one that the plan needs.
 
     Raises: CannotRender: a pipeline cannot render the plan. UsageError: `kind` is unknown. Also the errors of `draw`.
     """
@@ -53,7 +54,8 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
         pipeline_call.require_own_kind(recipe, is_xl=model.family.is_xl)
         kind = pipeline_call.kind_of(recipe)
     pipeline_call.require_inputs_of(model.unet, kind)
-    from civman.diffusion.pipeline_scheduler import PipelineScheduler  # it imports diffusers' schedulers
+    # imported here, because the module imports diffusers' schedulers
+    from civman.diffusion.pipeline_scheduler import PipelineScheduler
 
     text = TextEncoders.of(engine.encoders)
     names = [name.replace("text_encoder", "tokenizer") for name in ENCODERS if name in model.components]
@@ -73,7 +75,7 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
 def _refuse_to_save(*_arguments: Any, **_named: Any) -> None:
     raise CannotRender(
         "the pipeline reads its weights from the checkpoint layer by layer, so it cannot be saved",
-        hint="create it on a device with enough memory for the whole model, and without `low_vram`",
+        hint="create the pipeline on a device with enough memory for the whole model, and without `low_vram`",
         code=Cause.NO_PIPELINE,
     )
 
@@ -81,14 +83,14 @@ def _refuse_to_save(*_arguments: Any, **_named: Any) -> None:
 def embeddings(planned: Planned, pipe: Any | None, *, machine: Machine, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Encode the plan's prompts as keyword arguments for a pipeline's call (`pipeline_call.embeddings_of`).
 
-    Without `pipe` the plan's model is loaded for it. Raises: CannotRender: `pipe` is of another model or has other
+    Without `pipe`, the plan's model is loaded to encode them. Raises: CannotRender: `pipe` has another model or other
         adapters. Incompatible: an embedding or adapter does not fit the model.
     """
     return pipeline_call.embeddings_of(_conditioning(planned, pipe, machine, on_event))
 
 
 def call(planned: Planned, pipe: Any) -> dict[str, Any]:
-    """Build all keyword arguments of the call with which `pipe` renders the plan's images.
+    """Return all keyword arguments with which calling `pipe` renders the plan's images.
 
     Raises: CannotRender: diffusers' pipelines cannot render the plan, or `pipe` was not created for it by `pipeline`.
         Incompatible: an embedding does not fit the model.
@@ -103,8 +105,9 @@ def call(planned: Planned, pipe: Any) -> dict[str, Any]:
 def _conditioning(planned: Planned, pipe: Any | None, machine: Machine, on_event: OnEvent) -> Conditioning:
     if planned.recipe.prompt_rules:
         raise CannotRender(
-            "the plan's prompts change during the steps or are combined with AND, which one set of embeddings cannot "
-            "express", hint="`library.render` draws it", code=Cause.NO_PIPELINE,
+            "the plan's prompts change during the steps or are combined with AND, so one set of "
+            "embeddings is not enough for them",
+            hint="render the plan with `library.render` instead", code=Cause.NO_PIPELINE,
         )  # fmt: skip
     planned = with_safe_copies(planned)
     if pipe is None:
@@ -123,12 +126,14 @@ def _require_origin(planned: Planned, pipe: Any) -> None:
     if origin == Origin.of(planned):
         return
     why = "was made for another checkpoint, VAE or set of LoRAs" if origin else "was not made by `library.pipeline`"
-    raise CannotRender(f"the pipeline {why}, so it may not render this plan",
-                       hint="create one with `library.pipeline(plan)`", code=Cause.NO_PIPELINE)  # fmt: skip
+    raise CannotRender(f"this pipeline cannot render the plan: it {why}",
+                       hint="create a pipeline for this plan with `library.pipeline(plan)`",
+                       code=Cause.NO_PIPELINE)  # fmt: skip
 
 
 def _require_scheduler(planned: Planned, pipe: Any) -> None:
-    from civman.diffusion.pipeline_scheduler import PipelineScheduler  # it imports diffusers' schedulers
+    # imported here, because the module imports diffusers' schedulers
+    from civman.diffusion.pipeline_scheduler import PipelineScheduler
 
     wanted = PipelineScheduler.of_recipe(planned.recipe, is_xl=hasattr(pipe, "text_encoder_2"))
     if isinstance(pipe.scheduler, PipelineScheduler) and pipe.scheduler.settings == wanted.settings:

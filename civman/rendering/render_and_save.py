@@ -23,10 +23,11 @@ def render(
 ) -> list[Rendering]:  # fmt: skip
     """Render all plans, saving and recording each picture while the next one is computed.
 
-    Finished pictures are kept even after an error, which lists them (`paths`). Returns them in the order of the plans.
+    Returns the pictures in the order of the plans. After an error, finished pictures are kept and listed in the error
+    (`paths`).
 
     Raises: CannotRender, Incompatible: as in `civman.rendering.draw.draw`. StoreError, LibraryError. Interrupted: the
-        user interrupted it.
+        user interrupted the render.
     """
     plans = list(plans)
     for planned in plans:
@@ -52,23 +53,23 @@ def save_one(index: Index, place: Place, drawn: Drawn, at: datetime) -> Renderin
 
 
 class Saved(Protocol):
-    """An image that was saved: rendered or upscaled."""
+    """A rendered or upscaled image that was saved."""
 
     @property
     def path(self) -> Path:
-        """The path of its file."""
+        """The path of the image's file."""
 
 
 @contextmanager
 def keeping(made: Sequence[Saved], place: Place) -> Iterator[None]:
-    """Add to an error or interruption which images were finished and saved before it."""
+    """Add to an error or interruption which images were finished and saved before."""
     try:
         yield
     except KeyboardInterrupt:
         finished = "1 finished picture is" if len(made) == 1 else f"{len(made)} finished pictures are"
         done = f"; {finished} saved in `{place.folder}`" if made else ""
         raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
-    except CivmanError as error:  # one picture failed; those before it are finished and saved
+    except CivmanError as error:  # one picture could not be saved; the pictures before it are finished and saved
         error.facts["paths"] = [str(rendering.path) for rendering in made]
         raise
 

@@ -19,7 +19,7 @@ from civman.rendering.file_changes import ChangeKind, FileChange, change_of
 class ReplayResult:
     """A replayed picture, compared with the original.
 
-    `original`: the original's record, if any; `distance`: how far the pixels of the two differ.
+    `original`: the original's record, if there is one; `distance`: how much the pixels of the two differ.
     """
 
     verdict: Verdict
@@ -27,10 +27,10 @@ class ReplayResult:
     original: Record | None
     distance: Distance | None = None
     environment: tuple[Difference, ...] = ()
-    """How the environment differs from the original's: versions, device and number of threads."""
+    """How the environment differs from the original's, such as in versions, device or number of threads."""
     notices: tuple[str, ...] = ()
     file_change: FileChange | None = None
-    """How the original's file differs from the image as it was made; None: it is unchanged, or there is no file."""
+    """How the original's file was changed after its image was made; None if it is unchanged, or there is no file."""
 
     @property
     def record(self) -> Record:
@@ -41,12 +41,12 @@ class ReplayResult:
 def replay(
     source: RecipeSource, planned: Planned, *, machine: Machine, on_event: OnEvent = ignore
 ) -> list[ReplayResult]:
-    """Render the picture again and compare, with the recorded threads and engine unless `machine` sets others.
+    """Render a picture again from its recipe and compare the result with the original.
 
-    If a record says which picture of the recipe it is, only that one is returned; otherwise all of the recipe's
-    pictures.
+    The recorded number of threads and engine are used unless `machine` sets others. If the picture has a record, only
+    that picture is returned; otherwise all pictures of the recipe.
 
-    Raises: what `civman.rendering.draw.draw` raises.
+    Raises: the errors of `civman.rendering.draw.draw`.
     """
     then = source.record
     if machine.threads is None and then is not None:
@@ -87,8 +87,8 @@ def _compared(source: RecipeSource, then: Record, mine: Drawn) -> ReplayResult:
 def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) -> FileChange | None:
     """Find out how a file was changed after its image was made, if its pixels differ from the recorded ones.
 
-    The file can be compared only if the replay has the recorded pixels. Otherwise, a lossless file is known to have
-    been changed, but not how; a lossy file may be unchanged, in which case this returns None.
+    The file can be compared with the image only if the replay has the recorded pixels. Otherwise, a lossless file is
+    known to have been changed, but not how, and a lossy file may be unchanged, so None is returned for it.
     """
     if is_same:
         return change_of(mine.pixels, path, is_lossless=source.is_lossless)

@@ -1,10 +1,10 @@
-"""Compares an image with another program's original: the same picture, the same composition, or another picture.
+"""Judges whether an image shows the same picture, or the same composition, as another program's original.
 
-The pixels of two programs or GPUs are never equal, and a website compresses and shrinks images. Therefore both images
-are reduced to 64 pixels, and the changes of brightness from pixel to pixel (the gradients) are correlated.
+The pixels of two programs or GPUs are never equal, and websites compress and shrink images. Therefore, both images are
+reduced to 64 pixels, and the changes of brightness from pixel to pixel (the gradients) are correlated.
 
-The thresholds are from 318 pairs of published images (the same recipe in other precisions, and other pictures) and from
-`benchmarks/same_picture.py`; docs/redraw.md has the tables.
+The thresholds come from 318 pairs of published images (the same recipe in other precisions, and other pictures) and
+from `benchmarks/same_picture.py`; docs/redraw.md has the tables.
 """
 
 import math
@@ -20,14 +20,14 @@ NEARLY_DB: Final = 26.0
 COMPOSITION: Final = 0.60
 DOUBTFUL: Final = 0.35
 _FLAT: Final = 1.0
-"""The root mean square of the gradient, in steps of 0 to 255, below which an image shows too little to compare."""
+"""The root mean square of the gradient (in steps of 0 to 255) below which an image has too little detail to compare."""
 _SAME_SHAPE: Final = 1.02
 _MOST_CROPPED: Final = 2.0
-"""The greatest ratio of two images' aspect ratios at which their shared middle is still compared."""
+"""The largest ratio between the aspect ratios of two images at which their common middle is still compared."""
 _DETAIL_SIDE: Final = 256
 _DETAIL: Final = 0.60
 _COLOUR, _BRIGHTNESS, _CONTRAST = 6.0, 6.0, 0.12
-"""Differences worth mentioning: of colour and brightness in steps of 0 to 255, of contrast as a share."""
+"""The smallest differences to mention: of colour and brightness on a scale of 0 to 255, of contrast as a share."""
 _PLACES: Final = (
     "upper left", "top", "upper right", "left", "middle", "right", "lower left", "bottom", "lower right",
 )  # fmt: skip
@@ -45,10 +45,10 @@ class Likeness(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Likened:
-    """The verdict with its numbers: `gradients`, a correlation from -1 to 1, and the reduced images' PSNR in dB.
+    """How alike two images are: the correlation of their gradients (-1 to 1), and the PSNR of the reduced images in dB.
 
-    Both are None if the images cannot be compared; `psnr_db` also if the reduced images are equal. `differs`: how two
-    pictures with the same composition differ, in words. `is_cropped`: only the shared middle was compared.
+    Both numbers are None if the images cannot be compared; `psnr_db` also if the reduced images are equal. `differs`:
+    how two pictures with the same composition differ, in words. `is_cropped`: only the common middle was compared.
     """
 
     likeness: Likeness
@@ -70,7 +70,8 @@ class Likened:
 def liken(one: Any, other: Any) -> Likened:
     """Compare two (H, W, 3) uint8 arrays, whose sizes may differ.
 
-    If their shapes differ, one of them may be a part of the other: the middle of each is compared with the other one.
+    If their aspect ratios differ, one image may be a part of the other, so the middle of each is compared with the
+    other.
     """
     ratio = (one.shape[1] * other.shape[0]) / (one.shape[0] * other.shape[1])
     if max(ratio, 1 / ratio) > _MOST_CROPPED:
@@ -82,7 +83,7 @@ def liken(one: Any, other: Any) -> Likened:
 
 
 def _likened(one: Any, other: Any) -> Likened:
-    """Compare two images of the same shape."""
+    """Compare two images of the same aspect ratio."""
     small, small_other = _pair(one, other, SIDE)
     first, second = _gradients(small), _gradients(small_other)
     if min(float((each**2).mean()) for each in (first, second)) < _FLAT**2:
@@ -108,7 +109,7 @@ def _judged(gradients: float, psnr_db: float | None) -> Likeness:
 
 
 def _differences(one: Any, other: Any, small: Any, small_other: Any) -> Iterator[str]:
-    """Describe how two pictures with the same composition differ."""
+    """Describe how two pictures with the same composition differ, in words."""
     import numpy as np
 
     chroma, chroma_other = _chroma(small), _chroma(small_other)
@@ -131,7 +132,7 @@ def _differences(one: Any, other: Any, small: Any, small_other: Any) -> Iterator
 
 
 def _places(small: Any, small_other: Any) -> Iterator[str]:
-    """The ninths of the picture that are visibly different."""
+    """Return which ninths of the picture differ visibly, in words."""
     first, second = _gradients(small), _gradients(small_other)
     _, height, width = first.shape
     whole = float((first**2).sum() + (second**2).sum())
@@ -147,7 +148,7 @@ def _places(small: Any, small_other: Any) -> Iterator[str]:
 
 
 def _middle(pixels: Any, like: Any) -> Any:
-    """The middle of an image, as large as possible with the aspect ratio of another one."""
+    """Return the middle of an image, as large as possible with the aspect ratio of the other image."""
     height, width = pixels.shape[:2]
     across = min(width, max(1, round(height * like.shape[1] / like.shape[0])))
     down = min(height, max(1, round(width * like.shape[0] / like.shape[1])))
@@ -177,14 +178,14 @@ def _correlation(first: Any, second: Any) -> float:
 
 
 def _grey(pixels: Any) -> Any:
-    """The luminance, which survives JPEG better than the colours do: JPEG halves the resolution of colour."""
+    """Return the luminance, which JPEG keeps better than the colours: it halves their resolution."""
     import numpy as np
 
     return pixels @ np.array([0.299, 0.587, 0.114])
 
 
 def _chroma(pixels: Any) -> Any:
-    """Blue and red minus the luminance, averaged over 8 x 8 pixels or fewer."""
+    """Return blue and red minus the luminance, averaged over up to 8 x 8 pixels."""
     import numpy as np
 
     grey = _grey(pixels)
@@ -196,7 +197,7 @@ def _chroma(pixels: Any) -> Any:
 
 
 def _gradients(pixels: Any) -> Any:
-    """Central differences of the luminance, both directions in one array."""
+    """Return the central differences of the luminance in both directions, in one array."""
     import numpy as np
 
     grey = _grey(pixels)

@@ -22,7 +22,7 @@ FORMATS = ("png", "jpeg", "webp")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _WORDS, _WORDS_LENGTH = 6, 60
 _NO_WORDS = 40
-"""The bytes that a file name needs besides the words of the prompt: seed, eight digits of the SHA-256, suffix."""
+"""The length in bytes of a file name without the words of the prompt: seed, eight digits of the SHA-256, suffix."""
 
 
 class EmbeddedMetadata(StrEnum):
@@ -38,7 +38,7 @@ class EmbeddedMetadata(StrEnum):
 class OutputOptions:
     """How pictures are saved.
 
-    `format`: None: from the file name's suffix, else PNG; `quality`: for JPEG and WebP only.
+    `format`: None takes it from the file name's suffix, or else uses PNG; `quality`: for JPEG and WebP only.
     """
 
     format: str | None = None
@@ -47,12 +47,13 @@ class OutputOptions:
 
 
 class Place:
-    """Where a command saves its pictures: a folder, or a file name that is numbered from the second picture on."""
+    """Where a command saves its pictures: in a folder, or under a file name with numbers from the second picture on."""
 
     def __init__(self, output: Path, options: OutputOptions = OutputOptions()) -> None:
-        """Raises: UsageError: the file name's suffix and `format` disagree.
+        """Check the output folder or file name, and create the folder.
 
-        StoreError: the folder cannot be created or written.
+        Raises: UsageError: the file name's suffix and `format` disagree. StoreError: the folder cannot be created or
+        written.
         """
         output = output.expanduser()
         said = image_text.SUFFIXES.get(output.suffix.lower())
@@ -63,7 +64,9 @@ class Place:
             )
         if options.format not in (None, *FORMATS):
             raise UsageError(
-                f"`{options.format}` is not a supported format", hint="one of png, jpeg, webp", code=Cause.BAD_FORMAT
+                f"`{options.format}` is not a supported format",
+                hint="choose one of: png, jpeg, webp",
+                code=Cause.BAD_FORMAT,
             )
         if is_file and options.format not in (None, said):
             raise UsageError(
@@ -94,18 +97,19 @@ class Place:
         return keep_new(self.folder, name, data)
 
     def keep_bytes(self, data: bytes, stem: str) -> Path:
-        """Save the bytes of an image file in `format`; in a folder, under `stem` or that with the first free number.
+        """Save the bytes of an image file in `format`, and return its path.
 
-        Raises: StoreError.
+        In a folder, the file is named `stem`, with the first free number appended if that name is taken. Raises:
+        StoreError.
         """
         name = safe_name(f"{stem}{_SUFFIXES[self.format]}", most_bytes=max(self._room, _NO_WORDS))
         return keep_new(self.folder, self._file.name if self._file else name, data)
 
 
 def _require_writable(folder: Path) -> None:
-    """Create the output folder and a file in it, so that an unusable path is detected before minutes of sampling.
+    """Create the output folder and a file in it, to detect an unusable path before minutes of sampling.
 
-    Raises: StoreError: it cannot be created or written.
+    Raises: StoreError: the folder or file cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +180,7 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write atomically: no other program ever sees a partial file."""
+    """Write a file atomically, so that no other program ever sees a part of it."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".civman-")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,7 +1,7 @@
-"""Saves images in a thread of its own, so that the next image is computed meanwhile.
+"""Saves images in a separate thread, so that the next image can be computed meanwhile.
 
 Compressing a PNG of 1024x1024 pixels takes about as long as a fast GPU needs for several steps. Images are saved in the
-order in which they come, and only a few may wait: if they come faster than the disk can take them, `put` waits.
+order in which they were put. If too many are waiting because the disk is slower than the GPU, `put` waits, too.
 """
 
 from collections import deque
@@ -20,8 +20,8 @@ _MOST_WAITING = 3
 class Saver(Generic[Item, Result]):
     """Calls `save` for each item in a thread, in order. Use it as a context manager, from one thread.
 
-    The first error ends it: nothing is saved after it, and the next `put`, or the end of the block, raises it. Whatever
-    ends the block, the items that were put before are saved first.
+    After an error in `save`, nothing more is saved, and the next `put` or the end of the block raises the error. If the
+    block ends for any other reason, all items that were put are saved first.
     """
 
     def __init__(self, save: Callable[[Item], Result], done: Callable[[Result], None]) -> None:
@@ -35,7 +35,7 @@ class Saver(Generic[Item, Result]):
         return self
 
     def put(self, item: Item) -> None:
-        """Save an item as soon as those before it are saved. Raises: what `save` raised for an earlier item."""
+        """Queue an item to be saved after all earlier ones. Raises: what `save` raised for an earlier item."""
         while self._unsaved and (len(self._unsaved) >= _MOST_WAITING or self._unsaved[0].done()):
             self._done(self._unsaved.popleft().result())
         self._unsaved.append(self._pool.submit(self._guarded, item))
@@ -49,7 +49,7 @@ class Saver(Generic[Item, Result]):
             if (failure := saved.exception()) is None:
                 self._done(saved.result())
             elif failure is not error:
-                # the failed image comes before the error that ended the block
+                # raise the error of the image that failed first, not the error that ended the block
                 raise failure from error
             else:
                 return

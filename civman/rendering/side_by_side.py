@@ -7,11 +7,11 @@ from civman.errors import StoreError
 from civman.pictures import contact_sheet
 
 _AMPLIFIED: Final = 4
-"""The factor by which differences are shown, so that small ones are visible."""
+"""The factor by which differences are multiplied, so that small ones are visible."""
 
 
 def write_side_by_side(path: Path, original: Any, drawn: Any) -> None:
-    """Write a PNG with both images, (H, W, 3) uint8, at the original's height, and their difference.
+    """Write a PNG that shows two images, (H, W, 3) uint8, at the original's height, and their difference.
 
     Raises: StoreError: the file cannot be written.
     """

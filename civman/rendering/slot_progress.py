@@ -1,4 +1,4 @@
-"""Reports the steps of images that are rendered side by side as the progress of one job."""
+"""Reports the progress of images that are rendered side by side in slots, as that of one job."""
 
 from dataclasses import replace
 
@@ -6,16 +6,16 @@ from civman.domain.events import Event, OnEvent, Step
 
 
 class SlotProgress:
-    """The progress of a job of `count` images. Its `Step` events count the steps of all images in slots together."""
+    """The progress of a job of `count` images; its `Step` events add up the steps of all images in slots."""
 
     def __init__(self, count: int, on_event: OnEvent) -> None:
         self._count, self._on_event = count, on_event
         self._done = 0
         self._steps: dict[tuple[int, int], tuple[int, int]] = {}
-        """The steps done and expected of each image that is in a slot."""
+        """For each image in a slot: the number of steps done, and of steps in total."""
 
     def of(self, place: tuple[int, int]) -> OnEvent:
-        """Return the function that takes the events of the image at this place."""
+        """Return a function that receives the events of one image. `place`: its plan's and its own number."""
         before: list[Step] = []
         self._steps[place] = (0, 1)
 
@@ -38,6 +38,6 @@ class SlotProgress:
         return tell
 
     def finish(self, place: tuple[int, int]) -> None:
-        """Count the image at this place as finished."""
+        """Record that the image at this place is finished."""
         del self._steps[place]
         self._done += 1

@@ -1,4 +1,4 @@
-"""The models that a render needs, loaded one after another: one for each stage with a checkpoint of its own."""
+"""Loads the models that a plan needs, one after another: one for each stage with its own checkpoint or adapters."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,9 +19,9 @@ from civman.rendering.warm_engines import WarmEngines
 
 
 class StageModels:
-    """Makes the models of a plan's stages ready: loads them, merges their adapters and encodes their prompts.
+    """Prepares the models for a plan's stages: loads them, merges their adapters and encodes their prompts.
 
-    A prompt is encoded once, for all batches. The engine of the stage before is released before another one is loaded,
+    A prompt is encoded once for all batches. The previous stage's engine is released before another one is loaded,
     unless `warm` has room for both.
     """
 
@@ -32,18 +32,18 @@ class StageModels:
         self._networks: dict[Sha256, Hypernetwork] = {}
         self._texts = passes_of(planned.recipe)
         self.applied: tuple[Applied, ...] = ()
-        """How the adapters of the stages that are ready so far were applied."""
+        """How the adapters of all stages prepared so far were applied."""
         self.notes: tuple[str, ...] = ()
-        """Notes about the models and prompts of these stages."""
+        """Notes about the models and prompts of all stages prepared so far."""
 
     @property
     def engine(self) -> Engine:
-        """The engine of the present stage."""
+        """The engine of the stage that was prepared last."""
         assert self._engine is not None
         return self._engine
 
     def __call__(self, stage: Stage) -> StageModel:
-        """Make the model of a stage ready. Raises: the errors of `Engine` and of its `merge`."""
+        """Prepare the model for a stage. Raises: the errors of `Engine` and `Engine.merge`."""
         planned = replace(self.planned, recipe=stage_recipe(self.planned.recipe, stage))
         self._engine = None
         engine = self._warm.engine(planned, self._machine, self._on_event)
@@ -62,7 +62,7 @@ class StageModels:
         )  # fmt: skip
 
     def _encoded(self, engine: Engine, planned: Planned, stage: Stage) -> Prompts:
-        """Encode the prompts of a stage, unless they were encoded for a stage with the same recipe and texts."""
+        """Encode the prompts of a stage, unless a stage with the same recipe and texts was encoded before."""
         first, second = self._texts
         texts = second if second is not None and stage.is_second else first
         for recipe, known, prompts in self._prompts:
@@ -75,12 +75,12 @@ class StageModels:
         return made
 
     def encoded(self, recipe: Recipe) -> Prompts:
-        """Encode the first pass's prompts of another recipe, with the present model and its adapters."""
+        """Encode the first pass's prompts of another recipe with the current model and its adapters."""
         planned = replace(self.planned, recipe=recipe)
         return encode_stage(_encoders(self.engine, planned), planned, passes_of(recipe)[0])
 
     def _alike(self, recipe: Recipe) -> Iterator[Stage]:
-        """The stages that are computed with the model and the adapters of a stage's recipe."""
+        """Yield all stages that use the same model and adapters as a stage's recipe."""
         for stage in stages_of(self.planned.recipe):
             other = stage_recipe(self.planned.recipe, stage)
             if (ModelIdentity.of(other), other.loras) == (ModelIdentity.of(recipe), recipe.loras):
@@ -98,7 +98,7 @@ class StageModels:
 
 
 def _encoders(engine: Engine, planned: Planned) -> KeptEncoders:
-    """The text encoders of a model for one plan."""
+    """Return a model's text encoders for one plan."""
 
     def loaded() -> TextEncoders | FlowTextEncoders:
         return FlowTextEncoders(engine.model) if planned.recipe.flow else TextEncoders.of(engine.encoders)

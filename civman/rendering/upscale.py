@@ -30,12 +30,15 @@ from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions, Plac
 from civman.store.safe_copies import make_copy
 
 _KEPT_STEM = 60
-"""How many characters of the source's name the result's name begins with."""
+"""The maximum number of characters of the source's name with which the result's name begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpscaledPicture:
-    """One image that was upscaled: (H, W, 3) or, with transparency, (H, W, 4) uint8, its record, and its source."""
+    """An image that was upscaled, with its record and its source.
+
+    `pixels` are (H, W, 3) or, with transparency, (H, W, 4) uint8.
+    """
 
     pixels: Any = field(repr=False, compare=False)
     record: UpscaleRecord
@@ -44,7 +47,7 @@ class UpscaledPicture:
 
 @dataclass(frozen=True, slots=True)
 class SavedUpscale:
-    """One image that was upscaled and saved. `id`: its number in the library."""
+    """An image that was upscaled and saved. `id`: its number in the library."""
 
     path: Path
     record: UpscaleRecord
@@ -54,11 +57,12 @@ class SavedUpscale:
 def upscale(
     plans: Iterable[PlannedUpscale], *, machine: Machine, on_event: OnEvent = ignore
 ) -> Iterator[UpscaledPicture]:
-    """Compute all plans in order; an upscaler model is loaded once for consecutive plans that use it.
+    """Compute all planned upscales in order; consecutive plans that use the same model load it only once.
 
     `on_event` receives a `Step` with the stage "upscale" after each tile.
 
-    Raises: CannotRender: the model cannot be run, or memory is short. IntegrityError: a source was changed meanwhile.
+    Raises: CannotRender: the model cannot be run, or there is not enough memory. IntegrityError: a source was changed
+        after it was planned.
     """
     plans = list(plans)
     with threads(machine.threads):
@@ -76,9 +80,10 @@ class Upscaler:
         self._model: AnyUpscaler | None = None
 
     def upscale(self, planned: PlannedUpscale, on_tile: Callable[[int, int], None]) -> UpscaledPicture:
-        """Compute one plan. `on_tile` is called after each tile with its number and the number of tiles.
+        """Compute one planned upscale.
 
-        Raises: as `upscale`.
+        `on_tile` is called after each tile with its number and the number of tiles. Raises: the errors of
+        `civman.rendering.upscale.upscale`.
         """
         made = planned.recipe.enlargement
         if made.model != self._sha256:
@@ -95,7 +100,7 @@ class Upscaler:
 def upscale_pixels(
     index: Index, pixels: Any, request: UpscaleRequest, *, machine: Machine, on_event: OnEvent = ignore
 ) -> Any:
-    """Enlarge (H, W, 3) or (H, W, 4) uint8 pixels in memory and return the same kind.
+    """Enlarge (H, W, 3) or (H, W, 4) uint8 pixels in memory, and return pixels with as many channels.
 
     Raises: the errors of `civman.planning.plan_upscale.plan_upscales` and of `upscale`.
     """
@@ -140,9 +145,9 @@ def upscale_and_save(
 ) -> list[SavedUpscale]:  # fmt: skip
     """Upscale all images, saving and recording each as soon as it is finished; the library keeps copies of the sources.
 
-    Images that are finished are kept even after an error, which lists them (`paths`).
+    After an error, finished images are kept and listed in the error (`paths`).
 
-    Raises: what `upscale` raises; StoreError, UsageError: an image cannot be saved. Interrupted.
+    Raises: the errors of `upscale`. StoreError, UsageError: an image cannot be saved. Interrupted.
     """
     plans = list(plans)
     made: list[SavedUpscale] = []
@@ -176,6 +181,6 @@ def picture_bytes(each: UpscaledPicture, format: image_text.Format, options: Out
 
 
 def _stem(each: UpscaledPicture) -> str:
-    """The stem of the result's file name: the source's stem and the final size."""
+    """Return the stem of the result's file name: the source's stem and the final size."""
     width, height = each.record.recipe.enlargement.final_size
     return f"{Path(each.record.picture_name).stem[:_KEPT_STEM]}-{width}x{height}"

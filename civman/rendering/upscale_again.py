@@ -17,7 +17,7 @@ from civman.rendering.upscale import UpscaledPicture, upscale
 class UpscaledAgain:
     """An image that was upscaled again, and how it compares with the original, if there is one.
 
-    `is_unchanged`: whether the original's file still has the pixels with which it was saved.
+    `is_unchanged`: whether the original's file still contains the pixels with which it was saved.
     """
 
     verdict: Verdict
@@ -31,9 +31,10 @@ class UpscaledAgain:
 def upscale_again(
     source: RecipeSource, planned: PlannedUpscale, *, machine: Machine, on_event: OnEvent = ignore
 ) -> UpscaledAgain:
-    """Compute the plan of an image's recipe, with the recorded number of threads unless `machine` sets another.
+    """Repeat an upscale and compare the result with the original.
 
-    Raises: what `civman.rendering.upscale.upscale` raises.
+    The recorded number of threads is used unless `machine` sets another. Raises: the errors of
+    `civman.rendering.upscale.upscale`.
     """
     then = source.origin.upscaled_record
     if machine.threads is None and then is not None:
@@ -53,5 +54,5 @@ def upscale_again(
 
 
 def _pixels(source: RecipeSource) -> Any:
-    """The pixels of the original's file, with its transparency; None if there is no file."""
+    """Return the pixels of the original's file, with transparency; None if there is no file."""
     return image_text.pixels(source.path, with_alpha=True) if source.path is not None else None

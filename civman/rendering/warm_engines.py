@@ -1,4 +1,4 @@
-"""Loaded models that stay loaded from one render to the next, within a budget of memory."""
+"""Keeps models loaded from one render to the next, within a memory budget."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class _Kept:
 
 
 class WarmEngines:
-    """Engines in the order in which they were used, the latest one last. Use it from one thread."""
+    """Loaded engines in the order of their last use, the most recent one last. Use it from one thread."""
 
     def __init__(self, budget_bytes: int, on_event: OnEvent = ignore) -> None:
-        """`budget_bytes`: what all models together may need; 0 keeps only the one in use.
+        """`budget_bytes`: the memory for all loaded models together; 0 keeps only the one in use.
 
         `on_event` is called with every event of every render, in addition to the render's own `on_event`. It may raise
         KeyboardInterrupt to stop the render; the model stays loaded.
@@ -31,7 +31,7 @@ class WarmEngines:
 
     @property
     def needed_bytes(self) -> int:
-        """The approximate memory in bytes that the loaded models need."""
+        """The estimated memory in bytes that the loaded models need."""
         return sum(each.needed_bytes for each in self._kept)
 
     @property
@@ -40,7 +40,7 @@ class WarmEngines:
         return len(self._kept)
 
     def engine(self, planned: Planned, machine: Machine, on_event: OnEvent) -> Engine:
-        """Return an engine that serves the plan, loading its model if none does. Raises: what `Engine` raises.
+        """Return an engine that serves the plan, loading its model if none does. Raises: the errors of `Engine`.
 
         Before a model is loaded, the least recently used ones are released until it fits the budget.
         """
@@ -65,7 +65,7 @@ class WarmEngines:
         self._kept.clear()
 
     def telling(self, on_event: OnEvent) -> OnEvent:
-        """Return a function that passes an event to the render's own `on_event` and to that of these engines."""
+        """Return a function that passes an event to the given `on_event` and to that of these engines."""
 
         def tell(event: Event) -> None:
             on_event(event)
@@ -75,4 +75,4 @@ class WarmEngines:
 
 
 WARM: ContextVar[WarmEngines | None] = ContextVar("warm_engines", default=None)
-"""The engines that renders in this context use; None: a render loads its models and releases them at its end."""
+"""The engines that renders in this context share; if None, each render loads its own models and releases them."""

@@ -1,4 +1,4 @@
-"""The files that a plan's weights are loaded from: for a pickle, its safetensors copy."""
+"""Finds the files from which a plan's weights are loaded: for a pickle, its safetensors copy."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from civman.store.safe_copies import make_copy
 def with_safe_copies(planned: Planned) -> Planned:
     """Replace the path of every pickle in a plan by that of its safetensors copy, which is made if it is missing.
 
-    The recipe still names the originals. Raises: what `civman.store.safe_copies.make_copy` raises.
+    The recipe still names the pickles. Raises: the errors of `civman.store.safe_copies.make_copy`.
     """
     if all(file.copy is None for file in planned.files):
         return planned

@@ -437,7 +437,7 @@ PLAIN = {"prompt": "a cat", "Steps": "20", "Sampler": "Euler a", "CFG scale": "7
 @pytest.mark.parametrize(
     ("changes", "verdict", "wanted", "words"),
     [
-        ({"Version": "ComfyUI"}, "differs", {"emphasis": "comfyui", "rng": "cpu", "step_rng": "nv"}, "ComfyUI made it"),
+        ({"Version": "ComfyUI"}, "differs", {"emphasis": "comfyui", "rng": "cpu", "step_rng": "nv"}, "made the image"),
         ({"Civitai resources": "[]"}, "differs", {"emphasis": "comfyui", "odd_sizes": "forge"}, "CivitAI's generator"),
         ({"Version": "f2.0.1v1.10.1-previous-304"}, "exact", {"emphasis": "original", "odd_sizes": "forge"}, ""),
         ({"Version": "v1.10.1"}, "exact", {"odd_sizes": "a1111"}, ""),

@@ -272,7 +272,7 @@ def test_a_union_is_told_the_kinds_of_its_control_images(civman: Civman, tmp_pat
     assert [use["type"] for use in inferred.json["plan"][0]["recipe"]["controls"]] == ["hardedge"]
     assert "does not read control images of the kind `tile`" in beyond.json["error"]["message"]
     assert [use["type"] for use in both.json["render"][0]["recipe"]["controls"]] == ["depth", "hardedge"]
-    assert "is for one kind of control image" in single.json["error"]["message"]
+    assert "reads only one kind of control image" in single.json["error"]["message"]
     assert again.code == 0, again.err
 
 

@@ -190,7 +190,7 @@ def test_faces_have_seeds_and_prompts_of_their_own_and_a1111_s_text(civman: Civm
     ("options", "code", "words"),
     [
         (("--detail", "70,0,8,8"), "bad-recipe", "outside the image"),
-        (("--detail", "face_yolov8n.pt"), "bad-value", "no such mask"),
+        (("--detail", "face_yolov8n.pt"), "bad-value", "no mask file has this path"),
         (("--detail", "1,1,8,8:conf=3"), "bad-value", "conf"),
         (("--detail", "1,1,8,8:strength=0"), "bad-recipe", "strength"),
         (("--detail", "1,1,8,8:size=80x65"), "bad-recipe", "multiples of 8"),

@@ -95,7 +95,7 @@ def test_an_image_with_references_is_recorded_replayed_and_varied(civman: Civman
         (("--reference", "guide.png:sd1-plain:0.8:0.9-0.1"), "bad-recipe", "in this order"),
         (("--reference", "guide.png:sd1-plain:20"), "bad-recipe", "between -10 and 10"),
         (("--reference", "guide.png:sd1-plain", "--reference-crop", "40,0,30,64"), "bad-value", "exceeds the picture"),
-        (("--reference", "guide.png:sd1-plain", "--reference-crop", "face"), "bad-value", "not a part of a picture"),
+        (("--reference", "guide.png:sd1-plain", "--reference-crop", "face"), "bad-value", "not a valid crop"),
         (("--reference-crop", "0,0,8,8"), "bad-value", "requires an IP-Adapter"),
         (("--part", "clip-vision=vision"), "bad-value", "requires an IP-Adapter"),
         (("--reference", "guide.png:sd1-plain", "--part", "clip-vision=ink"), "wrong-kind", "CLIP vision encoder"),

@@ -134,7 +134,7 @@ def test_options_of_render_and_what_is_said_of_them(civman: Civman, tmp_path: Pa
         (("--hires-prompt", "a"), 2, "--hires-prompt requires a second pass"),
         (("--hires-lora", "ink"), 2, "--hires-lora requires a second pass"),
         (("--refiner-at", "0.5"), 2, "--refiner-at requires a refiner"),
-        (("--hires", "2", "--hires-checkpoint", "tiny-sdxl"), 7, "one family"),
+        (("--hires", "2", "--hires-checkpoint", "tiny-sdxl"), 7, "same model family"),
         (("--refiner", "finisher"), 7, "cannot continue"),
         (("--hires", "2", "--hires-lora", "gone"), 3, "gone"),
     ],

@@ -309,7 +309,7 @@ def test_embeddings_are_found_in_the_second_prompt(library: Library) -> None:
 
 
 REFUSED = (
-    ({"hires": replace(HIRES, checkpoint="tiny-sdxl")}, Incompatible, Cause.CANNOT_WORK, "one family"),
+    ({"hires": replace(HIRES, checkpoint="tiny-sdxl")}, Incompatible, Cause.CANNOT_WORK, "same model family"),
     ({"refiner": "tiny-sdxl"}, Incompatible, Cause.CANNOT_WORK, "refiner"),
     ({"refiner": "finisher"}, Incompatible, Cause.CANNOT_WORK, "refiner"),
     ({"refiner": "masked-sd1"}, Incompatible, Cause.CANNOT_WORK, "inpainting"),
