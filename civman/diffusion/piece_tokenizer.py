@@ -1,0 +1,216 @@
+"""Tokenize by a SentencePiece model of byte-pair encoding, as files of the text encoder Gemma carry it. No torch.
+
+Only models that SentencePiece encodes by pairs, without rewriting characters, are read; others are refused. The result
+is SentencePiece's own: of all adjacent pairs that form a piece, the one with the highest score is joined first, and of
+equal ones the leftmost.
+
+Source: the message `ModelProto` and the file `bpe_model.cc` of Google's SentencePiece.
+"""
+
+import heapq
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from civman.errors import CannotRender, Cause, InvalidModelFile
+
+_SPACE = "▁"
+_NORMAL, _USER_DEFINED, _UNUSED, _BYTE = 1, 4, 5, 6
+"""Types of pieces; the others (unknown, control) never stand for text."""
+_PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
+"""The fields of the message `ModelProto`."""
+_PAIRS = 2
+"""The trainer's number for byte-pair encoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTokenizer:
+    """Converts text to token ids by a vocabulary of pieces."""
+
+    title: str
+    """The text encoder's name, for messages."""
+    start: int
+    """The id that begins every text."""
+    ids: dict[str, int] = field(repr=False)
+    """Piece → id, for pieces that stand for text."""
+    scores: dict[str, float] = field(repr=False)
+    """Piece → how early it is joined."""
+    unused: frozenset[str] = field(repr=False)
+    """Pieces that may be joined on the way to a longer one, but are split again if they remain."""
+    bytes: tuple[int, ...] = field(repr=False)
+    """The id of each byte, for characters without a piece."""
+    whole: re.Pattern[str] | None = field(repr=False)
+    """Matches pieces that are never split or joined with their neighbours."""
+    adds_space: bool = False
+    trims_spaces: bool = False
+
+    def encode(self, text: str) -> list[int]:
+        """Convert a text of any length to token ids, without the start token."""
+        if self.trims_spaces:
+            text = re.sub(" +", " ", text).strip(" ")
+        if not text:
+            return []
+        spaced = (" " if self.adds_space else "") + text
+        return [number for piece in self._pieces(spaced.replace(" ", _SPACE)) for number in self._ids_of(piece)]
+
+    def _ids_of(self, piece: str) -> list[int]:
+        if (number := self.ids.get(piece)) is not None:
+            return [number]
+        return [self.bytes[byte] for byte in piece.encode("utf-8", "replace")]
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Divide a text into pieces."""
+        symbols, is_whole = self._symbols(text)
+        following, previous = list(range(1, len(symbols) + 1)), list(range(-1, len(symbols) - 1))
+        pairs: list[tuple[float, int, int, str]] = []
+        halves: dict[str, tuple[str, str]] = {}
+
+        def offer(left: int, right: int) -> None:
+            if left < 0 or right >= len(symbols) or is_whole[left] or is_whole[right]:
+                return
+            joined = symbols[left] + symbols[right]
+            if (score := self.scores.get(joined)) is not None:
+                heapq.heappush(pairs, (-score, left, right, joined))
+                if joined in self.unused:
+                    halves[joined] = (symbols[left], symbols[right])
+
+        for left in range(len(symbols) - 1):
+            offer(left, left + 1)
+        while pairs:
+            _, left, right, joined = heapq.heappop(pairs)
+            if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != joined:
+                continue  # one of the two has been joined with another symbol since
+            symbols[left], symbols[right] = joined, ""
+            following[left] = following[right]
+            if following[left] < len(symbols):
+                previous[following[left]] = left
+            offer(previous[left], left)
+            offer(left, following[left])
+        for symbol in symbols:
+            if symbol:
+                yield from self._split(symbol, halves)
+
+    def _symbols(self, text: str) -> tuple[list[str], list[bool]]:
+        """Divide a text into characters and whole pieces."""
+        symbols, is_whole, at = [], [], 0
+        for match in self.whole.finditer(text) if self.whole is not None else ():
+            symbols += [*text[at : match.start()], match[0]]
+            is_whole += [*[False] * (match.start() - at), True]
+            at = match.end()
+        return [*symbols, *text[at:]], [*is_whole, *[False] * (len(text) - at)]
+
+    def _split(self, piece: str, halves: dict[str, tuple[str, str]]) -> Iterator[str]:
+        if piece in self.unused and piece in halves:
+            for half in halves[piece]:
+                yield from self._split(half, halves)
+        else:
+            yield piece
+
+
+def read_pieces(data: bytes, title: str, file: str) -> PieceTokenizer:
+    """Read a SentencePiece model.
+
+    Args:
+        data: the serialised model.
+        title: the text encoder's name, for messages.
+        file: the name of the file that contains the model, for messages.
+
+    Raises:
+        InvalidModelFile: the bytes are no SentencePiece model.
+        CannotRender: the model has rules that civman does not know.
+    """
+    try:
+        found = _read(data, title)
+    except (IndexError, KeyError, ValueError, struct.error) as odd:
+        raise InvalidModelFile(f"the tokenizer of the {title} in `{file}` cannot be read") from odd
+    if isinstance(found, str):
+        raise CannotRender(
+            f"the tokenizer of the {title} in `{file}` {found}",
+            hint="use the published file of this text encoder", code=Cause.MISMATCHED_PARTS, file=file,
+        )  # fmt: skip
+    return found
+
+
+def _read(data: bytes, title: str) -> PieceTokenizer | str:
+    """Read a SentencePiece model, or say what civman does not know about it."""
+    trainer: dict[int, int | bytes] = {}
+    normalizer: dict[int, int | bytes] = {}
+    scores: dict[str, float] = {}
+    ids: dict[str, int] = {}
+    kinds: dict[int, set[str]] = {_USER_DEFINED: set(), _UNUSED: set(), _BYTE: set()}
+    number = 0
+    for key, value in _fields(data):
+        if key == _PIECE:
+            message = dict(_fields(_bytes(value)))
+            piece, kind = _bytes(message[1]).decode(), _whole(message.get(3, _NORMAL))
+            kinds.setdefault(kind, set()).add(piece)
+            if kind in (_NORMAL, _USER_DEFINED, _UNUSED):
+                scores[piece] = struct.unpack("<f", _bytes(message.get(2, bytes(4))))[0]
+            if kind in (_NORMAL, _USER_DEFINED, _UNUSED, _BYTE):
+                ids[piece] = number
+            number += 1
+        elif key == _TRAINER:
+            trainer = dict(_fields(_bytes(value)))
+        elif key == _NORMALIZER:
+            normalizer = dict(_fields(_bytes(value)))
+    if not trainer or not scores:
+        raise ValueError("no vocabulary")
+    if trainer.get(3, 1) != _PAIRS:
+        return "does not use byte-pair encoding"
+    if normalizer.get(2, b"") or trainer.get(24, 0) or not normalizer.get(5, 1):
+        return "rewrites characters before it divides the text"
+    if len(kinds[_BYTE]) != 256:
+        return "has no pieces for single bytes"
+    whole = sorted(kinds[_USER_DEFINED], key=len, reverse=True)
+    return PieceTokenizer(
+        title, _whole(trainer.get(41, 1)), {p: n for p, n in ids.items() if p not in kinds[_BYTE]}, scores,
+        frozenset(kinds[_UNUSED]), tuple(ids[f"<0x{byte:02X}>"] for byte in range(256)),
+        re.compile("|".join(map(re.escape, whole))) if whole else None,
+        bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1)),
+    )  # fmt: skip
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """List the fields of a protocol buffer message: whole numbers, and the bytes of everything else."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError("no such kind of field")
+        if at + size > len(data):
+            raise IndexError("the message ends too early")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where a message is expected")  # noqa: TRY004  # the file is wrong, not the caller
+    return value
+
+
+def _whole(value: int | bytes) -> int:
+    if not isinstance(value, int):
+        raise ValueError("a message where a number is expected")  # noqa: TRY004  # the file is wrong, not the caller
+    return value
