@@ -1,5 +1,8 @@
 """Tiny flow-matching models with random weights: as diffusers' modules, and as files in the original layouts."""
 
+import base64
+import gzip
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,14 @@ ADAPTER = {
     "source_dim": 24, "target_dim": 24, "model_dim": 24, "num_layers": 2, "num_attention_heads": 3,
     "target_vocab_size": 32128, "use_self_attention": True,
 }  # fmt: skip
+GEMMA2 = {
+    "vocab_size": 800, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "head_dim": 256,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}  # fmt: skip
+LUMINA2 = {
+    "hidden_size": 192, "num_layers": 2, "num_refiner_layers": 2, "num_attention_heads": 2, "num_kv_heads": 1,
+    "cap_feat_dim": 24,
+}  # fmt: skip
 QWEN_IMAGE = {
     "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 128, "in_channels": 64, "out_channels": 16,
 }  # fmt: skip
@@ -96,6 +107,10 @@ TINY = {
         "transformer": ("CosmosTransformer3DModel", ANIMA), "text_conditioner": ("AnimaTextConditioner", ADAPTER),
         "text_encoder": ("Qwen3Model", QWEN3), "vae": ("AutoencoderKLQwenImage", WAN_VAE),
     },
+    "lumina2": {
+        "transformer": ("Lumina2Transformer2DModel", LUMINA2), "text_encoder": ("Gemma2Model", GEMMA2),
+        "vae": ("AutoencoderKL", KL),
+    },
     "qwen-image": {
         "transformer": ("QwenImageTransformer2DModel", QWEN_IMAGE), "text_encoder": ("Qwen2Model", QWEN25),
         "vae": ("AutoencoderKLQwenImage", WAN_VAE),
@@ -106,6 +121,12 @@ TINY = {
         **_SD3_TEXT, "vae": ("AutoencoderKL", SD3_KL),
     },
 }  # fmt: skip
+
+
+def piece_model() -> bytes:
+    """A small SentencePiece model with Gemma's options."""
+    packed = (Path(__file__).parent / "fixtures" / "pieces.json.gz").read_bytes()
+    return base64.b64decode(json.loads(gzip.decompress(packed))["gemma"]["model"])
 
 
 def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
@@ -139,6 +160,7 @@ def original_tensors(name: str, family: Any, made: Mapping[str, nn.Module]) -> d
             kind = kinds[component]
             prefix = kind.prefixes[0]
             sources = kind.sources(shapes, dict(TINY[name][component][1]))
+            tensors |= {key: torch.tensor(list(piece_model()), dtype=torch.uint8) for key in kind.tokenizers[:1]}
             if "CLIP" in kind.model:
                 prefix += "text_model."
         else:

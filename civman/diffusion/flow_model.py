@@ -11,13 +11,15 @@ from torch import nn
 
 from civman.diffusion import model_classes
 from civman.diffusion.checkpoint_names import Config
+from civman.diffusion.component_layouts import Source
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.flow_parts import TRANSFORMER, Placed, place_parts
 from civman.diffusion.key_table import require_sources
 from civman.diffusion.loader import LoadedModel, fill, unfilled
 from civman.diffusion.mapped_weights import Weights
+from civman.diffusion.piece_tokenizer import read_pieces
 
-_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model")
+_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model")
 """Encoders whose activations exceed float16."""
 
 
@@ -42,7 +44,8 @@ def load_flow(
         config: options that no shape tells, by component.
         leaves: as in `loader.load`.
 
-    Raises: CannotRender, InvalidModelFile: as in `flow_parts.place_parts`; a tensor is missing or has a wrong size.
+    Raises: CannotRender, InvalidModelFile: as in `flow_parts.place_parts`; a tensor is missing or has a wrong size; a
+        tokenizer in a file cannot be read.
     """
     files = {path: Weights(path), **{each: Weights(each) for each in parts.values()}}
     shapes = {component: files[each].shapes for component, each in parts.items()}
@@ -55,6 +58,10 @@ def load_flow(
         notes=(), unused=(), tensor_count=len(files[path].shapes),
         files={name: files[parts.get(name, path)] for name in placed}, sources={},
     )  # fmt: skip
+    for name, part in placed.items():
+        if part.tokenizer is not None:
+            data = model.files[name].read(Source(part.tokenizer)).numpy().tobytes()
+            model.tokenizers[name] = read_pieces(data, part.title, model.files[name].path.name)
     notes: list[str] = []
     for name, part in placed.items():
         module = _built(part)
@@ -63,7 +70,7 @@ def load_flow(
         require_sources(part.title, wanted, model.sources[name], model.files[name].shapes, model.files[name].path.name)
         fill(model, name, module, _dtype(part, dtype), notes, {}, leaves)
     model.notes = tuple(notes)
-    model.unused = _unused(model, family, placed[TRANSFORMER].prefix)
+    model.unused = _unused(model, family, placed)
     return model
 
 
@@ -77,8 +84,10 @@ def _dtype(part: Placed, dtype: torch.dtype | None) -> torch.dtype | None:
     return torch.float32 if dtype is torch.float16 and part.model in _OVERFLOWING else dtype
 
 
-def _unused(model: LoadedModel, family: FlowFamily, prefix: str) -> tuple[str, ...]:
+def _unused(model: LoadedModel, family: FlowFamily, placed: Mapping[str, Placed]) -> tuple[str, ...]:
+    prefix = placed[TRANSFORMER].prefix
     weights = model.files[TRANSFORMER]
     used = {source.name for table in model.sources.values() for source in table.values()}
+    used |= {part.tokenizer for part in placed.values() if part.tokenizer is not None}
     extras = tuple(prefix + name for name in family.known_extras)
     return tuple(sorted(name for name in weights.shapes if name not in used and not name.startswith(extras)))

@@ -24,6 +24,8 @@ class Placed:
     config: Config
     prefix: str
     sources: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Source]] = field(repr=False)
+    tokenizer: str | None = None
+    """The name of the tensor with the part's tokenizer; None if civman has it."""
 
 
 def place_parts(
@@ -47,7 +49,8 @@ def place_parts(
         metadata: the checkpoint's metadata, which may state such options for its own components.
 
     Raises:
-        CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`).
+        CannotRender: a part or its tokenizer is missing (`missing-part`), or a part is of another kind or width
+            (`mismatched-parts`).
         InvalidModelFile: the shapes of the tensors match no model of the family.
     """
     options = {component: words for component, words in stated_in(metadata).items() if component not in own_files}
@@ -92,11 +95,14 @@ def _placed(
         if need.is_optional and not is_own:
             return None
         raise wrong_kind(need, file) if is_own else missing_part(need, file, family)
+    if (error := missing_tokenizer(need, shapes, file, family)) is not None:
+        raise error
     inner = kind.shapes_in(shapes, prefix)
     config = _read(file, lambda: kind.config(inner)) | stated.get(need.component, {})
     return Placed(
-        kind.title, kind.model, config, prefix, lambda wanted: kind.sources_in(wanted, config, shapes, prefix)
-    )
+        kind.title, kind.model, config, prefix, lambda wanted: kind.sources_in(wanted, config, shapes, prefix),
+        kind.tokenizer_in(shapes),
+    )  # fmt: skip
 
 
 def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
@@ -104,6 +110,18 @@ def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
     return CannotRender(
         f"`{file}` contains no {need.kind.title}, and none was given",
         hint=f"pass one with {option_of(need)}; {_how_to_fetch(need, family)}",
+        code=Cause.MISSING_PART, part=need.kind.role, file=file,
+    )  # fmt: skip
+
+
+def missing_tokenizer(need: Need, shapes: Shapes, file: str, family: FlowFamily) -> CannotRender | None:
+    """Build the error for a file that has a part but not the part's tokenizer; None if nothing is missing."""
+    if not need.kind.tokenizers or need.kind.tokenizer_in(shapes) is not None:
+        return None
+    tensor = need.kind.tokenizers[-1]
+    return CannotRender(
+        f"the {need.kind.title} in `{file}` has no tokenizer (the tensor `{tensor}`), and civman has none for it",
+        hint=f"pass a file that contains both with {option_of(need)}; {_how_to_fetch(need, family)}",
         code=Cause.MISSING_PART, part=need.kind.role, file=file,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Run the text encoders of a flow-matching model: CLIP, T5 and language models, with ComfyUI's rules for weights.
 
-A weight w moves the state of each token from that of the empty text: empty + w · (state − empty). Language models
+A weight w moves the state of each token from that of the empty text: empty + w · (state − empty). Qwen's models
 ignore weights, as in ComfyUI. `notes` collects what the user should know, such as text that was cut off.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from civman.diffusion.piece_tokenizer import PieceTokenizer
 from civman.diffusion.tokenizers import load_tokenizer
 from civman.prompts.emphasis import Fragment, ParsedPrompt
 from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
@@ -19,8 +20,11 @@ from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
 class FlowText:
     """The text encoders of one model."""
 
-    def __init__(self, components: Mapping[str, nn.Module], device: torch.device) -> None:
-        self._components, self._device = components, device
+    def __init__(
+        self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, PieceTokenizer] = {}
+    ) -> None:
+        """`tokenizers` has those that text encoders' files contain, by component."""
+        self._components, self._device, self._tokenizers = components, device, tokenizers
         self.notes: list[str] = []
 
     def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Tensor, Tensor]:
@@ -91,6 +95,18 @@ class FlowText:
         ids, weights = ids[: most - len(ends)] + ends, weights[: most - len(ends)]
         return torch.tensor([ids], device=self._device), [*weights, *[1.0] * len(ends)]
 
+    def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
+        """Return the ids of at most `most` tokens, the start token first, and the weight of each token.
+
+        They are those of the tokenizer that this text encoder's file contains.
+        """
+        tokenizer = self._tokenizers[component]
+        ids, weights = _weighted(parsed, tokenizer.encode)
+        ids, weights = [tokenizer.start, *ids], [1.0, *weights]
+        if len(ids) > most:
+            self._cut(tokenizer.title, len(ids), most)
+        return ids[:most], weights[:most]
+
     def plain(self, parsed: ParsedPrompt) -> str:
         """Return the prompt without brackets and weights."""
         return "".join(fragment.text for section in parsed.sections for fragment in section)
@@ -100,17 +116,25 @@ class FlowText:
         with torch.no_grad():
             return self._components[component](*arguments)
 
-    def language_model(self, component: str, ids: Sequence[int], layer: int | None) -> Tensor:
+    def language_model(
+        self, component: str, ids: Sequence[int], layer: int | None, weights: Sequence[float] = ()
+    ) -> Tensor:
         """Encode token ids: (1, tokens, width).
 
         `layer`: an index into the hidden states of all layers, such as -2; None: the last one's, after the final norm.
+        `weights`: one for each token. The empty text is then the first token followed by hidden padding.
         """
         encoder: Any = self._components[component]
-        tokens = torch.tensor([list(ids)], device=self._device)
+        rows, mask = [list(ids)], None
+        if any(weight != 1 for weight in weights):
+            rest = len(ids) - 1
+            rows.append([ids[0], *[int(encoder.config.pad_token_id)] * rest])
+            mask = torch.tensor([[1] * len(ids), [1, *[0] * rest]], device=self._device)
+        tokens = torch.tensor(rows, device=self._device)
         with torch.no_grad():
-            answer = encoder(input_ids=tokens, output_hidden_states=layer is not None)
+            answer = encoder(input_ids=tokens, attention_mask=mask, output_hidden_states=layer is not None)
         states: Tensor = answer.last_hidden_state if layer is None else answer.hidden_states[layer]
-        return states
+        return _moved(states, weights)
 
     def note(self, words: str) -> None:
         """Add a note for the user, unless it was added before."""

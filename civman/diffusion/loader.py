@@ -26,6 +26,7 @@ from civman.diffusion.component_shapes import require_tensors
 from civman.diffusion.families.registry import Family, unet_family_of
 from civman.diffusion.families.unet_family import UNetFamily
 from civman.diffusion.mapped_weights import Weights
+from civman.diffusion.piece_tokenizer import PieceTokenizer
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause
@@ -50,7 +51,8 @@ class LoadedModel:
     `notes` are sentences for the user (conversions, assumptions); `unused` lists the file's tensors that no component
     uses.
     `files` maps each component to its open file, `sources` maps each of its parameters to a tensor; `pipelines` caches
-    the diffusers pipelines built from this model.
+    the diffusers pipelines built from this model. `tokenizers` has the tokenizer of each text encoder whose file
+    contains one.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class LoadedModel:
     files: dict[str, Weights] = field(repr=False)
     sources: dict[str, dict[str, Source]] = field(repr=False)
     pipelines: dict[str, Any] = field(default_factory=dict, repr=False)
+    tokenizers: dict[str, PieceTokenizer] = field(default_factory=dict, repr=False)
 
     @property
     def unet(self) -> Any:
@@ -191,19 +194,20 @@ def build_empty(configs: Mapping[str, Config], *, for_diffusers: bool = False) -
 @contextmanager
 def unfilled() -> Iterator[None]:
     """Build modules inside this block without memory and without initialisation."""
-    with _no_initialisation(), torch.device("meta"), _PositionsOnCpu():
+    with _no_initialisation(), torch.device("meta"), _ConstantsOnCpu():
         yield
 
 
-class _PositionsOnCpu(TorchFunctionMode):
-    """Makes `torch.arange` allocate on the CPU under the meta device, so that the encoders' position ids have values.
+class _ConstantsOnCpu(TorchFunctionMode):
+    """Makes `torch.arange` and `torch.tensor` allocate on the CPU under the meta device, so that constants have values.
 
-    On the meta device they would have to be recreated later, and torch would import sympy for that: 0.8 s.
+    Such constants are the encoders' position ids and Gemma's scale of embeddings. On the meta device they would have to
+    be recreated later, and torch would import sympy for that: 0.8 s.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.arange:
+        if func in (torch.arange, torch.tensor):
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)
 

@@ -87,6 +87,7 @@ _CLASSES = {
     "QwenImageTransformer2DModel": "diffusers.models.transformers.transformer_qwenimage",
     "CosmosTransformer3DModel": "diffusers.models.transformers.transformer_cosmos",
     "AnimaTextConditioner": "diffusers.models.condition_embedders.condition_embedder_anima",
+    "Lumina2Transformer2DModel": "diffusers.models.transformers.transformer_lumina2",
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
     "Flux2Transformer2DModel": "diffusers.models.transformers.transformer_flux2",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
@@ -95,6 +96,7 @@ _CLASSES = {
     "CLIPTextModel": "transformers.models.clip.modeling_clip",
     "CLIPTextModelWithProjection": "transformers.models.clip.modeling_clip",
     "T5EncoderModel": "transformers.models.t5.modeling_t5",
+    "Gemma2Model": "transformers.models.gemma2.modeling_gemma2",
     "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
     "Qwen2Model": "transformers.models.qwen2.modeling_qwen2",
 }
@@ -108,7 +110,8 @@ def construct_class(name: str, config: dict[str, Any]) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)
         kind: Any = getattr(importlib.import_module(_CLASSES[name]), name)
         if _CLASSES[name].startswith("transformers."):
-            encoder: nn.Module = kind(kind.config_class(**config, attn_implementation="sdpa"))
+            attention = "sdpa" if kind._supports_sdpa else "eager"  # noqa: SLF001  # Gemma 2 caps its attention scores
+            encoder: nn.Module = kind(kind.config_class(**config, attn_implementation=attention))
             return encoder
         made: Any = kind(**{key: value for key, value in config.items() if key != "decoder_only"})
     if config.get("decoder_only"):

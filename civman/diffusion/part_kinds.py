@@ -36,6 +36,10 @@ class PartKind:
     """A function from the names that `config` and `sources` use to the names of a file without prefix, which may
     differ.
     """
+    tokenizers: tuple[str, ...] = ()
+    """The names of the tensor with the part's tokenizer, a SentencePiece model, in the files that have it; empty for
+    parts whose tokenizer is shipped with civman.
+    """
 
     def prefix_in(self, shapes: Shapes) -> str | None:
         """Return the prefix under which a file contains this part, or None if it does not."""
@@ -49,6 +53,10 @@ class PartKind:
         """Return this part's shapes by name without prefix, in the layout that `config` and `sources` use."""
         own = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
         return {plain: own[name] for plain, name in self.names(own).items()}
+
+    def tokenizer_in(self, shapes: Shapes) -> str | None:
+        """Return the name of the tensor with this part's tokenizer, or None if the file has none."""
+        return next((name for name in self.tokenizers if name in shapes), None)
 
     def sources_in(
         self, wanted: Mapping[str, tuple[int, ...]], config: Config, shapes: Shapes, prefix: str
@@ -115,6 +123,19 @@ def _language_model(shapes: Shapes) -> Config:
         "num_key_value_heads": shapes[f"{first}k_proj.weight"][0] // head,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "use_cache": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }  # fmt: skip
+
+
+def _gemma(shapes: Shapes) -> Config:
+    vocabulary, width = shapes["embed_tokens.weight"]
+    head = 256  # of all sizes of Gemma 2 but the largest
+    return {
+        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
+        "num_hidden_layers": count(shapes, "layers."), "head_dim": head, "query_pre_attn_scalar": head,
+        "num_attention_heads": shapes["layers.0.self_attn.q_proj.weight"][0] // head,
+        "num_key_value_heads": shapes["layers.0.self_attn.k_proj.weight"][0] // head,
+        "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "max_position_embeddings": 8192,
+        "sliding_window": 4096, "use_cache": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     }  # fmt: skip
 
 
@@ -229,6 +250,11 @@ QWEN25: Final = PartKind(
     "qwen2.5-vl", "Qwen2.5-VL text encoder", "Qwen2Model",
     ("text_encoders.qwen25_7b.transformer.model.", "model.language_model.", "model.", ""),
     ("embed_tokens.weight", "layers.0.self_attn.q_proj.bias"), _language_model, _plainly,
+)  # fmt: skip
+GEMMA2: Final = PartKind(
+    "gemma2", "Gemma 2 text encoder", "Gemma2Model", ("text_encoders.gemma2_2b.transformer.model.", "model.", ""),
+    ("embed_tokens.weight", "layers.0.pre_feedforward_layernorm.weight"), _gemma, _plainly,
+    tokenizers=("text_encoders.spiece_model", "spiece_model"),
 )  # fmt: skip
 FLUX_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKL", ("vae.", "first_stage_model.", ""), ("decoder.conv_in.weight",),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from civman.diffusion.families.registry import flow_family_of
-from civman.diffusion.flow_parts import missing_parts, option_of
+from civman.diffusion.flow_parts import missing_parts, missing_tokenizer, option_of
 from civman.domain.architecture import Architecture, Kind
 from civman.domain.compatibility import Compatibility, Depth, Part, Verdict, check, worst
 from civman.domain.digests import Sha256
@@ -75,17 +75,25 @@ def in_role(part: Part, role: str | None) -> Part:
 
 
 def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[str, ...]:
-    """List the text encoders and the VAE that a flow-matching model needs and that are in none of the given files."""
+    """List what a flow-matching model needs and none of the given files has: text encoders, tokenizers and the VAE."""
     family = flow_family_of(checkpoint.header.shapes) if checkpoint.header is not None else None
     if checkpoint.header is None or family is None:
         return ()
-    return tuple(
+    missing = tuple(
         f"`{checkpoint.name}` contains no {need.kind.title}: `civman render` takes the one in the library that fits, "
         f"or {option_of(need)}"
         for need in missing_parts(family, checkpoint.header.shapes)
         if not need.is_optional
         and not any(each.header is not None and need.kind.prefix_in(each.header.shapes) is not None for each in given)
     )
+    without_tokenizer = tuple(
+        error.message
+        for need in family.needs
+        for each in (checkpoint, *given)
+        if each.header is not None and need.kind.prefix_in(each.header.shapes) is not None
+        and (error := missing_tokenizer(need, each.header.shapes, each.name, family)) is not None
+    )  # fmt: skip
+    return (*missing, *without_tokenizer)
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:

@@ -61,7 +61,7 @@ class FlowTextEncoders:
 
     def __init__(self, model: LoadedModel) -> None:
         self._family: Any = model.family
-        self._texts = FlowText(model.components, model.device)
+        self._texts = FlowText(model.components, model.device, model.tokenizers)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,8 +72,9 @@ class FlowTextEncoders:
         self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
     ) -> tuple[Any, Any]:
         """Encode a prompt. Returns the context (1, tokens, width) and the pooled text, if there is any."""
-        del recipe, embeddings, is_negative
-        encoded = self._family.encode(self._texts, parsed)
+        del recipe, embeddings
+        encode_one = self._family.encode_negative if is_negative else self._family.encode
+        encoded = encode_one(self._texts, parsed)
         return encoded.context, encoded.pooled
 
 
@@ -161,34 +162,37 @@ class _StageEncoder:
 
     def conditioning(self, prompts: PassPrompts) -> ChangingConditioning:
         """Encode the texts of one pass."""
+        # the UNet families treat a negative prompt differently only if it is empty in all steps, and the flow-matching
+        # ones may have a template of their own for each
         empty = all(not stage.text.strip() for stage in prompts.negative)
-        parts = [self._stages(stages, is_empty_negative=False, weight=weight) for weight, stages in prompts.parts]
-        negative = self._stages(prompts.negative, is_empty_negative=empty)
+        is_negative = empty or self._recipe.flow is not None
+        parts = [self._stages(stages, is_negative=False, weight=weight) for weight, stages in prompts.parts]
+        negative = self._stages(prompts.negative, is_negative=is_negative)
         if self._recipe.pad_prompts:
             parts, negative = self._padded(parts, negative)
         return ChangingConditioning(tuple(parts), negative)
 
-    def _stages(self, stages: Sequence[Stage], *, is_empty_negative: bool, weight: float = 1.0) -> EncodedStages:
-        found = tuple((stage.last, self._encoded(stage.text, is_empty_negative)) for stage in stages)
+    def _stages(self, stages: Sequence[Stage], *, is_negative: bool, weight: float = 1.0) -> EncodedStages:
+        found = tuple((stage.last, self._encoded(stage.text, is_negative)) for stage in stages)
         return EncodedStages(found, weight)
 
-    def _encoded(self, words: str, is_empty_negative: bool) -> Encoded:
-        if (found := self._known.get((words, is_empty_negative))) is None:
+    def _encoded(self, words: str, is_negative: bool) -> Encoded:
+        if (found := self._known.get((words, is_negative))) is None:
             made = _encoded(
                 self._text,
                 parse_by(self._recipe.emphasis, words),
                 self._recipe,
                 self._embeddings,
-                is_negative=is_empty_negative,
+                is_negative=is_negative,
             )
-            found = self._known[words, is_empty_negative] = Encoded(*made)
+            found = self._known[words, is_negative] = Encoded(*made)
         return found
 
     def _padded(self, parts: list[EncodedStages], negative: EncodedStages) -> tuple[list[EncodedStages], EncodedStages]:
         """Pad all contexts with empty chunks to the length of the longest one."""
         every = [*parts, negative]
         longest = max(each.context.shape[1] for stages in every for _, each in stages.stages)
-        empty = self._encoded("", is_empty_negative=False).context
+        empty = self._encoded("", is_negative=False).context
 
         def longer(each: Encoded) -> Encoded:
             return Encoded(lengthened(each.context, empty, longest), each.pooled)

@@ -1,14 +1,17 @@
 """diffusers' own pipelines for the tiny flow-matching models: each draws one image from given start latents."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import tiny_flows
 import torch
 from diffusers import (
     ChromaPipeline,
     ClassifierFreeGuidance,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    Lumina2Pipeline,
     QwenImagePipeline,
     StableDiffusion3Pipeline,
     ZImagePipeline,
@@ -17,6 +20,7 @@ from diffusers.modular_pipelines.anima import AnimaAutoBlocks
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from civman.diffusion.piece_tokenizer import read_pieces
 from civman.diffusion.tokenizers import load_tokenizer
 from civman.prompts.tokenizer import clip_tokenizer
 
@@ -167,6 +171,33 @@ def _anima(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, comm
     return state.get("images")
 
 
+class Pieces:
+    """The ids of the small SentencePiece model, as transformers' tokenizers return them."""
+
+    padding_side = "right"
+
+    def __call__(self, texts: Sequence[str], *, padding: str, max_length: int = 0, **_: Any) -> Any:
+        model = read_pieces(tiny_flows.piece_model(), "Gemma 2 text encoder", "tiny")
+        rows = [[model.start, *model.encode(text)] for text in texts]
+        size = max_length if padding == "max_length" else max(map(len, rows))
+        ids = torch.tensor([row[:size] + [0] * (size - len(row)) for row in rows])
+        mask = torch.tensor([[1] * min(len(row), size) + [0] * (size - len(row)) for row in rows])
+        return SimpleNamespace(input_ids=ids, attention_mask=mask)
+
+    def batch_decode(self, rows: Any) -> list[str]:
+        return ["" for _ in rows]
+
+
+def _lumina2(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    pipe = Lumina2Pipeline(parts["transformer"], plain, parts["vae"], parts["text_encoder"], Pieces())
+    # ComfyUI does not rescale a guided velocity
+    return pipe(
+        **common, num_inference_steps=len(common["sigmas"]), latents=latents, guidance_scale=cfg,
+        negative_prompt=negative, cfg_normalization=False,
+    ).images  # fmt: skip
+
+
 _DRAW = {
     "flux1": _flux, "chroma": _chroma, "z-image": _z_image, "qwen-image": _qwen_image, "sd3": _sd3, "anima": _anima,
+    "lumina2": _lumina2,
 }  # fmt: skip

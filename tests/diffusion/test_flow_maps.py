@@ -32,6 +32,7 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
             "extra_pos_embed_type": None,
         },
     ),
+    "lumina2": ("lumina2", {"num_layers": 2, "cap_feat_dim": 2304}),
     "sd3": ("sd3", {"num_layers": 3, "pos_embed_max_size": 192}),
     "sd3.5": (
         "sd3",
@@ -82,7 +83,8 @@ def test_every_parameter_gets_the_rows_that_diffusers_gives_it(name: str) -> Non
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     sources = family.sources("transformer", shapes, "")
     tensors, _ = thin(shapes, sources)
-    convert = getattr(single_file_utils, f"convert_{converter}_transformer_checkpoint_to_diffusers")
+    names = (f"convert_{converter}_transformer_checkpoint_to_diffusers", f"convert_{converter}_to_diffusers")
+    convert = next(made for each in names if (made := getattr(single_file_utils, each, None)) is not None)
 
     theirs = convert(dict(tensors), config={})
 

@@ -30,7 +30,7 @@ from civman.domain.events import Step
 from civman.domain.recipes.recipe import Hires, Recipe
 
 SD = ("sd1", "sd2", "sdxl")
-FLOWS = ("flux1", "chroma", "z-image", "anima", "qwen-image", "sd3")
+FLOWS = ("flux1", "chroma", "z-image", "anima", "qwen-image", "sd3", "lumina2")
 Models = Callable[[str], LoadedModel]
 
 

@@ -78,10 +78,14 @@ class Texts(Protocol):
         """Call another network of the model."""
         ...
 
-    def language_model(self, component: str, ids: Any, layer: int | None) -> Any:
+    def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
+        """Return at most `most` token ids by the tokenizer in this text encoder's file, and the weight of each."""
+        ...
+
+    def language_model(self, component: str, ids: Any, layer: int | None, weights: Sequence[float] = ()) -> Any:
         """Encode with a language model: the states (1, tokens, width) of a layer before the final norm.
 
-        `layer` None: the last layer's states after the final norm.
+        `layer` None: the last layer's states after the final norm. `weights`: one for each token, if they count.
         """
         ...
 
@@ -192,6 +196,10 @@ class FlowFamily:
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
         """Encode a prompt."""
         raise NotImplementedError
+
+    def encode_negative(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
+        """Encode a negative prompt, which some families write into another template."""
+        return self.encode(texts, parsed)
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32."""
