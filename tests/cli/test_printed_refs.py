@@ -89,6 +89,13 @@ COMMANDS = (
     ("render", "@191010", "a fox", "--upscale", "{}", "--dry-run"),
     ("render", "@191010", "a fox", "--init", "picture.png", "--tiled-upscale", "{}", "--dry-run"),
     ("render", "@191010", "a fox", "--control", "picture.png:{}", "--dry-run"),
+    ("render", "@191010", "a fox", "--reference", "picture.png:{}", "--dry-run"),
+    ("render", "@191010", "a fox", "--hires", "2", "--hires-lora", "{}", "--dry-run"),
+    ("render", "@191010", "a fox", "--hires", "2", "--hires-checkpoint", "{}", "--dry-run"),
+    ("render", "@191010", "a fox", "--refiner", "{}", "--refiner-at", "0.8", "--dry-run"),
+    ("render", "@191010", "a fox", "--init", "picture.png", "--init-upscale", "{}", "--dry-run"),
+    ("render", "@191010", "a fox", "--init", "picture.png", "--ultimate-upscale", "{}", "--dry-run"),
+    ("check", "@191010", "--control", "{}"), ("check", "@191010", "--reference", "{}"),
     ("upscale", "picture.png", "--model", "{}", "--dry-run"), ("update", "{}", "--yes"),
     ("remove", "{}", "--yes"), ("restore", "{}"),
 )  # fmt: skip
@@ -207,5 +214,5 @@ def test_only_one_module_composes_printed_refs() -> None:
                 is_at = isinstance(text, ast.Constant) and re.search("@(?:%[sd]|\\+?)$", str(text.value)) is not None
                 if is_at and not isinstance(value, ast.Constant):
                     found.add(path.relative_to(package).as_posix())
-    # the demo's server writes AIRs as CivitAI does
-    assert found == {"domain/refs.py", "demo/response_json.py"}
+    # the demo's server writes AIRs as CivitAI does; scales that change over the steps are written as 0.8@0.5
+    assert found == {"domain/refs.py", "demo/response_json.py", "domain/adapters/scale_keyframes.py"}
