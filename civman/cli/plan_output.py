@@ -49,8 +49,7 @@ def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Seque
             f"{shared}",
             soft_wrap=True,
         )
-        weights = plan.memory.unet + plan.memory.vae + plan.memory.text
-        console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at peak")
+        console.print(f"  memory     {size(plan.memory.weights)} of weights; about {size(plan.needed_bytes)} at peak")
         if plan.licence is not None:
             console.print(f"  licence    {clean('; '.join(plan.licence.words))}", soft_wrap=True)
             for reason in plan.licence.reasons:

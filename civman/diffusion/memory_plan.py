@@ -42,9 +42,19 @@ class Estimate:
     vae_work: int
     layer: int = 2**28
     """What one layer takes while its weights are read, unpacked and converted (`layer_bytes`)."""
+    attached: int = 0
+    """The weights of control models and IP-Adapters, which stay on the device under every plan."""
+
+    @property
+    def weights(self) -> int:
+        """The size in bytes of all weights."""
+        return self.unet + self.vae + self.text + self.attached
 
     def needed(self, plan: MemoryPlan) -> int:
         """Return the peak memory in bytes that a plan needs."""
+        return self.attached + self._without_attached(plan)
+
+    def _without_attached(self, plan: MemoryPlan) -> int:
         tile = min(self.vae_work, _TILE_WORK)
         if plan is MemoryPlan.RESIDENT:
             return self.unet + self.vae + self.text + max(self.unet_work, self.vae_work)
@@ -73,6 +83,8 @@ class Estimate:
 # activation memory, in multiples of one value per latent (UNet, first layer's width) or per pixel (VAE, first width),
 # measured as growth in resident memory for SD 1 at 512 px (43), the VAE at 512 and 256 px (8, 10), float32 on the CPU
 _UNET_FACTOR, _VAE_FACTOR = 44, 10
+# what a ControlNet adds to the UNet's: its 13 outputs and their weighted copies, in the same unit
+_CONTROLNET_FACTOR = 11
 _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 
 
@@ -92,11 +104,12 @@ def layer_bytes(tensors: Iterable[Tensor], dtype_bytes: int) -> int:
 def estimate(
     shapes: Shapes, *, width: int, height: int, batch: int = 1, is_guided: bool = True, dtype_bytes: int = 2,
     vae_bytes: int | None = None, layer: int = _LEAST_LAYER, unet_pixels: int | None = None,
+    controlnets: int = 0, attached: int = 0,
 ) -> Estimate:  # fmt: skip
     """Estimate the memory that a checkpoint with these shapes (`Weights.shapes`) needs for images of this size.
 
     `layer`: what its largest layer takes (`layer_bytes`). `unet_pixels`: the most pixels for which the UNet computes at
-    once, if that is less than the image.
+    once, if that is less than the image. `controlnets`: how many ControlNets act. `attached`: see `Estimate`.
     """
     parts = {"unet": 0, "vae": 0, "text": 0}
     for name, shape in shapes.items():
@@ -108,9 +121,10 @@ def estimate(
     pictures = batch * (2 if is_guided else 1)
     return Estimate(
         unet=parts["unet"] * dtype_bytes, vae=parts["vae"] * vae_bytes, text=parts["text"] * dtype_bytes,
-        unet_work=pictures * ((unet_pixels or width * height) // 64) * first * _UNET_FACTOR * dtype_bytes,
+        unet_work=pictures * ((unet_pixels or width * height) // 64) * first * dtype_bytes
+        * (_UNET_FACTOR + controlnets * _CONTROLNET_FACTOR),
         vae_work=width * height * last * _VAE_FACTOR * vae_bytes,
-        layer=layer,
+        layer=layer, attached=attached,
     )  # fmt: skip
 
 

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-from civman.diffusion.memory_plan import Estimate
 from civman.domain.adapters.ip_adapters import attention_problem, cross_attention, read_ip_adapter
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Recipe, ReferenceUse, RenderRequest
@@ -110,19 +108,6 @@ def cropped(picture: InputPicture, crop: Sequence[int]) -> InputPicture:
         )  # fmt: skip
     pixels = picture.pixels[top : top + height, left : left + width]
     return InputPicture(picture.path, picture.sha256, width, height, pixels)
-
-
-def with_references(memory: Estimate, files: Sequence[Found], precision: str) -> Estimate:
-    """Add to a memory estimate the weights of IP-Adapters, which stay on the device, and those of their encoders."""
-    value = 4 if precision == "float32" else 2
-    sizes = {
-        file.sha256: (file.role, value * sum(prod(shape) for shape in file.header.shapes.values())) for file in files
-    }
-    adapters = sum(size for role, size in sizes.values() if role == "ip-adapter")
-    encoders = sum(size for role, size in sizes.values() if role == ROLE)
-    return Estimate(
-        memory.unet, memory.vae, memory.text + encoders, memory.unet_work + adapters, memory.vae_work, memory.layer
-    )
 
 
 def reference_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:

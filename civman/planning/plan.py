@@ -42,13 +42,13 @@ from civman.planning.input_pictures import (
 from civman.planning.plan_licence import plan_terms, require_use
 from civman.planning.plan_limits import (
     few_steps_notice_of,
-    memory_of,
     require_channels,
     require_encoder,
     require_levels,
     with_few_steps,
     within_limits,
 )
+from civman.planning.plan_memory import memory_of
 from civman.planning.plan_stages import (
     FurtherCheckpoints,
     PassParts,

@@ -5,15 +5,12 @@ from dataclasses import replace
 from typing import Final
 
 from civman.diffusion import sampler_names, samplers, sampling_plan
-from civman.diffusion.families.registry import family_of
-from civman.diffusion.memory_plan import Estimate, MemoryPlan, estimate, layer_bytes
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.recipes.recipe_limits import COMFYUI_CROP, COMFYUI_RESIZES
 from civman.errors import CannotRender, Cause, UsageError
 from civman.planning.checkpoint_facts import Checkpoint
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_files import Found
-from civman.planning.find_references import with_references
 from civman.planning.input_pictures import InputPicture, cropped, size_like
 from civman.planning.plan_stages import FurtherCheckpoints
 
@@ -131,23 +128,3 @@ def few_steps_notice_of(recipe: Recipe, found: Found) -> str | None:
     """Return a notice if a checkpoint made for few steps gets unsuitable steps or an unsuitable CFG scale."""
     label, name = found.inspected.label, found.inspected.name
     return few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
-
-
-def memory_of(recipe: Recipe, checkpoint: Found, further: FurtherCheckpoints, parts: Sequence[Found]) -> Estimate:
-    """Estimate the memory for the largest of the checkpoints, because only one of them is loaded at a time."""
-    each = [_memory(recipe, found, parts) for found in (checkpoint, *further.files)]
-    return max(each, key=lambda estimated: estimated.needed(MemoryPlan.RESIDENT))
-
-
-def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estimate:
-    width, height = max(recipe.drawn_sizes, key=lambda size: size[0] * size[1])
-    shapes = checkpoint.header.shapes
-    single = recipe.precision == "float32"
-    needed = estimate(
-        shapes, width=width, height=height, batch=recipe.at_a_time, is_guided=recipe.uses_negative,
-        dtype_bytes=4 if single else 2,
-        # SDXL's VAE is computed in float32, because it overflows in float16; see `civman.diffusion.loader`
-        vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
-        layer=layer_bytes(checkpoint.header.tensors.values(), 4 if single else 2),
-    )  # fmt: skip
-    return with_references(needed, parts, recipe.precision)

@@ -64,6 +64,33 @@ def test_less_memory_chooses_a_slower_plan_and_too_little_is_refused() -> None:
     assert caught.value.code == "out-of-memory"
 
 
+def test_a_controlnet_s_outputs_are_counted_with_their_weighted_copies() -> None:
+    from diffusers import ControlNetModel
+
+    with torch.device("meta"):
+        net = ControlNetModel()  # of the size of SD 1
+        latents, time, context = torch.empty(1, 4, 64, 64), torch.empty(1), torch.empty(1, 77, 1280)
+        skips, middle = net(latents, time, context, torch.empty(1, 3, 512, 512), return_dict=False)
+    outputs = sum(each.numel() for each in (*skips, middle))
+    shapes = {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)}
+    sizes = {"width": 512, "height": 512, "is_guided": False, "dtype_bytes": 4}
+
+    one, two, none = (estimate(shapes, **sizes, controlnets=number) for number in (1, 2, 0))
+
+    assert one.unet_work - none.unet_work == two.unet_work - one.unet_work
+    assert one.unet_work - none.unet_work == pytest.approx(2 * outputs * 4, rel=0.1)
+
+
+def test_what_stays_on_the_device_counts_under_every_plan() -> None:
+    gib = 2**30
+    needs = Estimate(unet=5 * gib, vae=gib // 3, text=gib, unet_work=gib // 2, vae_work=5 * gib)
+    with_more = replace(needs, attached=2 * gib)
+
+    assert {with_more.needed(plan) - needs.needed(plan) for plan in MemoryPlan} == {2 * gib}
+    assert with_more.weights - needs.weights == 2 * gib
+    assert (needs.plan(10 * gib), with_more.plan(10 * gib)) == (MemoryPlan.TILED, MemoryPlan.ONE_AT_A_TIME)
+
+
 def loaded(path: Path, plan: MemoryPlan, dtype: "torch.dtype" = torch.float32) -> LoadedModel:
     """A model that works under a plan on the CPU."""
     by_layer = plan is MemoryPlan.LAYER_BY_LAYER

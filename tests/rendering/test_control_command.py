@@ -2,6 +2,7 @@
 """`civman render --control`: found, checked, drawn, recorded, and drawn again without the picture or preprocessor."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,12 @@ from safetensors.torch import load_file, save_file
 from site_rules import judge
 
 from civman.cli.control_options import controls_from
+from civman.diffusion.control_models import load_control
+from civman.diffusion.open_model import load
 from civman.domain.recipes.control import ControlRequest
+from civman.domain.recipes.recipe import RenderRequest
 from civman.errors import UsageError
+from civman.library import Library
 
 
 def write_net(path: Path, kind: str) -> Path:
@@ -330,3 +335,26 @@ def test_control_options_are_parsed_with_and_without_numbers(tmp_path: Path, mon
     ):  # fmt: skip
         with pytest.raises(UsageError):
             controls_from(*wrong)
+
+
+@pytest.mark.usefixtures("with_nets")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["sd1-lines", "sd1-sketch", "sd1-light", "sdxl-union"])
+def test_the_plan_counts_the_memory_of_the_loaded_control_model(
+    library: Library, stock: Path, nets: Path, tmp_path: Path, kind: str, precision: str
+) -> None:
+    guide, checkpoint = picture(tmp_path / "guide.png", (64, 64)), f"tiny-{kind.partition('-')[0]}"
+    request = RenderRequest(checkpoint, "a cat", width=64, height=64, precision=precision)
+    asked = ControlRequest(str(guide), kind, control_type="canny" if "union" in kind else "")
+    dtype = getattr(torch, precision)
+    model = load(stock / f"{checkpoint}.safetensors", dtype=dtype)
+    module = load_control(nets / f"{kind}.safetensors", model, device=torch.device("cpu"), dtype=dtype).module
+
+    plain, twice = (library.plan(replace(request, controls=each)).memory for each in ((), (asked, asked)))
+
+    assert twice.attached == sum(each.numel() * each.element_size() for each in module.parameters())
+    assert twice.weights - plain.weights == twice.attached > 0
+    assert plain.attached == 0
+    assert (twice.unet_work > plain.unet_work) == ("sketch" not in kind), (
+        "a T2I-Adapter computes once, before the steps"
+    )

@@ -3,6 +3,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from PIL import Image, PngImagePlugin
 from rendering_stock import QUICK, picture
 
 from civman.cli.reference_options import references_from
-from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.recipes.reference import ReferenceRequest
 from civman.errors import UsageError
+from civman.library import Library
 
 
 @pytest.fixture(scope="session")
@@ -211,3 +213,15 @@ def test_a_reference_acts_in_tiles_in_little_memory_and_with_a_lora(
     first = made.json["render"][0]
     assert first["pixel_sha256"] != plain.json["render"][0]["pixel_sha256"]
     assert civman("replay", first["path"]).code == 0
+
+
+@pytest.mark.usefixtures("with_adapters")
+def test_the_plan_counts_the_weights_of_the_adapter_and_of_the_encoder(library: Library, tmp_path: Path) -> None:
+    request = RenderRequest("tiny-sd1", "a cat", width=64, height=64, precision="float32")
+    asked = ReferenceRequest(str(picture(tmp_path / "guide.png", (64, 64))), "sd1-plain")
+
+    plain, made = (library.plan(replace(request, references=each)).memory for each in ((), (asked, asked)))
+
+    adapter = sum(each.numel() for part in files.adapter("plain", "sd1").values() for each in part.values())
+    assert made.attached - plain.attached == 4 * adapter
+    assert made.text - plain.text == 4 * sum(each.numel() for each in files.encoder().state_dict().values())
