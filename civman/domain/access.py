@@ -32,7 +32,7 @@ def check_gates(
 ) -> list[str]:
     """Check whether a file may be downloaded. Returns notes for the user as sentences; empty if there are none.
 
-    Raises: Gone, NotAllowed: CivitAI does not offer it. Refused: civman refuses it without a permit.
+    Raises: Gone, NotAllowed: CivitAI does not offer the file. Refused: civman refuses it without a permit.
     """
     check_version(version, has_token=has_token, now=now)
     notices = []
@@ -82,14 +82,15 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         raise NotAllowed(
             f"`{version.model.name}` `{version.name}` is in {gate_words(version, now)}",
             code=Cause.EARLY_ACCESS,
-            hint="buy access on the site and run `civman login` with that account, or wait until it becomes free",
+            hint="buy access on the site and run `civman login` with that account, or wait until the "
+            "version becomes free",
             version_id=version.id,
             ends_at=gate.ends_at.isoformat() if gate.ends_at else None,
         )
 
 
 def gate_of(version: ModelVersion, now: datetime) -> Gate | None:
-    """Return the gate that is in force at `now`; saved metadata may contain a gate that has ended since."""
+    """Return the version's paid or early access in force at `now`; None if it never had any or the access has ended."""
     gate = version.gate
     return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
 

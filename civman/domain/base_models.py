@@ -57,7 +57,7 @@ def _table() -> _Table:
 
 
 def label_key(label: str) -> str:
-    """Normalise a label for comparison, without case, blanks, dashes and underscores: "Krea2" is "Krea 2"."""
+    """Normalise a label by ignoring case, spaces, dashes and underscores, so that "Krea2" and "Krea 2" are equal."""
     return "".join(char for char in label.casefold() if char not in " -_")
 
 

@@ -121,7 +121,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Paid or early access that is in force. `ends_at` None and not permanent: no end has been set yet."""
+    """Paid or early access. If `ends_at` is None and the access is not permanent, no end has been set yet."""
 
     permanent: bool = False
     ends_at: datetime | None = None
@@ -289,7 +289,7 @@ class Asset:
     """The reasons for which the file must be kept ("user", "recipe …"); empty if it may be removed."""
     last_used_at: datetime | None = None
     ref: str = field(default="", compare=False)
-    """The ref under which the file is printed, which every command accepts (see `civman.domain.printed_refs`).
+    """The ref that civman prints for the file and that every command accepts (see `civman.domain.printed_refs`).
 
     The index sets it.
     """

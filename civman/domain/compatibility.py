@@ -1,6 +1,6 @@
 """Whether files work together: `check(checkpoint, parts)` returns a verdict with reasons, without opening any file.
 
-There are three kinds of evidence, each overriding the one before: CivitAI's labels, compared by the site's own table;
+There are three kinds of evidence, each overriding the one before: CivitAI's labels, compared with the site's own table;
 the architectures that the tensors show; and the shapes of every module of an adapter compared with the checkpoint's
 weights. A verdict names the strongest evidence it is based on. docs/compatibility.md lists every case in which tensors
 override labels.
@@ -58,7 +58,7 @@ class Depth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is known about one file; a field that is None is not taken into account."""
+    """What is known about one file; a field that is None is ignored."""
 
     name: str
     model_type: ModelType = ModelType.OTHER
@@ -69,7 +69,7 @@ class Part:
     numbers: Mapping[str, float] | None = field(default=None, repr=False)
     """The values of an adapter's single-number tensors (alphas); None if only the header was read."""
     role: Kind | None = None
-    """The kind of file that it is meant to be used as; None: as the kind that it is."""
+    """The kind of file that the user wants to use it as; None if it is used as what it is."""
     content: str = ""
     """The format of a file whose tensors civman cannot read, such as "empty" or "zip"."""
 
@@ -421,7 +421,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
 
 
 def _changes_nothing(header: Header, fit: ModuleFit) -> str:
-    """Explain why an adapter has no effect, or an unknown one, on every checkpoint; "" if there is no such reason."""
+    """Explain why an adapter has no effect, or an unknown effect, on any checkpoint; "" if there is no such reason."""
     if not fit.total:
         return "it contains no change to any weight"
     if fit.fitting and len(fit.idle) == fit.fitting == fit.total:

@@ -95,9 +95,10 @@ class Notice:
 class Step:
     """The sampler has finished `step` of `steps` for images `first` … `first + pictures - 1` of `count`.
 
-    `stage` is "first", "hires", "redraw", which counts the steps of all regions of detail passes, or "upscale", which
-    counts tiles; the names are in the alphabetical order in which the stages follow each other. `preview`, if there is
-    one, makes a small JPEG of the first image as it is predicted now; call it at once.
+    `stage` is "first" or "hires" for a pass, "redraw" for detail passes, whose steps are counted over all regions, or
+    "upscale", which counts tiles; the alphabetical order of these names is the order of the stages. `preview`, if not
+    None, returns the current prediction of the first image as a small JPEG; it must be called before the sampler
+    continues.
     """
 
     key: str

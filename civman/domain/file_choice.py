@@ -12,7 +12,7 @@ WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
 
 
 def is_pickle(file: ModelFile) -> bool:
-    """Whether loading the file could run code: by its extension, or by CivitAI's format if that is unclear."""
+    """Whether loading the file could run code: by its extension or, if that is inconclusive, by CivitAI's format."""
     return file.suffix in PICKLE_SUFFIXES or (file.format == "PickleTensor" and file.suffix not in SAFETENSORS_SUFFIXES)
 
 
@@ -103,7 +103,7 @@ def _rank(file: ModelFile) -> float:
     """Compute the score by which CivitAI ranks the files of a version.
 
     1000 for weights, plus or minus 100 for the format, 10 for the size and 1 for the precision: plus for the preferred
-    value, minus for another one, 0 if there is none.
+    value, minus for any other, 0 if the value is missing.
     """
     rank = 1000.0 if file.type in WEIGHT_TYPES else 0.0
     for value, wanted, worth in (

@@ -78,7 +78,7 @@ _SHOWS = {
 
 @cache
 def kind_of(parts: frozenset[str]) -> Adapter | None:
-    """Determine the kind of adapter that the parts indicate, even if some are missing; None if they indicate none.
+    """Determine an adapter's kind from the parts of its changes, even if some are missing; None if they match no kind.
 
     A changed bias can accompany any kind.
     """
@@ -173,14 +173,14 @@ def factors_on_input(shapes: Shapes) -> bool | None:
 
 
 def _block_size(count: int) -> int:
-    """Compute the size of a skew-symmetric matrix that has `count` numbers above its diagonal."""
+    """Compute the side of a skew-symmetric matrix from the number of elements above its diagonal."""
     return (1 + isqrt(1 + 8 * count)) // 2
 
 
 def has_strength(shapes: Collection[str]) -> bool:
     """Whether alpha 0 disables the change.
 
-    It does not for OFT, whose alpha is a bound, nor for a LoKr with two full factors, which has no rank.
+    It does not for OFT, where alpha is a bound, nor for a LoKr with two full factors, which has no rank.
     """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
         return False  # alpha 0 does not disable these kinds: they still change the weight or the bias
@@ -210,8 +210,8 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
 
     Raises: MisfitError: the number of magnitudes matches neither the rows nor the columns.
     """
-    # under PEFT's own name there is always one magnitude for each output, whichever axis PEFT stores it on for
-    # convolutions
+    # PEFT's `magnitude` always has one value for each output row, although for convolutions the values may be stored
+    # along another axis
     if "magnitude" in shapes:
         if prod(shapes["magnitude"]) != weight[0]:
             raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])}, but the weight has {weight[0]} rows")
@@ -227,9 +227,9 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
-    """Return the names of GLoRA's four tensors in the order in→r, r→in, out←r, r←in, by their shapes.
+    """Return the names of GLoRA's four tensors in the order in→r, r→in, out←r, r←in, according to their shapes.
 
-    Older files swap the names within each pair.
+    Older files use the names of each pair the other way round.
     """
     now = (shapes["a1"][0], matrix(shapes["a2"])[1], shapes["b1"][0]) == (weight[1], weight[1], weight[0])
     return ("a1", "a2", "b1", "b2") if now else ("a2", "a1", "b2", "b1")

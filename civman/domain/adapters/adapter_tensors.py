@@ -87,7 +87,7 @@ class Deltas:
     All of them are in `loose` too.
     """
     of_base: tuple[str, ...] = ()
-    """Weights of the model that the adapter was trained on, which PEFT saves with it if its layers are not unwrapped.
+    """Weights of the base model that PEFT saved along with the adapter, because its layers were not unwrapped.
 
     They are not part of the adapter.
     """
@@ -103,7 +103,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
     `problem`.
     """
     names = "\n".join(shapes) + "\n"
-    # a file without these strings is no adapter: the 2,515 names of a checkpoint need not be parsed
+    # a file without any of these strings is not an adapter, so the 2,515 names of a checkpoint need not be parsed
     if not any(mark in names for mark in MARKS):
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}
@@ -208,7 +208,7 @@ class StatedAlphas:
         self._said = said if isinstance(said, dict) else {}
 
     def of(self, delta: Delta) -> float | None:
-        """Return the alpha of one module, which is chosen so that alpha / rank is its scale.
+        """Return the alpha of one module: the value that, divided by the rank, is the module's scale.
 
         None if the metadata contains no alpha for the module, or if the file has a tensor for it.
         """

@@ -1,7 +1,7 @@
-"""Block weights: one factor for each block of the UNet by which an adapter's changes there are multiplied.
+"""Block weights: a factor for each block of the UNet, by which an adapter's changes to that block are multiplied.
 
 They are lists of 12, 17, 20 or 26 numbers, or presets of the web UIs' extension. The first number is for the text
-encoders. Blocks that a shorter list does not name get 0; layers outside the blocks keep the adapter's own scale.
+encoders. Blocks that are missing from a shorter list get 0; layers outside the blocks keep the adapter's own scale.
 
 Source: hako-mikan/sd-webui-lora-block-weight (the rule, not its code).
 """
@@ -23,7 +23,10 @@ LAYOUTS: Final = {
     20: _names(tuple(range(9)), tuple(range(9))),
     26: _names(tuple(range(12)), tuple(range(12))),
 }
-"""Length of a list → the blocks that it names; 12 and 20 are for SDXL, 12 and 17 for LoRAs of attention."""
+"""Number of block weights → the blocks that they belong to.
+
+Lists of 12 and 20 are for SDXL, of 17 and 26 for SD 1; those of 12 and 17 cover only blocks with attention.
+"""
 PRESETS: Final = {
     "NONE": "0" + ",0" * 16, "ALL": "1" + ",1" * 16, "INS": "1,1,1,1" + ",0" * 13, "IND": "1,0,0,0,1,1,1" + ",0" * 10,
     "INALL": "1,1,1,1,1,1,1" + ",0" * 10, "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1" + ",0" * 5,
@@ -37,11 +40,12 @@ _NUMBERED = re.compile(r"([a-z_.]+?\.\d+)\.")
 _NAME_AND_NUMBER = re.compile(r"(.*?)(\d*)", re.DOTALL)
 _OTHER: Final = "OTHER"
 _LAYERS: Final = 3
-"""Blocks of the original layout for each level: two pairs of a ResNet and attention, and one that changes the size."""
+"""The number of blocks per level in the original layout: two of a ResNet and attention, and one that changes the size.
+"""
 
 
 def blocks_of(text: str) -> str:
-    """Return block weights in canonical form: numbers with commas. Raises: UsageError (`bad-scale`)."""
+    """Convert block weights to the canonical form: numbers separated by commas. Raises: UsageError (`bad-scale`)."""
     words = PRESETS.get(text.strip().upper(), text)
     try:
         numbers = [float(word) for word in words.split(",")]
@@ -68,7 +72,7 @@ def factor(blocks: str, component: str, parameter: str) -> float:
 
 
 def block_name(component: str, parameter: str) -> str:
-    """Name the block of a parameter of diffusers' model as block weights do.
+    """Return the name, as in block weights, of the block that a parameter of diffusers' model belongs to.
 
     Text encoders are "BASE", a UNet's layers outside all blocks "OTHER". A transformer's blocks have the model's names,
     such as "transformer_blocks.3".
@@ -82,7 +86,7 @@ def block_name(component: str, parameter: str) -> str:
 
 
 def block_order(block: str) -> tuple[int, str, int]:
-    """Return a key that sorts blocks in the order in which an image passes them: BASE, IN, M, OUT, all others."""
+    """Return a key that sorts blocks in the order in which the UNet evaluates them: BASE, IN, M, OUT, all others."""
     name, number = _NAME_AND_NUMBER.fullmatch(block).groups()  # type: ignore[union-attr]  # it matches any text
     ranks = {"BASE": 0, "IN": 1, "M": 2, "OUT": 3, _OTHER: 5}
     return ranks.get(name, 4), name, int(number or 0)

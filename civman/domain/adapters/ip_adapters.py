@@ -50,9 +50,9 @@ class IpAdapter:
     kind: str
     """"plain", "plus" or "full-face"."""
     width: int
-    """The width of the image tokens, which is that of the text in the UNet's cross-attention."""
+    """The width of the image tokens, which is the width of the text conditioning in the UNet's cross-attention."""
     input_width: int
-    """The width of the features that it reads from the image encoder."""
+    """The width of the image encoder's features that the adapter reads."""
     projection: Mapping[str, str] = field(repr=False)
     """The authors' name of each tensor of the image projection → its name in the file."""
     layers: tuple[int, ...] = field(repr=False)
@@ -60,26 +60,26 @@ class IpAdapter:
 
     @property
     def reads_embedding(self) -> bool:
-        """Whether it reads the encoder's image embedding; otherwise, the hidden states of all patches."""
+        """Whether the adapter reads the encoder's image embedding instead of the hidden states of all patches."""
         return self.kind == "plain"
 
     @property
     def encoder_title(self) -> str:
-        """The usual name of the CLIP vision encoder that it needs."""
+        """The usual name of the CLIP vision encoder that the adapter needs."""
         size = {"projection" if self.reads_embedding else "width": self.input_width}
         return f"CLIP vision encoder {title_for(**size)}"
 
     def takes(self, encoder: VisionEncoder) -> bool:
-        """Whether it was made for an encoder of these dimensions."""
+        """Whether the adapter was trained with an encoder of these dimensions."""
         return self.input_width == (encoder.projection if self.reads_embedding else encoder.width)
 
     def keys(self, number: int) -> tuple[str, str]:
-        """The names of the tensors for the keys and for the values of the attention layer with this number."""
+        """The names of the tensors that compute the keys and the values in attention layer `number`."""
         return f"ip_adapter.{number}.to_k_ip.weight", f"ip_adapter.{number}.to_v_ip.weight"
 
 
 def ip_adapter_kind(shapes: Shapes) -> str:
-    """The kind of an IP-Adapter, "plain", "plus", "full-face", "faceid", "faceid-plus" or "instantid"; else ""."""
+    """An IP-Adapter's kind: "plain", "plus", "full-face", "faceid", "faceid-plus" or "instantid"; "" if unknown."""
     named = _named(shapes)
     if any(name.startswith("perceiver_resampler.") for name in named):
         return "faceid-plus"
@@ -91,7 +91,7 @@ def ip_adapter_kind(shapes: Shapes) -> str:
 
 
 def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
-    """Read what an IP-Adapter's tensors show. `name` is the file's, for messages.
+    """Read what an IP-Adapter's tensors show. `name` is the file name for messages.
 
     Raises: CannotRender: it is of a kind that civman cannot use (`unknown-family`), or incomplete (`missing-tensor`).
     """
@@ -100,13 +100,13 @@ def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
         raise CannotRender(
             f"civman cannot use `{name}`: {_OF_FACES[kind]} adapters read face embeddings of insightface, whose "
             "published models are for non-commercial research only, and civman does not compute them",
-            hint="IP-Adapter plus-face and full-face need no insightface: they read a picture of the face",
+            hint="use a plus-face or full-face IP-Adapter, which reads a picture of the face and needs no insightface",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
     layers = tuple(sorted(int(match[1]) for each in shapes if (match := _KEY.fullmatch(each))))
     if not kind or not layers:
         raise CannotRender(
-            f"civman cannot use `{name}`: it has no image projection and attention of an IP-Adapter for SD 1 or SDXL",
+            f"civman cannot use `{name}`: it has no image projection or attention layers as in IP-Adapters for SD 1 and SDXL",
             hint="choose an IP-Adapter of SD 1 or SDXL: plain, light, plus, plus-face or full-face",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
@@ -118,7 +118,7 @@ def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
     missing = [each for each in needed if each not in named and each not in shapes]
     if missing:
         raise CannotRender(
-            f"the IP-Adapter `{name}` lacks the tensor `{missing[0]}`", hint="the file is incomplete",
+            f"the IP-Adapter `{name}` lacks the tensor `{missing[0]}`", hint="the file is incomplete; use another copy",
             code=Cause.MISSING_TENSOR, missing=missing,
         )  # fmt: skip
     return IpAdapter(kind, shapes[named[last]][0], shapes[named[first]][1], named, layers)
@@ -162,7 +162,7 @@ def _named(shapes: Shapes) -> dict[str, str]:
                 plain = pattern.sub(new, plain)
             found[plain] = name
     if f"{_PROJECTION}ff.net.0.proj.weight" in shapes:
-        # diffusers' names of full-face and FaceID differ in nothing but the number of tokens
+        # in diffusers' layout, full-face and FaceID have the same names and differ only in the number of tokens
         out, norm = (shapes.get(found.get(name, ""), (0,))[0] for name in ("proj.2.weight", "norm.weight"))
         if out == norm:
             found |= {

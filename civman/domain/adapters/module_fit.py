@@ -105,7 +105,7 @@ def _places(weight: Weight) -> list[tuple[str, str, str]]:
 
 
 _Misfits = dict[tuple[object, ...], str | None]
-"""A cache of the reasons for misfits: a thousand modules have only a few dozen different shapes."""
+"""A cache of the reasons for misfits, because a thousand modules have only a few dozen different shapes."""
 
 
 def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, misfits: _Misfits, *, two_encoders: bool) -> Match:

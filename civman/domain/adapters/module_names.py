@@ -23,7 +23,7 @@ _WITH_PROJECTION = "joint_blocks."
 
 
 class Piece(NamedTuple):
-    """A module of the model that contains some rows of a layer of the file.
+    """A module of the loaded model that contains some of the rows of a fused layer in the file.
 
     The rows are given as (first, count), in the order of the module's own rows.
     """
@@ -105,7 +105,7 @@ class ModuleIndex:
         return found
 
     def name_components(self, components: Mapping[str, str]) -> None:
-        """State which component of the loaded model each of these parts is."""
+        """Record for each part which component of the loaded model it is."""
         for part, component in components.items():
             weights = self._weights.get(part, {})
             for path, weight in weights.items():
@@ -137,10 +137,10 @@ class ModuleIndex:
 
 
 def last_open_clip_layer(part: str, tensors: Iterable[str]) -> int | None:
-    """Return the number of the last layer of SD 2's text encoder, which SD 2 does not use; None if all are used.
+    """Return the index of the last layer of SD 2's text encoder, which SD 2 does not use; None if all are used.
 
-    SD 2 takes the output of the layer before the last. A file with 23 layers has already been pruned accordingly; then
-    the result is the number that the pruned layer would have.
+    SD 2 uses the output of the second-to-last layer. In a file with 23 layers the last one has already been removed;
+    then the result is the index that it would have.
     """
     if part != "te1":
         return None
@@ -405,7 +405,7 @@ def _translation_tables() -> list[tuple[str, _Rules]]:
 
 
 def _rules_for(weights: Mapping[str, Weight]) -> _Rules:
-    """Join the rules of all families that a model with these modules may be of: names differ from one to another."""
+    """Combine the rules of all families whose characteristic module is in `weights`; families use different names."""
     chosen: _Rules = {}
     for probe, rules in _translation_tables():
         if probe.replace("#", "0") in weights:

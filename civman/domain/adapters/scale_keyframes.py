@@ -3,8 +3,8 @@
 A keyframe is SCALE@POSITION. If no position is above 1, positions are shares of the pass: the first two steps are at 0
 and the last one is at 1. Otherwise positions count steps: the first two are at 0, the third one is at 1. Before the
 first keyframe and after the last one the scale is constant. A keyframe without a position is at 1. `SCALE@START-END`
-stands for this scale from START up to, but not including, END, and for 0 in all other steps; an END of 1 or a missing
-END includes the last step.
+applies this scale from START up to, but not including, END, and 0 in all other steps; an END of 1 or a missing END
+includes the last step.
 
 Source: cheald/sd-webui-loractl with A1111 1.5 to 1.10 (the rules, not the code). A1111 reports a step to extensions
 after the first evaluation of that step, which is why the first two steps have the same position.
@@ -59,7 +59,7 @@ def are_keyframes(text: str) -> bool:
 
 
 def scale_at(keyframes: str, step: int, steps: int) -> float:
-    """Return the scale when A1111 reports `step`, counted from 0, of a pass of `steps` steps."""
+    """Return the scale that applies while A1111 reports `step`, counted from 0, in a pass of `steps` steps."""
     frames = _frames(keyframes)
     position = float(step)
     if frames[-1][1] <= 1:
@@ -75,12 +75,12 @@ def scale_at(keyframes: str, step: int, steps: int) -> float:
 
 
 def largest(keyframes: str) -> float:
-    """Return the scale that is farthest from 0."""
+    """Return the scale with the largest absolute value."""
     return max((scale for scale, _ in _frames(keyframes)), key=abs)
 
 
 def step_reported(call: int, calls: int, steps: int) -> int:
-    """Return the step that A1111 reports during an evaluation of the model; all three count from 0.
+    """Return the step that A1111 reports during evaluation `call` of the model; steps and evaluations count from 0.
 
     `calls`: the number of evaluations in the pass.
     """

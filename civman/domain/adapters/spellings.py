@@ -51,7 +51,7 @@ MARKS = (
     "lora", "hada_w", "lokr_w", "oft_", ".diff\n", ".diff_b\n", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
     "magnitude_vector", "unet:0:", "text_encoder:0:", "ia3_l",
 )  # fmt: skip
-"""Strings of which at least one occurs in the tensor names of every adapter, where a line break follows each name."""
+"""Strings that mark adapters: the tensor names of every adapter, one per line, contain at least one of them."""
 WRAPPED = ".base_layer."
 """Occurs in the names of PEFT's wrapped layers, if a file was saved together with the weights of the base model."""
 BUNDLED = "bundle_emb."
@@ -84,7 +84,7 @@ def _one_of(names: list[str]) -> "re.Pattern[str]":
 
 
 _PREFIX = _one_of(list(_PARTS))
-# prefixes that may follow a first one without adding information: the prefix repeated, or that of a wrapper
+# prefixes that may follow the first prefix without adding information: a repetition of it, or a wrapper's prefix
 _AGAIN = _one_of([*(prefix for prefix in _PARTS if prefix != "lycoris_"), "diffusion_model_", "model_diffusion_model_",
                   "unet_", "base_model_model_"])  # fmt: skip
 _TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_", "model_")
@@ -106,7 +106,7 @@ def split_name(name: str) -> tuple[str, str]:
     if ending in ENDINGS and ending not in _BARE_SIDES:
         return module, ENDINGS[
             ending
-        ]  # the ending is searched after the first dot: kohya's names contain no other dot, and no ending is longer
+        ]  # search for the ending after the first dot: kohya's names contain no other dot, and no ending is longer
     last = name.rfind(".")
     middle = name.rfind(".", 0, max(last, 0))
     for dot in (name.rfind(".", 0, max(middle, 0)), middle, last):
@@ -140,7 +140,7 @@ def says_which_encoder(module: str) -> bool:
 
 
 def means_the_only_encoder(module: str) -> bool:
-    """Whether a module's name implies that the model has only one text encoder; kohya numbers several ones."""
+    """Whether a module's name implies that the model has only one text encoder; with several, kohya numbers them."""
     return module.startswith(("lora_te_", "oft_te_", "lycoris_te_"))
 
 

@@ -1,8 +1,8 @@
-"""The weights of a loaded transformer under the names of both layouts: the model's own, and that of its file.
+"""The weights of a loaded transformer under the names of both layouts: the loaded model's, and its file's.
 
 Where the model has several modules for one layer of the file (query, key and value of a joint layer), an adapter that
-was made for the joint layer changes some rows of each. The relation between the two layouts is the one that the model
-was loaded with, so that this module knows no family.
+was made for the joint layer changes some rows of each. How the two layouts correspond is known from loading the model,
+so this module contains no rules for particular families.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,14 +27,15 @@ class Origin(NamedTuple):
 def transformer_weights(
     component: str, shapes: Mapping[str, Shape], origins: Mapping[str, Origin], prefix: str
 ) -> dict[str, Weight]:
-    """Map both names of every module that has a weight to that weight; both without prefix and with dots.
+    """Map both names of each module that has a weight to that weight; the names have dots and no prefix.
 
-    The own names of a further network in the transformer's part of the file begin with the component's name.
+    If `component` is another network than the transformer, its modules' names in the loaded model get the component's
+    name as a prefix.
 
     Args:
         component: the component's name in the loaded model.
         shapes: the shapes of its parameters.
-        origins: where each parameter comes from; parameters that are not listed have the file's name.
+        origins: where each parameter comes from; a parameter that is not listed has the same name in the file.
         prefix: what precedes the names in the file (`common_prefix`).
     """
     found: dict[str, Weight] = {}

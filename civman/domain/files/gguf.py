@@ -28,7 +28,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _WHOLE = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
 _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
 _STATED_SHAPE = "comfy.gguf.orig_shape."
-"""The beginning of a metadata key that states a tensor's shape, where the file stores it as rows of another width.
+"""The prefix of the metadata key with a tensor's shape, for a tensor that the file stores with rows of another width.
 
 The rest of the key is the tensor's name. City96's converter writes it for convolutions.
 """
@@ -68,7 +68,7 @@ class GgufHeader:
 
     @property
     def words(self) -> str:
-        """A description for people, such as "GGUF, flux, Q4_K, 780 tensors"."""
+        """A human-readable description, such as "GGUF, flux, Q4_K, 780 tensors"."""
         parts = ["GGUF", self.architecture, self.quantisation, f"{len(self.tensors)} tensors"]
         return ", ".join(part for part in parts if part)
 

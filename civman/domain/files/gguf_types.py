@@ -24,4 +24,4 @@ BLOCKS: Final = {
 """Type → the number of weights in a block, and the bytes that a block takes."""
 
 UNREADABLE: Final = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "NVFP4", "MXFP4"})
-"""Types that occur in no weights of a model, or that civman cannot turn back into numbers."""
+"""Types that no model uses for its weights, or that civman cannot convert back into numbers."""

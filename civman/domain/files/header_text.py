@@ -74,7 +74,7 @@ At most one space is allowed between tokens: failing at every space of a long ru
 
 
 def _all_at_once(text: str) -> dict[str, Tensor] | None:
-    """Parse `text`, which is all tensors up to the header's closing brace, in one pass.
+    """Parse `text`, the tensor entries up to the header's closing brace, in one pass.
 
     Returns None if the scanner has to parse it.
     """

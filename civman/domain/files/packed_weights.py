@@ -1,8 +1,8 @@
-"""How each packed weight of a file is turned back into numbers, and which tensors the model sees then.
+"""How each packed weight of a file is converted back into numbers, and the tensors that the model sees afterwards.
 
 A packed weight is stored as fewer bits and some helper tensors: 8-bit floats or integers with a scale, or 4-bit codes
-with a table. `packed_weights` finds the rule of each; `plain_tensors` lists the tensors as if nothing was packed. The
-arithmetic is in `civman.diffusion.dequantise`.
+with a table. `packed_weights` finds the rule for each of them; `plain_tensors` lists the tensors as if nothing was
+packed. The arithmetic is in `civman.diffusion.dequantise`.
 
 Source: the tensors and the JSON settings that ComfyUI and bitsandbytes write.
 """
@@ -32,12 +32,13 @@ _MAX_JSON_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """How one weight is stored, and the shape of the weight that it gives.
+    """How one weight is stored, and the shape of the unpacked weight.
 
-    With `scale`: the numbers are multiplied by it. `rotation` is the size of the groups of inputs that were rotated
-    before; 0 if they were not. With `table`: each byte contains two positions in it, the first in its upper half, and
-    each block of `block` weights is multiplied by its number in `absmax`. If these are packed, too, `nested_table`,
-    `nested_absmax`, `nested_block` and `nested_offset` describe them likewise.
+    If `scale` is not empty, the stored numbers are multiplied by the tensor of that name; `rotation` is the size of the
+    groups of inputs that were rotated before quantisation, 0 for none. If `table` is not empty, each byte contains two
+    indices into that tensor, the first in its upper half, and each block of `block` weights is multiplied by its
+    element of `absmax`. If `absmax` is itself packed in the same way, `nested_table`, `nested_absmax`, `nested_block`
+    and `nested_offset` describe how.
     """
 
     shape: Shape
@@ -169,7 +170,9 @@ def _rotation(weight: str, stored: Tensor, settings: Mapping[str, Any]) -> int:
     # the group must be a power of four that divides the number of inputs
     is_size = isinstance(group, int) and group > 1 and group & (group - 1) == 0 and group.bit_length() % 2 == 1
     if not is_size or not width or width % group:
-        raise InvalidModelFile(f"`{short(weight)}` of shape {list(stored.shape)} has no rotation in groups of {group}")
+        raise InvalidModelFile(
+            f"`{short(weight)}` of shape {list(stored.shape)} cannot be rotated in groups of {group}"
+        )
     return int(group)
 
 

@@ -27,14 +27,14 @@ class Meaning(Enum):
     SEQUENCE = auto()
     TEXT_TO_BYTES = auto()
     INSTANCE = auto()
-    """Calling the name gives a placeholder that keeps nothing."""
+    """Calling the name returns a placeholder, which ignores all arguments."""
     NAME = auto()
     """The name may occur, for instance as the key of a dictionary, but must not be called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name that a pickle loads. `dtype` is that of a storage class or a torch dtype; None means untyped bytes."""
+    """A name that a pickle loads. `dtype` is set for storage classes and torch dtypes; None means untyped bytes."""
 
     name: str
     meaning: Meaning

@@ -44,9 +44,9 @@ def run(data: bytes, *, member: str) -> Unpickled:
 
     `member` names the pickle in messages, such as `data.pkl`.
 
-    Raises: Refused (`pickle`): it names something that is not allowed; the message and `facts["global"]` say what.
+    Raises: Refused (`pickle`): it contains a name that is not allowed, given in the message and `facts["global"]`.
         InvalidModelFile: it is broken, exceeds a limit or uses an opcode that torch does not write.
-        NeedsMore: it goes on behind the end of `data`.
+        NeedsMore: the pickle continues beyond the end of `data`.
     """
     return _Machine(data, 0, member).run()
 
@@ -94,7 +94,7 @@ class _Machine(Cursor):
         found, self._stack = self._stack, self._marks.pop()
         return found
 
-    # names and calls
+    # --- opcodes that load names or make calls
 
     def _refuse_opcode(self, code: int) -> NoReturn:
         name = _REFUSED.get(code)
@@ -124,7 +124,7 @@ class _Machine(Cursor):
         )  # fmt: skip
 
     def call(self, what: Any, arguments: Any) -> Any:
-        """Return the value that stands for the result of calling `what`."""
+        """Return the inert value that represents the result of calling `what`."""
         if not isinstance(what, Global) or what.meaning in (Meaning.NAME, Meaning.STORAGE, Meaning.DTYPE):
             self._not_callable(what)
         if not isinstance(arguments, tuple):
@@ -240,7 +240,7 @@ class _Machine(Cursor):
     def persistent(self) -> None:
         said = self._stack.pop()
         if isinstance(said, tuple) and len(said) == 4 and said[0] == "module" and isinstance(said[1], Global):
-            # the second item is the class: torch.save before 1.6 wrote a class together with its source
+            # torch.save before 1.6 stored a class with its source code; the second item is the class itself
             self._push(said[1])
             return
         found = storage_of(said)

@@ -31,7 +31,7 @@ class Storage:
 
     @property
     def usable(self) -> int:
-        """The number of elements of the storage that tensors may use: of its view, else all."""
+        """The number of elements that tensors may use: those of the view, or without a view all of the storage."""
         return self.count if self.view_count < 0 else self.view_count
 
 
@@ -137,7 +137,7 @@ def tensor_of(arguments: tuple[Any, ...], dtype: str | None = None) -> StoredTen
 
 
 def _check_extent(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], usable: int) -> None:
-    """Check that all elements lie within the storage, and that no two elements are at the same place."""
+    """Check that all elements lie within the storage, and that no two elements overlap."""
     if 0 in shape:
         if math.prod(size for size in shape if size) > _MOST_ELEMENTS:
             refuse("a tensor in the pickle has an impossible shape", cause="bad-shape")

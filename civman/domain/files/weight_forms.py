@@ -15,8 +15,7 @@ from civman.domain.files.gguf_types import BLOCKS, UNREADABLE
 from civman.domain.files.header_text import Tensor
 
 SCALES = (".scale_weight", ".weight_scale")
-"""Endings of the names of tensors that multiply the weight of their module: ComfyUI's former name and its present one.
-"""
+"""Endings of the names of scale tensors, which multiply their module's weight: ComfyUI's former and current names."""
 INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
 """Endings of tensors that only an 8-bit matrix product needs; computing in 16 or 32 bits ignores them."""
 MARKER = "scaled_fp8"
@@ -62,7 +61,7 @@ class WeightForm:
 
     @property
     def words(self) -> str:
-        """A description for people, such as "fp16" or "UNet fp8 with scales, rest fp16"; empty if nothing is known."""
+        """A description for users, such as "fp16" or "UNet fp8 with scales, rest fp16"; empty if nothing is known."""
         said = dict(self.parts)
         if self.quantisation is not None and self.quantisation is not Quantisation.FP8_SCALED:
             return str(self.quantisation)
@@ -106,7 +105,7 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
             row = counts.setdefault(part, {})
             row[precision] = row.get(precision, 0) + math.prod(tensor.shape)
     if counts.keys() & {"UNet", "transformer"}:
-        # ignore tensors outside all parts, such as the training schedule, which are no weights
+        # ignore tensors outside all parts, such as the training schedule, because they are not weights
         counts.pop("model", None)
     order = ("UNet", "transformer", "model", "text encoders", "VAE")
     parts = []

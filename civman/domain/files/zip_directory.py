@@ -1,8 +1,8 @@
-"""Read the directory of a zip archive that torch.save wrote, and refuse what another program may read differently.
+"""Read the directory of a zip archive that torch.save wrote, and refuse archives that programs may read differently.
 
-Programs disagree about damaged and ambiguous archives: two members of one name, names that differ between directory and
-member, bytes before or behind the archive. Where that is possible the archive is refused, so that the pickle that was
-judged is the one that any program reads.
+Programs disagree about damaged and ambiguous archives: two members with the same name, names that differ between
+directory and member, bytes before or after the archive. Such archives are refused, so that every program reads the same
+pickle that civman checked.
 
 Source: the zip format (APPNOTE 6.3, with zip64), and the members that torch.save writes.
 """
@@ -125,7 +125,7 @@ def _entry(raw: bytes, at: int) -> tuple[str, Member, int, int]:
 
 
 def _wide(extra: bytes, packed: int, size: int, local: int) -> tuple[int, int, int]:
-    """Replace values that do not fit into 32 bits by those of the zip64 field."""
+    """Replace values that do not fit into 32 bits with the values in the zip64 field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
