@@ -106,7 +106,7 @@ def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
     layers = tuple(sorted(int(match[1]) for each in shapes if (match := _KEY.fullmatch(each))))
     if not kind or not layers:
         raise CannotRender(
-            f"civman cannot use `{name}`: it has no image projection or attention layers as in IP-Adapters for SD 1 and SDXL",
+            f"civman cannot use `{name}`: it has no image projection or attention layers of an SD 1 or SDXL IP-Adapter",
             hint="choose an IP-Adapter of SD 1 or SDXL: plain, light, plus, plus-face or full-face",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
