@@ -47,14 +47,15 @@ _PAGE = 40
 
 
 def _label(library: Library, checkpoint: str | None) -> str | None:
-    """Return the base model label of the checkpoint that the client has selected."""
+    """Return the base model label of the checkpoint `checkpoint`; None if no checkpoint is given."""
     return label_of(library.inspect(require_name(checkpoint))) if checkpoint else None
 
 
 def _version(parts: Serving, library: Library, version: ModelVersion, label: str | None) -> dict[str, Any]:
-    """A version as JSON, with its ref, its access in words and, by the labels, its support on a checkpoint.
+    """Convert a model version to JSON: adds its ref, its access restrictions and its compatibility with a checkpoint.
 
-    Each of its still images has a `thumb`, the address of a thumbnail of it on this server.
+    `label` is the checkpoint's base model label, from which compatibility is judged. Each still image gets a `thumb`,
+    the URL of its thumbnail on this server.
     """
     value: dict[str, Any] = plain(version)
     del value["model"]
@@ -70,7 +71,7 @@ def _version(parts: Serving, library: Library, version: ModelVersion, label: str
 
 
 def _thumb(parts: Serving, preview: Preview) -> str | None:
-    """Return the address of this server's thumbnail of a still image on CivitAI; None for videos."""
+    """Return the URL of this server's thumbnail of an image on CivitAI; None for videos."""
     if preview.media != "image":
         return None
     key = hashlib.sha256(preview.url.encode()).hexdigest()
@@ -89,7 +90,10 @@ def _access(library: Library, version: ModelVersion) -> str:
 
 
 async def search(request: Request) -> Response:
-    """Search CivitAI; a later `offset` continues the search. `against` adds each version's support on a checkpoint."""
+    """Search CivitAI; a later `offset` continues the search.
+
+    `against` adds each version's compatibility with a checkpoint.
+    """
     query, parts = request.query_params, serving(request)
     limit, offset = number_of(request, "limit", 20, 100), number_of(request, "offset", 0, 10_000)
     wanted = SearchQuery(
@@ -127,7 +131,7 @@ def _found(parts: Serving, library: Library, page: ModelPage, label: str | None,
 
 
 def _chosen(library: Library, page: ModelPage, label: str | None) -> ModelVersion | None:
-    """The version to show: the default one, unless only others work with the checkpoint."""
+    """Choose the version to show: the first that fits the checkpoint by its label, or the default one if none does."""
     default = page.default_version(library.context.clock())
     if label is None or default is None:
         return default
@@ -148,7 +152,7 @@ async def filters(_: Request) -> Response:
 
 
 async def site_model(request: Request) -> Response:
-    """Describe a model or version on CivitAI: versions, files, licence, images, and what the library has of it."""
+    """Describe a model or version on CivitAI: versions, files, licence, images, and which of its files are stored."""
     parts = serving(request)
     ref, checkpoint = require_name(request.query_params.get("ref", "")), request.query_params.get("against")
 
@@ -204,7 +208,7 @@ async def plan_download(request: Request) -> Response:
             }  # fmt: skip
         asset = planned.asset
         if asset is None:
-            raise planned.error or NotFound(f"there is no file for `{ref}`")
+            raise planned.error or NotFound(f"no file was found for `{ref}`")
         return {
             "ref": asset.ref, "name": asset.name, "is_here": True, "size_bytes": asset.blob.size_bytes,
             "sha256": asset.blob.sha256, "notices": [],
@@ -217,7 +221,7 @@ async def site_image(request: Request) -> Response:
     """Return the settings that CivitAI shows for an image, and the model versions named in them."""
     number = int(request.path_params["number"])
     if not 0 < number < 2**31:
-        raise UsageError("an image has a number from 1 to 2147483647")
+        raise UsageError("the id of an image on CivitAI is from 1 to 2147483647")
 
     def find(library: Library) -> Any:
         found = library.context.client.image(number)
@@ -233,7 +237,7 @@ async def site_image(request: Request) -> Response:
 def _image_number(request: Request) -> int:
     number = int(request.path_params["number"])
     if not 0 < number < 2**31:
-        raise UsageError("an image has a number from 1 to 2147483647")
+        raise UsageError("the id of an image on CivitAI is from 1 to 2147483647")
     return number
 
 
@@ -252,7 +256,7 @@ async def redraw_image(request: Request) -> Response:
 
 
 async def images(request: Request) -> Response:
-    """List images on CivitAI made with a version, with their settings and whether civman can draw them again."""
+    """List images on CivitAI made with a model version, with their settings and whether civman can draw them again."""
     parts = serving(request)
     version, limit = number_of(request, "version", 0, 2**31 - 1), number_of(request, "limit", 20, 100)
 
@@ -272,12 +276,12 @@ def _image(parts: Serving, image: Picture) -> dict[str, Any]:
 
 
 async def preview_thumb(request: Request) -> Response:
-    """Return the thumbnail of an image from an earlier response about CivitAI; with `large=1`, a larger one."""
+    """Return the thumbnail of an image on CivitAI that an earlier response listed; with `large=1`, a larger one."""
     parts, key, size = serving(request), request.path_params["key"], size_of(request)
     shown = parts.previews.get(key)
     if shown is None:
         raise NotFound(
-            "this server has not listed this image since it started",
+            "no recent response of this server listed this image",
             hint="repeat the search, then request the image again",
         )
     root = parts.settings.library

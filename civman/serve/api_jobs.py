@@ -1,4 +1,4 @@
-"""The API's routes for the server's state, jobs, their events, and commands handed over by a terminal."""
+"""The API's routes for the server's state, for jobs and their events, and for commands handed over by a terminal."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -59,7 +59,7 @@ async def submit(request: Request) -> Response:
 
 
 Submitted = tuple[JobKind, str, dict[str, Any]]
-"""The kind of a job, its title, and the payload for the process that runs it."""
+"""A submitted job: its kind, its title, and the payload for the process or thread that runs it."""
 
 
 def _download(body: dict[str, Any], _: Path) -> Submitted:
@@ -89,7 +89,7 @@ def _replay(body: dict[str, Any], _: Path) -> Submitted:
     _require_fields(body, "picture", "set", "fetch", "device")
     number = body.get("picture")
     if type(number) is not int or number < 0:
-        raise UsageError("`picture` must be the number of an image")
+        raise UsageError("`picture` must be the library's number of an image")
     changes_of(body.get("set", {}))
     payload = {
         "picture": number, "set": body.get("set", {}), "fetch": body.get("fetch") is True, "device": body.get("device"),
@@ -145,24 +145,24 @@ def _require_fields(body: dict[str, Any], *known: str) -> None:
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"`{name}` must be a text")
+        raise UsageError(f"`{name}` must be a string")
     return value
 
 
 async def jobs(request: Request) -> Response:
-    """List all jobs that are known, the latest first."""
+    """List all jobs that the server remembers, the latest first, and the queue positions of waiting jobs."""
     queue = serving(request).jobs
     return JSONResponse({"jobs": [job.value() for job in reversed(queue.all())], "places": queue.places()})
 
 
 async def job(request: Request) -> Response:
-    """Return one job; for a command, with what the command has written."""
+    """Return one job; if it runs a command, with the command's output so far."""
     found = job_of(request)
     return JSONResponse({**found.value(), "written": found.written})
 
 
 async def cancel(request: Request) -> Response:
-    """Cancel a job; cancelling one that is over changes nothing."""
+    """Cancel a job; if the job has ended already, this changes nothing."""
     found = job_of(request)
     serving(request).jobs.cancel(found.number)
     return JSONResponse(found.value())
@@ -177,7 +177,7 @@ async def move(request: Request) -> Response:
 
 
 async def events(request: Request) -> Response:
-    """Stream every change of every job as server-sent events, beginning with all jobs that are not over."""
+    """Stream every change of every job as server-sent events; the stream begins with all unfinished jobs."""
     parts, previews = serving(request), is_set(request, "previews")
 
     async def stream() -> AsyncIterator[str]:
@@ -202,14 +202,15 @@ def _event(what: str, value: dict[str, Any]) -> str:
 
 
 async def command(request: Request) -> Response:
-    """Run a command that a terminal handed over, and stream what it writes, one JSON object a line.
+    """Run a command that a terminal handed over, and stream its output as JSON objects, one per line.
 
-    The caller has proven with the token that it can read the library's folder, so it may name files as its user can.
+    The token proves that the caller can read the library's folder, so the command may use file paths as if the caller
+    had run it.
     """
     body, parts = await json_body(request), serving(request)
     argv, environment = body.get("argv"), body.get("environment", {})
     if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
-        raise UsageError("`argv` must be a list of texts")
+        raise UsageError("`argv` must be a list of strings")
     if argv[0] not in HANDED_OVER:
         raise UsageError(f"`{argv[0]}` cannot be handed over", hint=f"only {' and '.join(HANDED_OVER)} can")
     payload = {
@@ -234,7 +235,8 @@ async def command(request: Request) -> Response:
                     break
         finally:
             if not queued.is_over:
-                parts.jobs.cancel(queued.number)  # the client has disconnected, so nobody reads the rest
+                # the client has disconnected, so nobody would receive the rest of the output
+                parts.jobs.cancel(queued.number)
         result = queued.result or {}
         yield json.dumps({"exit_code": result.get("exit_code"), "error": queued.error}) + "\n"
 

@@ -29,7 +29,7 @@ _KEEP = {"cache-control": "private, max-age=31536000, immutable"}
 
 
 def number_of(request: Request, name: str, default: int, most: int) -> int:
-    """Read a number in the query. Raises: UsageError."""
+    """Return a query parameter as an integer from 0 to `most`, or `default` if it is missing. Raises: UsageError."""
     text = request.query_params.get(name, str(default))
     if not re.fullmatch(r"\d{1,9}", text) or int(text) > most:
         raise UsageError(f"`{name}` must be a number from 0 to {most}")
@@ -37,17 +37,17 @@ def number_of(request: Request, name: str, default: int, most: int) -> int:
 
 
 def is_set(request: Request, name: str) -> bool:
-    """Whether a parameter of the query is set."""
+    """Whether a query parameter is 1, true or yes."""
     return request.query_params.get(name, "").lower() in ("1", "true", "yes")
 
 
 def size_of(request: Request) -> int:
-    """The size of the requested thumbnail."""
+    """Return the longest side in pixels of the requested thumbnail."""
     return LARGE if is_set(request, "large") else SIZE
 
 
 def without_paths(value: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the paths of files, which no client needs, since clients cannot open them."""
+    """Remove the file's path from a JSON object: clients cannot open files, so they do not need it."""
     return {key: item for key, item in value.items() if key != "path"}
 
 
@@ -89,9 +89,9 @@ async def models(request: Request) -> Response:
 
 
 def model_values(library: Library, assets: Sequence[Asset]) -> list[dict[str, Any]]:
-    """Stored files as JSON, with whether they have a preview image and the highest rating that it can have.
+    """Convert stored files to JSON, with whether each has a preview image and the highest content rating it may have.
 
-    `preview_level` is a bit of `Model.nsfw_level`; 0 if nothing is known.
+    `preview_level` is that rating as a bit of `Model.nsfw_level`; 0 if it is unknown.
     """
     versions = {asset.version_id for asset in assets if asset.version_id is not None}
     levels = library.context.index.preview_levels(versions) if versions else {}
@@ -135,7 +135,7 @@ def _terms(asset: Asset, version: ModelVersion | None) -> Terms:
 
 
 def licence_value(terms: Terms) -> dict[str, Any]:
-    """Licence terms as JSON, also in sentences."""
+    """Convert licence terms to JSON, including the terms and the reasons for them as sentences."""
     value = plain(terms)
     assert isinstance(value, dict)
     return {**value, "words": list(terms.words), "reasons": list(terms.reasons)}
@@ -145,7 +145,7 @@ def digest_of(request: Request) -> Sha256:
     """Read the SHA-256 in the request's URL. Raises: UsageError."""
     text = request.path_params["sha256"]
     if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise UsageError("a model is named by its SHA-256, 64 digits in lower case")
+        raise UsageError("identify a model by its SHA-256: 64 hexadecimal digits in lower case")
     return Sha256(text)
 
 
@@ -161,7 +161,7 @@ async def model_preview(request: Request) -> Response:
 
 
 def image_answer(data: bytes | None, kind: str, otherwise: str) -> Response:
-    """Answer with an image that never changes under its address. Raises: NotFound: there is none."""
+    """Send an image that browsers may cache, since its URL's contents never change. Raises: NotFound: no image."""
     if data is None:
         raise NotFound(otherwise)
     return Response(data, media_type=kind, headers=_KEEP)

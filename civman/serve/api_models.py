@@ -23,7 +23,7 @@ _MOST_TAGS = 200
 
 
 async def facets(request: Request) -> Response:
-    """Count the stored files by type, base model and tag, for a choice of filters."""
+    """Count the stored files by type, base model and tag, as choices for the page's filters."""
 
     def find(library: Library) -> Any:
         if not library.context.has_index:
@@ -47,7 +47,7 @@ def _by_count(share: Any) -> tuple[int, str]:
 
 
 async def edit(request: Request) -> Response:
-    """Change your annotations of a stored file; the body has the fields of `Edit` that change."""
+    """Change the user's annotations of a stored file; the body contains the fields of `Edit` to change."""
     sha256, body = digest_of(request), await json_body(request)
     unknown = sorted(set(body) - _EDITED)
     if unknown:
@@ -68,13 +68,13 @@ async def edit(request: Request) -> Response:
 async def check(request: Request) -> Response:
     """Check whether LoRAs, embeddings and a VAE fit a checkpoint, as `civman check` does.
 
-    `parts` is a list of refs, or of `{ref, role}` with the role lora, embedding or vae. A ref may be on CivitAI, whose
-    header is then read without downloading the file.
+    `parts` is a list of refs, or of `{ref, role}` with the role lora, embedding or vae. If a ref names a file on
+    CivitAI, only the file's header is downloaded.
     """
     body = await json_body(request)
     checkpoint, parts = body.get("checkpoint"), body.get("parts")
     if not isinstance(checkpoint, str) or not isinstance(parts, list) or not 0 < len(parts) <= 50:
-        raise UsageError("a check needs a `checkpoint` and a list `parts` of 1 to 50 refs")
+        raise UsageError("a check needs a `checkpoint` and `parts`, a list of 1 to 50 refs")
     asked = [_part(each) for each in parts]
     require_name(checkpoint)
 
@@ -91,10 +91,10 @@ async def check(request: Request) -> Response:
 
 
 def _part(value: object) -> tuple[str | None, str, str | None]:
-    """Read the role, the ref and the file of one part. Raises: UsageError, Refused."""
+    """Return the role, the ref and the file of one entry of `parts`. Raises: UsageError, Refused."""
     given = {"ref": value} if isinstance(value, str) else value
     if not isinstance(given, dict) or not isinstance(given.get("ref"), str):
-        raise UsageError("each of `parts` is a ref, or an object with a `ref`")
+        raise UsageError("each entry of `parts` must be a ref, or an object with a `ref`")
     role, file = given.get("role"), given.get("file")
     if role not in (None, *ROLES) or not isinstance(file, str | None):
         raise UsageError(f"the `role` of a part is one of {', '.join(ROLES)}, and its `file` a string")

@@ -1,4 +1,4 @@
-"""The API's routes for images: those made with this library, comparing two of them, and reading other images."""
+"""The API's routes for images: listing and comparing images made with this library, and reading uploaded ones."""
 
 import dataclasses
 import io
@@ -51,7 +51,7 @@ async def pictures(request: Request) -> Response:
 def _kept(library: Library, number: int) -> KeptPicture:
     found = library.pictures.list(PictureFilter(number=number), limit=1)
     if not found:
-        raise NotFound(f"there is no image with the number {number}")
+        raise NotFound(f"the library has no image number {number}")
     return found[0]
 
 
@@ -91,7 +91,7 @@ async def picture_thumb(request: Request) -> Response:
 
 
 async def read_picture(request: Request) -> Response:
-    """Read the settings in an image file, which is the body, and plan how to draw it again; nothing is kept."""
+    """Read the settings in the uploaded image file and plan how to draw it again; the file is not stored."""
     data = await request.body()
     require_image(data)
     name = safe_name(request.query_params.get("name", "image.png")) or "image.png"
@@ -111,7 +111,7 @@ async def read_picture(request: Request) -> Response:
 
 
 def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> dict[str, Any]:
-    """Find out how to draw an image again: returns the job to submit with its plan, or the error that prevents it."""
+    """Return the job that would draw an image again and its plan, or the error that prevents it."""
     if report.record is not None:
         pixels = report.record.pixel_sha256
         job = {"kind": "redraw", "recipe": json.loads(report.record.recipe.to_json()), "pixel_sha256": pixels}
@@ -128,10 +128,10 @@ def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> 
 
 
 def redraw_value(library: Library, job: dict[str, Any] | None, make_plan: Callable[[], Planned]) -> dict[str, Any]:
-    """Describe how to draw an image again, as a job with its plan or as the error that prevents it.
+    """Return the job that draws an image again, with its plan, or the error that prevents it.
 
-    `job` None: the job that draws the plan's recipe. `request`: the fields that the page's form can change; None if
-    there are none.
+    If `job` is None, a job is made from the plan's recipe. The `request` of the result has the fields for the page's
+    form; None if the form cannot express the recipe.
     """
     try:
         planned = make_plan()
@@ -143,7 +143,7 @@ def redraw_value(library: Library, job: dict[str, Any] | None, make_plan: Callab
 
 
 def _request(planned: Planned) -> Any:
-    """The fields of a render request that differ from their defaults; None if it needs an image as input."""
+    """Return the non-default fields of the plan's render request; None if the request needs an input image."""
     if planned.recipe.start is not None or any(made.mask for made in planned.recipe.details):
         return None
     asked, default = as_request(planned.recipe), RenderRequest("")

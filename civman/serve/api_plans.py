@@ -1,4 +1,4 @@
-"""The API's route for plans: what a job would do, before anything is drawn."""
+"""The API's route for plans, which show what a job would do before anything is drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from civman.serve.serving import json_body, serving
 
 
 def planned_value(library: Library, plans: Sequence[Planned], notices: Sequence[str]) -> dict[str, Any]:
-    """Convert the plans of one job to a JSON object: the first plan, the files and notices of all, and the licence."""
+    """Convert a job's plans to one JSON object: the first plan, with the files, notices and licence of all plans."""
     for each in plans:
         require_recipe(each.recipe)
     value = plain(plan_value(plans[0]))
@@ -37,7 +37,7 @@ def planned_value(library: Library, plans: Sequence[Planned], notices: Sequence[
 
 
 async def plan(request: Request) -> Response:
-    """Plan a job: the recipe, warnings, memory and licence, before anything is drawn."""
+    """Plan a job without drawing anything: returns its recipe, notices, memory requirement and licence."""
     body, parts = await json_body(request), serving(request)
     root, device = parts.settings.library, await parts.device()
     try:

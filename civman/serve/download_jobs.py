@@ -1,4 +1,4 @@
-"""Downloads as jobs of the server: checking a client's request, and running it."""
+"""Downloads as jobs of the server: checks a client's request, and runs the download."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ _FIELDS = ("kind", "ref", "connections", *_TEXTS, *_SWITCHES)
 
 
 def download_payload(body: dict[str, Any]) -> dict[str, Any]:
-    """Check a client's request for a download, and return the job's payload. Its fields are the command's options.
+    """Check a client's download request and return the job's payload, whose fields are `civman download`'s options.
 
     Raises: UsageError: a field is unknown or has a wrong type. Refused: a ref is a path.
     """
@@ -33,7 +33,7 @@ def download_payload(body: dict[str, Any]) -> dict[str, Any]:
         raise UsageError("`ref` must be a string")
     for name in _TEXTS:
         if not isinstance(body.get(name), str | None):
-            raise UsageError(f"`{name}` must be a text")
+            raise UsageError(f"`{name}` must be a string")
     for name in _SWITCHES:
         if not isinstance(body.get(name, False), bool):
             raise UsageError(f"`{name}` must be true or false")
@@ -78,7 +78,7 @@ def _permits(payload: dict[str, Any]) -> Permits:
 
 
 def _options(library: Library, job: ServerJob) -> DownloadOptions:
-    """The options of a download. Raises: what looking up the checkpoint raises."""
+    """Return the options of a download. Raises: the error if the checkpoint of `for` cannot be found."""
     payload = job.payload
     rate, checkpoint = payload.get("limit_rate"), payload.get("for")
     return DownloadOptions(
@@ -100,7 +100,7 @@ class _Listener:
         self.was_present = False
 
     def on_event(self, event: Event) -> None:
-        """Receive an event of the download."""
+        """Record an event of the download, and report the progress if enough time has passed."""
         with self._lock:
             if isinstance(event, Notice):
                 self.notices.append(event.message)

@@ -1,4 +1,4 @@
-"""What the engine's process does for each kind of job: renders, grids, replays, redrawn images and upscales.
+"""The engine's process runs each kind of job here: renders, grids, replays, redrawn images and upscales.
 
 Every function takes the library and the job's payload and returns the job's result as JSON values.
 """
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """The functions through which a job reports.
+    """The functions that a job calls to report its progress.
 
-    `started`: called with the number of images and steps; it raises KeyboardInterrupt if the job was cancelled.
-    `on_event`: receives the events of the work that the job's result needs.
+    `started` receives the number of images and of steps, and raises KeyboardInterrupt if the job was cancelled.
+    `on_event` receives the library's events, from which the notices in the job's result are collected.
     """
 
     started: Callable[[int, int], None]
@@ -80,7 +80,7 @@ def _grid(library: "Library", payload: dict[str, Any], telling: Telling) -> dict
 
 
 def _replay(library: "Library", payload: dict[str, Any], telling: Telling) -> dict[str, Any]:
-    """Render an image of the library again and compare it, or render it with changed fields."""
+    """Replay an image of the library: compare the result with the original, or render it with changed fields."""
     source = library.pictures.find_recipe(f"picture:{payload['picture']}")
     missing = library.pictures.missing_files(source)
     if missing and payload.get("fetch"):
@@ -103,7 +103,7 @@ def _replay(library: "Library", payload: dict[str, Any], telling: Telling) -> di
 
 
 def _redraw(library: "Library", payload: dict[str, Any], telling: Telling) -> dict[str, Any]:
-    """Render a recipe, or what A1111's `parameters` describe, and compare its pixels with the expected ones."""
+    """Render a recipe or A1111's `parameters` text, and compare the pixels' SHA-256 with the expected one if given."""
     conditions, changes = conditions_of(payload), changes_of(payload.get("set", {}))
     if "settings" in payload:
         planned = library.pictures.plan_settings(payload["settings"], conditions)
@@ -136,7 +136,7 @@ def _upscale(library: "Library", payload: dict[str, Any], telling: Telling) -> d
 
 
 def _begin(plans: "Iterable[Planned]", telling: Telling) -> None:
-    """Report the amount of work, after checking that no image is larger than the server allows. Raises: Refused."""
+    """Check that no image is larger than the server allows, then report the amount of work. Raises: Refused."""
     recipes: list[Recipe] = [each.recipe for each in plans]
     for recipe in recipes:
         require_recipe(recipe)

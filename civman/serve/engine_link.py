@@ -1,4 +1,4 @@
-"""The server's side of the engine's process: starts the process, gives it jobs, and restarts it after a crash."""
+"""The server's connection to the engine's process: starts the process, sends it jobs, and restarts it after a crash."""
 
 import contextlib
 import multiprocessing
@@ -15,10 +15,10 @@ from civman.serve.jobs import JobQueue, JobState, ServerJob
 
 
 class EngineLink:
-    """Runs the queue's render jobs in the engine's process, in a thread of its own."""
+    """Sends the queue's render jobs to the engine's process, from a thread of its own."""
 
     def __init__(self, jobs: JobQueue, library: Path, budget_bytes: int, run_command: RunCommand) -> None:
-        """`budget_bytes`: what the loaded models may need together."""
+        """`budget_bytes`: the most memory that all loaded models together may need."""
         self._jobs, self._library, self._run_command = jobs, library, run_command
         self.budget_bytes = budget_bytes
         self._process: BaseProcess | None = None
@@ -37,41 +37,41 @@ class EngineLink:
 
     @property
     def pid(self) -> int | None:
-        """The process's id; None if it does not run."""
+        """The id of the engine's process; None if the process is not running."""
         process = self._process
         return process.pid if process is not None and process.is_alive() else None
 
     @property
     def current(self) -> ServerJob | None:
-        """The job that the engine is rendering; None if it renders none."""
+        """The job that the engine is running; None if it is idle."""
         return self._current
 
     def watch_for(self, seconds: float) -> None:
-        """Make previews for this many seconds; for clients that poll."""
+        """Make previews for this many seconds, for a client that polls instead of listening to a stream."""
         self._watched_until = time.monotonic() + seconds
 
     def _tell_watched(self, pipe: Any) -> None:
-        """Tell the engine's process whether any client wants previews, if that has changed."""
+        """Tell the engine's process whether any client wants previews, if that has changed since the last time."""
         is_watched = self.watchers > 0 or time.monotonic() < self._watched_until
         if is_watched != self._is_told_watched:
             self._is_told_watched = is_watched
             pipe.send(("watch", is_watched))
 
     def start(self, *, at_once: bool = False) -> None:
-        """Start taking jobs. `at_once`: start the process now, not with the first job."""
+        """Start running the queue's jobs. `at_once`: start the engine's process now instead of with the first job."""
         self._thread.start()
         if at_once:
             threading.Thread(target=self.device, name="engine-start", daemon=True).start()
 
     def device(self) -> str | None:
-        """The device that renders by default; the process is started to find out. None if it cannot be started."""
+        """Return the engine's default device, starting the process if needed; None if the process cannot be started."""
         if self._device is None and not self._is_closed:
             with contextlib.suppress(EOFError, OSError):
                 self._ensure()
         return self._device
 
     def close(self) -> None:
-        """End the process and the thread."""
+        """Stop the engine's process, and the thread that sends it jobs."""
         self._is_closed = True
         self._unlisten()
         self._end_process()
@@ -79,7 +79,10 @@ class EngineLink:
             self._thread.join(5)
 
     def unload(self) -> bool:
-        """End the process to free all its memory, unless it renders. Returns whether it was ended."""
+        """Stop the engine's process to free its memory, unless it is running a job.
+
+        Returns whether the process is stopped.
+        """
         with self._lock:
             if self._current is not None:
                 return False
@@ -101,9 +104,9 @@ class EngineLink:
                 process.join()
 
     def _ensure(self) -> Any:
-        """Start the process unless it runs, and wait until it is ready.
+        """Start the engine's process if it is not running, wait until it is ready, and return the pipe to it.
 
-        Raises: EOFError, OSError: the process has ended.
+        Raises: EOFError, OSError: the process ended while it started.
         """
         with self._start_lock:
             return self._started()
@@ -121,7 +124,7 @@ class EngineLink:
         process.start()
         theirs.close()
         self._process, self._pipe, self._is_told_watched = process, ours, False
-        _, _, self._device = ours.recv()  # the process sends this once it has loaded torch
+        _, _, self._device = ours.recv()  # the engine's process sends its device once it has loaded torch
         return ours
 
     def _heard(self, what: str, job: ServerJob) -> None:
@@ -158,7 +161,7 @@ class EngineLink:
             why = "was ended because the server stopped"
         wrong = CannotRender(
             f"the process that renders {why}", code=Cause.WORKER_LOST,
-            hint="the next job starts it again; if the system ended it for want of memory, a smaller size may help",
+            hint="the next job starts it again; if the system killed it because memory ran out, try a smaller size",
         )  # fmt: skip
         del error
         self._end_process()

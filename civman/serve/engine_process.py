@@ -1,7 +1,7 @@
 """The process that renders: it runs one job after another and keeps their models loaded.
 
-It is a process of its own so that a crash in it, or the system's out-of-memory killer, ends a job and not the server.
-It talks to the server through a pipe; a message is a tuple whose first element says what it is.
+It is separate from the server, so that a crash or the system's out-of-memory killer ends one job instead of the server.
+The two exchange tuples through a pipe; the first element of a tuple names the kind of message.
 """
 
 import io
@@ -31,8 +31,9 @@ PREVIEW_SECONDS = 0.2
 
 
 def run_engine(pipe: Connection, library: str, budget_bytes: int, run_command: RunCommand) -> None:
-    """Run jobs from `pipe` until it is closed. The whole of the engine's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore Ctrl-C in the server's terminal: the server ends this process
+    """Run the jobs that arrive through `pipe` until it is closed; this is the main function of the engine's process."""
+    # ignore Ctrl-C in the server's terminal: the server stops this process itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["CIVMAN_LIBRARY"] = library
     from civman.diffusion.environment import choose_device  # torch
     from civman.rendering.warm_engines import WARM, WarmEngines
@@ -53,7 +54,7 @@ class _EngineProcess:
         self._current = 0
         self._is_watched, self._shown_at = False, 0.0
         self._images, self._done = 0, 0
-        """How many images the current job has, and how many are done in the plans before the current one."""
+        """The number of images in the current job, and how many of them the finished plans of the job made."""
         self._last: tuple[int, str, int, int] | None = None
         self.warm: Any = None
 
@@ -87,7 +88,7 @@ class _EngineProcess:
                 elif message[0] == "watch":
                     self._is_watched = message[1]
         except (EOFError, OSError):
-            os._exit(0)  # the server is gone: nobody would receive the result
+            os._exit(0)  # the server has ended, so nobody would receive the result
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with self._send_lock:
@@ -100,7 +101,7 @@ class _EngineProcess:
         """Report an event of the current render, and stop it if it was cancelled."""
         if isinstance(event, Step):
             if self._last is not None and (event.first, event.stage, event.step) <= self._last[:3]:
-                # the event belongs to the job's next plan: add the images of the finished one
+                # the step count has gone back, so the job's next plan has begun: add the images of the finished one
                 self._done += self._last[3]
             self._last = event.first, event.stage, event.step, event.count
             value = {
@@ -113,7 +114,7 @@ class _EngineProcess:
             raise KeyboardInterrupt
 
     def _show(self, step: Step) -> None:
-        """Send a preview if a client wants previews and the last one is old enough."""
+        """Send a preview if a client wants previews and the last one was sent at least PREVIEW_SECONDS ago."""
         now = time.monotonic()
         if self._is_watched and step.preview is not None and now - self._shown_at >= PREVIEW_SECONDS:
             self._shown_at = now
@@ -141,12 +142,13 @@ class _EngineProcess:
             command, *rest = payload["argv"]
             code = self._run_command([command, "--here", *rest])
         if self._current in self._cancelled and code != ExitCode.INTERRUPTED:
-            self._cancelled.discard(self._current)  # the job ended before it noticed that it was cancelled
+            # the command finished before the cancellation took effect, so it counts as done
+            self._cancelled.discard(self._current)
         return {"exit_code": int(code)}
 
     @contextmanager
     def _as_client(self, payload: dict[str, Any]) -> Iterator[None]:
-        """Work in the client's folder, with its settings, and send it what is written."""
+        """Run a command with the client's working folder and environment, and send its output to the client."""
         number, before = self._current, dict(os.environ)
         streams, folder = (sys.stdout, sys.stderr), Path.cwd()
         for name in passed_environment():
@@ -169,7 +171,7 @@ class _EngineProcess:
 
 
 class _SentStream(io.RawIOBase):
-    """Bytes that are sent to the server as text."""
+    """A binary stream whose bytes are decoded as UTF-8 and sent to the server."""
 
     def __init__(self, send: Callable[[str], None]) -> None:
         self._send = send
@@ -183,7 +185,7 @@ class _SentStream(io.RawIOBase):
 
 
 class _SentText(io.TextIOWrapper):
-    """A text stream that says whether the client's stream is a terminal."""
+    """A text stream that reports itself as a terminal if the client's own stream is one."""
 
     def __init__(self, raw: _SentStream, *, is_terminal: bool) -> None:
         super().__init__(io.BufferedWriter(raw), encoding="utf-8", errors="replace", write_through=False)

@@ -1,4 +1,4 @@
-"""Handing a command to the running server of a library. Imports only the standard library, to start at once."""
+"""Hand a command over to the library's running server. Imports only the standard library, so that it starts fast."""
 
 import contextlib
 import http.client
@@ -13,11 +13,11 @@ from typing import Any
 from civman.serve.server_file import ServerFile, read_server_file
 
 _PASSED = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "TERM_PROGRAM", "KITTY_WINDOW_ID")
-"""Environment variables that decide how output looks. They are passed to the server, as are civman's own settings."""
+"""Environment variables that affect how output looks. They are sent to the server, like all CIVMAN_ variables."""
 
 
 def passed_environment() -> dict[str, str]:
-    """The variables of this process's environment that a handed-over command runs with."""
+    """Return the environment variables of this process that a command keeps when it is handed over to the server."""
     return {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith("CIVMAN_")}
 
 
@@ -28,7 +28,7 @@ def _connection(server: ServerFile, timeout: float | None) -> http.client.HTTPCo
 def request(
     server: ServerFile, method: str, path: str, body: Any = None, *, timeout: float | None = 10
 ) -> http.client.HTTPResponse:
-    """Send a request with the server's token. Raises: OSError, http.client.HTTPException: nobody answers."""
+    """Send a request with the server's token. Raises: OSError, http.client.HTTPException: no response."""
     connection = _connection(server, timeout)
     headers = {"Authorization": f"Bearer {server.token}", "X-Civman-Client": f"terminal {os.getppid()}"}
     data = None
@@ -40,7 +40,7 @@ def request(
 
 
 def answers(server: ServerFile) -> bool:
-    """Whether this server is running; its file stays behind if it was killed."""
+    """Whether the server described by `serve.json` is running; a killed server leaves its file behind."""
     try:
         with contextlib.closing(request(server, "GET", "/api/v1/server", timeout=2)) as answer:
             return answer.status == 200 and bool(json.load(answer).get("protocol") == server.protocol)
@@ -60,9 +60,11 @@ def _environment() -> dict[str, str]:
 
 
 def hand_over(library: Path, argv: Sequence[str]) -> int | None:
-    """Let the server of `library` run a command. Returns its exit code; None if there is no server, so run it here.
+    """Let the server of `library` run a command.
 
-    What the command writes is written here, as it is written there. Ctrl-C cancels it.
+    Returns the exit code; None if no server can, so the caller must run it.
+
+    The command's output is written to this process's stdout and stderr as it arrives. Ctrl-C cancels the command.
     """
     server = read_server_file(library)
     if server is None:
@@ -74,7 +76,7 @@ def hand_over(library: Path, argv: Sequence[str]) -> int | None:
     try:
         answer = request(server, "POST", "/api/v1/commands", body, timeout=None)
     except (OSError, http.client.HTTPException):
-        return None  # no server runs: its file was left behind
+        return None  # no server is running: a killed server left its file behind
     if answer.status != 200:
         return None
     return _follow(server, answer)
@@ -84,12 +86,12 @@ def _follow(server: ServerFile, answer: http.client.HTTPResponse) -> int:
     number = 0
 
     def cancel(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)  # a second Ctrl-C ends this process, and with it the job
+        signal.signal(signal.SIGINT, before)  # a second Ctrl-C ends this process; the server then cancels the job
         if number:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 request(server, "DELETE", f"/api/v1/jobs/{number}").close()
 
-    # install a handler instead of raising: an exception here would leave half a line unread
+    # handle Ctrl-C without raising: an exception could leave a line of the response half read
     before = signal.signal(signal.SIGINT, cancel)
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
     try:

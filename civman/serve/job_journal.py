@@ -1,6 +1,7 @@
-"""The queue on disk: every state of every job, one JSON object per line; the next server reads a killed one's jobs.
+"""The queue on disk: each state of each job as a JSON line, so that a restarted server continues the queue.
 
-Only jobs without a client that waits on its connection are run again. Of the others, only the outcome is kept.
+A job is run again only if no client was waiting for it on an open connection. Of other jobs, only the outcome is
+stored.
 """
 
 import json
@@ -23,7 +24,7 @@ _SPARE_LINES = 5_000
 
 
 class JobJournal:
-    """The file in which a queue's jobs are kept. Safe to use from several threads."""
+    """The file that stores a queue's jobs. Safe to use from several threads."""
 
     def __init__(self, library: Path) -> None:
         self._path = library / NAME
@@ -32,9 +33,10 @@ class JobJournal:
         self._file: Any = None
 
     def load(self) -> list[ServerJob]:
-        """Read the jobs that the last server left, in the order of their numbers; those that cannot go on have failed.
+        """Read the previous server's jobs, in the order of their numbers.
 
-        Raises: StoreError: the file is damaged or of a later version.
+        Jobs that cannot be continued are marked as failed. Raises: StoreError: the file is damaged, or was written by a
+        later version of civman.
         """
         found: dict[int, ServerJob] = {}
         try:
@@ -60,7 +62,7 @@ class JobJournal:
         return [_left(found[number]) for number in sorted(found)]
 
     def rewrite(self, jobs: Iterable[ServerJob]) -> None:
-        """Replace the file by the present state of these jobs. Raises: StoreError."""
+        """Replace the file's contents with the current state of these jobs. Raises: StoreError."""
         with self._lock:
             self._close()
             partial = self._path.with_name(f".{NAME}.{secrets.token_hex(4)}")
@@ -80,7 +82,7 @@ class JobJournal:
                 raise store_error(error, self._path) from error
 
     def keep(self, job: ServerJob) -> None:
-        """Add the present state of a job. A kill of this process does not lose it. Raises: StoreError."""
+        """Append the current state of a job, so that it survives if this process is killed. Raises: StoreError."""
         with self._lock:
             try:
                 if self._file is None:
@@ -93,7 +95,7 @@ class JobJournal:
 
     @property
     def is_long(self) -> bool:
-        """Whether most lines contain states that later lines have replaced."""
+        """Whether the file has so many lines, most of them outdated, that it should be rewritten."""
         return self._lines > _SPARE_LINES
 
     def close(self) -> None:
@@ -126,7 +128,7 @@ def _job_of(value: dict[str, Any]) -> ServerJob:
 
 
 def _left(job: ServerJob) -> ServerJob:
-    """Return the state of a job after its server has ended: queued again, or finished."""
+    """Update an unfinished job after its server ended: it is queued again, cancelled or failed."""
     if job.is_over:
         return job
     was_running = job.state is JobState.RUNNING
@@ -134,7 +136,7 @@ def _left(job: ServerJob) -> ServerJob:
     if job.is_cancelling:
         job.state = JobState.CANCELLED
     elif job.lasts and (not was_running or job.kind is JobKind.DOWNLOAD):
-        # queue it again: a download continues where it stopped
+        # run the job again, even if it was running: a download resumes where it stopped
         job.state, job.started_at, job.ended_at, job.progress = JobState.QUEUED, None, None, {}
     else:
         job.state = JobState.FAILED

@@ -1,4 +1,4 @@
-"""The queue: jobs of several clients, each client in turn, with everything that is known about each job."""
+"""The job queue: clients take turns, and everything known about each job is stored here."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ _MOST_LINES = 10_000
 
 
 class JobState(StrEnum):
-    """The state of a job; the last three are final."""
+    """The state of a job; in the last three, the job has ended."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -32,15 +32,15 @@ class JobKind(StrEnum):
 
     RENDER = "render"
     GRID = "grid"
-    """Images that vary along one or two axes, and their contact sheet."""
+    """Render images that vary along one or two axes, and their contact sheet."""
     REPLAY = "replay"
     """Render an image of the library again, unchanged or with changed fields."""
     REDRAW = "redraw"
     """Render an image from a recipe, or from settings that another program wrote."""
     UPSCALE = "upscale"
-    """Images enlarged with an upscaler."""
+    """Enlarge images with an upscaler."""
     COMMAND = "command"
-    """A command line, such as `civman render`, that a terminal handed over."""
+    """Run a command line, such as `civman render`, that a terminal handed over."""
     DOWNLOAD = "download"
 
 
@@ -50,7 +50,7 @@ _FINAL = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 @dataclass(slots=True)
 class ServerJob:
-    """One job. `payload` is what the engine or the downloader gets; `result` and `error` are JSON values."""
+    """One job. `payload` is the input for the engine or the downloader; `result` and `error` are JSON values."""
 
     number: int
     kind: JobKind
@@ -68,13 +68,13 @@ class ServerJob:
     error: dict[str, Any] | None = None
     is_cancelling: bool = False
     lasts: bool = False
-    """Whether the next server runs the job if this one stops first; True if no client waits on a connection."""
+    """Whether a restarted server may run the job; true if no client waits for the job on an open connection."""
     written: list[tuple[str, str]] = field(default_factory=list, repr=False)
-    """What a handed-over command has written: pairs of "stdout" or "stderr" and text."""
+    """The output of a handed-over command, as pairs of a stream's name ("stdout" or "stderr") and text."""
 
     @property
     def is_over(self) -> bool:
-        """Whether the state is final."""
+        """Whether the job has ended: it is done, failed or cancelled."""
         return self.state in _FINAL
 
     def value(self) -> dict[str, Any]:
@@ -91,18 +91,18 @@ class ServerJob:
 
 
 OnJob = Callable[[str, ServerJob], None]
-"""A function that is called from any thread with what happened ("job", "step", "preview", "written") and the job."""
+"""A function called when a job changes, from any thread, with "job", "step", "preview" or "written" and the job."""
 
 
 class Journal(Protocol):
-    """A place where the jobs are stored; see `job_journal.JobJournal`."""
+    """Stores the jobs of a queue; `job_journal.JobJournal` stores them in a file."""
 
     def load(self) -> list[ServerJob]:
-        """Read the jobs that the last server left."""
+        """Read the jobs of the previous server."""
         ...
 
     def rewrite(self, jobs: Iterable[ServerJob]) -> None:
-        """Replace the journal by the current state of these jobs."""
+        """Replace the journal's contents with the current state of these jobs."""
         ...
 
     def keep(self, job: ServerJob) -> None:
@@ -116,10 +116,10 @@ class Journal(Protocol):
 
 
 class JobQueue:
-    """All jobs of the server. Safe to use from several threads."""
+    """The queue of all jobs of the server. Safe to use from several threads."""
 
     def __init__(self, journal: Journal | None = None) -> None:
-        """`journal`: has the jobs of the last server, and keeps those of this one. Raises: StoreError."""
+        """`journal` stores the jobs; those of the previous server are read from it. Raises: StoreError."""
         self._changed = threading.Condition()
         self._jobs: dict[int, ServerJob] = {}
         self._waiting: dict[bool, dict[str, deque[ServerJob]]] = {True: {}, False: {}}
@@ -164,9 +164,9 @@ class JobQueue:
             del self._jobs[number]
 
     def take(self, *, engine: bool) -> ServerJob | None:
-        """Wait for the next job of the engine or of the downloads; None once the queue is closed.
+        """Wait for the next job of the engine or, with `engine` False, of the downloads; None once the queue is closed.
 
-        The client whose last turn was longest ago is next; each client's jobs keep their order.
+        The client that has waited longest since its last job is next; the jobs of one client run in their order.
         """
         with self._changed:
             lane = self._waiting[engine]
@@ -185,7 +185,7 @@ class JobQueue:
         return job
 
     def end(self, job: ServerJob, state: JobState, *, result: Any = None, error: dict[str, Any] | None = None) -> None:
-        """Give a job its final state."""
+        """End a job with its final state and its result or error; does nothing if the job has ended already."""
         with self._changed:
             if job.is_over:
                 return
@@ -196,7 +196,7 @@ class JobQueue:
         self.tell("job", job)
 
     def cancel(self, number: int) -> ServerJob | None:
-        """Cancel a job: at once if it is queued, else when whoever runs it notices. None: there is no such job."""
+        """Cancel a job: at once if it is queued, otherwise as soon as it notices. Returns None if there is no job."""
         with self._changed:
             job = self._jobs.get(number)
             if job is None or job.is_over:
@@ -215,7 +215,7 @@ class JobQueue:
         return job
 
     def _keep(self, job: ServerJob) -> None:
-        """Write a job's new state to the journal. If that fails, for example on a full disk, the jobs still go on."""
+        """Write a job's new state to the journal; an error, for example a full disk, does not stop the jobs."""
         journal = self._journal
         if journal is None or self._is_closed:
             return
@@ -248,33 +248,33 @@ class JobQueue:
         return job
 
     def places(self) -> dict[int, int]:
-        """The position of every waiting job among its client's jobs, from 1, by job number."""
+        """Map the number of each waiting job to its position among its client's jobs, counted from 1."""
         with self._changed:
             lines = [line for lane in self._waiting.values() for line in lane.values()]
             return {job.number: place for line in lines for place, job in enumerate(line, 1)}
 
     def get(self, number: int) -> ServerJob | None:
-        """The job with this number, if it is still known."""
+        """Return the job with this number; None if the queue does not have it or has forgotten it."""
         return self._jobs.get(number)
 
     def all(self) -> list[ServerJob]:
-        """All jobs that are known, in the order in which they were queued."""
+        """Return all jobs that the queue remembers, in the order in which they were submitted."""
         with self._changed:
             return list(self._jobs.values())
 
     def write(self, job: ServerJob, stream: str, text: str) -> None:
-        """Add a piece to the output of a command."""
+        """Append text to the recorded output of a command."""
         if len(job.written) < _MOST_LINES:
             job.written.append((stream, text))
         self.tell("written", job)
 
     def wait(self, job: ServerJob, timeout: float | None = None) -> bool:
-        """Wait until a job has ended. Returns whether it has."""
+        """Wait until a job has ended or the queue is closed. Returns False on a timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: job.is_over or self._is_closed, timeout)
 
     def close(self) -> None:
-        """Wake all waiting threads; no more jobs are handed out."""
+        """Close the queue: no more jobs start, and all waiting threads are woken."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -21,9 +21,9 @@ from civman.serve.sdapi_state import checkpoint_in_force, checkpoints, chosen
 from civman.serve.serving import json_body, serving
 
 _FOREIGN = ("", "dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "default")
-"""Model names that clients send by default; they mean the library's default checkpoint."""
+"""Model names that OpenAI's clients send by default; here they select the library's default checkpoint."""
 _OWN = ("negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "seed", "clip_skip", "loras")
-"""Fields of civman's own render requests that a client may add."""
+"""Fields of civman's render requests that a client may send in addition to OpenAI's."""
 
 
 async def generations(request: Request) -> Response:
@@ -32,7 +32,7 @@ async def generations(request: Request) -> Response:
 
 
 async def _made(request: Request, body: dict[str, Any], start: dict[str, Any]) -> Response:
-    """Render an OpenAI client's request; `start`: the fields of the image to start from."""
+    """Render an OpenAI client's request; `start` contains the render request's fields for an input image, if any."""
     parts = serving(request)
     prompt, model = body.get("prompt"), str(body.get("model") or "")
     if not isinstance(prompt, str):
@@ -41,7 +41,7 @@ async def _made(request: Request, body: dict[str, Any], start: dict[str, Any]) -
     if kind not in ("b64_json", "url"):
         raise UsageError("`response_format` must be b64_json or url")
     if body.get("stream") not in (None, False, "", "false"):
-        raise UsageError("`stream` is not offered")
+        raise UsageError("`stream` is not supported")
     wanted: dict[str, Any] = {
         "prompt": prompt, "count": number(body.get("n"), "n", 1, whole=True), **_size(body.get("size")),
         **{name: body[name] for name in _OWN if body.get(name) is not None}, **start,
@@ -72,7 +72,10 @@ async def edits(request: Request) -> Response:
 
 
 def _edited(image: bytes, mask: bytes | None, body: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a render request that starts from an image; the mask's transparent parts are inpainted."""
+    """Return a render request's fields for an input image.
+
+    Areas where the mask is transparent are inpainted; without a mask, those where the image is.
+    """
     from PIL import Image
 
     require_image(image)
@@ -109,7 +112,7 @@ def _size(text: Any) -> dict[str, int]:
 
 
 def _checkpoint(library: Library, model: str, options: dict[str, Any]) -> str:
-    """Find the checkpoint that `model` means: a title or file name, or any ref that civman knows. Raises: NotFound."""
+    """Find the checkpoint that `model` names: by title, file name or any ref. Raises: NotFound."""
     if model.lower() in _FOREIGN:
         return f"sha256:{checkpoint_in_force(library, options).blob.sha256}"
     try:

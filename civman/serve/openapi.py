@@ -1,4 +1,4 @@
-"""The OpenAPI description of the server's routes, made from the routes themselves."""
+"""Builds the OpenAPI description of the server from its routes."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ from civman import __version__
 
 
 def openapi(routes: Sequence[BaseRoute]) -> dict[str, Any]:
-    """Describe every route: its path, methods, parameters in the path, and what its docstring says."""
+    """Describe every route: its path, methods and path parameters, and the first line of its docstring."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         if not isinstance(route, Route):

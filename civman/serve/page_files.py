@@ -1,4 +1,4 @@
-"""The page's own files, as installed with the package: read once, and found by name only."""
+"""The files of the web page, as installed with the package: each is read once and served only by its name."""
 
 import hashlib
 from functools import cache
@@ -19,7 +19,7 @@ START = "index.html"
 
 @cache
 def page_files() -> dict[str, tuple[bytes, str, str]]:
-    """Every file of the page by name: its bytes, its content type and its ETag."""
+    """Map the name of each file of the web page to its bytes, its content type and its ETag."""
     found = {}
     for each in files("civman.serve").joinpath("page").iterdir():
         kind = _KINDS.get(each.name[each.name.rfind(".") :])
@@ -35,7 +35,7 @@ def wants_page(request: Request) -> bool:
 
 
 def page_answer(request: Request, name: str) -> Response:
-    """Answer with a file of the page, or with 304 if the browser has the same one. Raises: NotFound."""
+    """Send a file of the web page, or status 304 if the browser has the current version. Raises: NotFound."""
     found = page_files().get(name)
     if found is None:
         raise NotFound(f"the page has no file `{name}`")

@@ -1,4 +1,4 @@
-"""Render requests as JSON: checked, and without a way to name a file of this computer."""
+"""Render requests as JSON. They are checked, and they cannot name files of this computer by path."""
 
 import base64
 import binascii
@@ -28,7 +28,7 @@ from civman.store.served_files import UPLOADS
 _REQUEST = TypeAdapter(RenderRequest)
 _FIELDS = {field.name for field in dataclasses.fields(RenderRequest)}
 _WITH_PICTURES = ("controls", "references")
-"""The fields of a request that are lists of objects with a picture."""
+"""The fields of a render request that are lists of objects, each with a `picture`."""
 MOST_TEXT = 64 * 1024
 _MOST_PIXELS = 4096 * 4096
 MOST_ENLARGED_PIXELS = 8192 * 8192
@@ -36,12 +36,13 @@ _MOST_COUNT = 100
 
 
 def request_of(value: object, *, library: Path) -> RenderRequest:
-    """Convert a JSON object to a request; its fields are those of `RenderRequest`.
+    """Convert a JSON object with the fields of `RenderRequest` to a request.
 
-    `init_image`, `mask_image` and the `picture` of each of the `controls` and `references` are base64 of an image file,
-    which is kept in the library's `uploads` folder.
+    `init_image`, `mask_image` and the `picture` of each of the `controls` and `references` are image files in base64,
+    which are stored in the library's `uploads` folder.
 
-    Raises: UsageError: a field is unknown or has a wrong type. Refused: a path, or more than the server renders.
+    Raises: UsageError: a field is unknown or has a wrong type. Refused: a ref is a path, or a limit of the server is
+    exceeded.
     """
     if not isinstance(value, dict):
         raise UsageError("a render request is a JSON object")
@@ -72,7 +73,7 @@ def request_of(value: object, *, library: Path) -> RenderRequest:
 
 
 def kept_value(value: dict[str, Any], request: RenderRequest) -> dict[str, Any]:
-    """The JSON object of a checked request with its images, which are in the library now, named by SHA-256."""
+    """Return a checked request's JSON object, with the SHA-256 of each stored image in place of its base64."""
     paths = {"init_image": request.init_image, "mask_image": request.mask_image}
     kept: dict[str, Any] = {name: Path(path).stem for name, path in paths.items() if path is not None}
     for name in _WITH_PICTURES:
@@ -83,7 +84,7 @@ def kept_value(value: dict[str, Any], request: RenderRequest) -> dict[str, Any]:
 
 
 def conditions_of(payload: dict[str, Any], device: str | None = None) -> Conditions:
-    """The conditions of a plan from a job's payload. `device`: the one that renders if the payload names none."""
+    """Return the conditions for planning a job. `device`: the default if the payload names no device."""
     allow_partial = bool(payload.get("allow_partial"))
     if device is not None and payload.get("device") in (None, device):
         return Conditions(device, allow_partial=allow_partial, is_device_there=True)
@@ -91,20 +92,20 @@ def conditions_of(payload: dict[str, Any], device: str | None = None) -> Conditi
 
 
 def require_name(ref: str) -> str:
-    """Check that a client's ref names something in the library or on CivitAI and not a file. Raises: Refused."""
+    """Check that a client's ref names a model in the library or on CivitAI, not a file path. Raises: Refused."""
     is_path = isinstance(parse_ref(ref), PathRef) and bool({"/", "\\", "~"} & set(ref))
     if is_path or path_of(ref) is not None:
         raise Refused(
             f"`{ref}` is a path, and the server opens no path that a client names",
-            hint="use an id, a digest or a name of the library",
+            hint="use an id, a SHA-256, or the name of a model in the library",
         )
     return ref
 
 
 def changes_of(given: object) -> list[tuple[str, str]]:
-    """Check changed fields, an object of names and values as for `--set`, and return them as text.
+    """Check an object of changed fields and values, as for `--set`, and return them as pairs of strings.
 
-    Raises: UsageError: `given` is not such an object. Refused: a value is a path.
+    Raises: UsageError: `given` is not an object. Refused: a value is a path.
     """
     if not isinstance(given, dict):
         raise UsageError("`set` must be an object of fields and their new values")
@@ -115,7 +116,7 @@ def changes_of(given: object) -> list[tuple[str, str]]:
 
 
 def grid_axes(given: object) -> tuple[Axis, ...]:
-    """Check the axes of a grid: strings as for `--grid`. Raises: UsageError. Refused: a value is a path."""
+    """Parse the axes of a grid from strings, as for `--grid`. Raises: UsageError. Refused: a value is a path."""
     if not isinstance(given, list) or not all(isinstance(text, str) and len(text) <= MOST_TEXT for text in given):
         raise UsageError("`axes` must be a list of strings such as seed=1..4")
     axes = axes_of(given)
@@ -131,10 +132,10 @@ def recipe_of(value: object) -> Recipe:
 
 
 def require_recipe(recipe: Recipe) -> None:
-    """Check that a recipe is not larger than what the server renders. Raises: Refused."""
+    """Check that a recipe's images do not exceed the server's limits on size and number. Raises: Refused."""
     for width, height in recipe.drawn_sizes:
         if width * height > _MOST_PIXELS:
-            raise Refused(f"{width}x{height} is larger than the 4096x4096 pixels that the server renders")
+            raise Refused(f"{width}x{height} has more pixels than 4096x4096, the most that the server renders")
     if recipe.enlarged_input is not None:
         require_enlarged(recipe.drawn_size)
     if recipe.input_upscale is not None:
@@ -144,14 +145,14 @@ def require_recipe(recipe: Recipe) -> None:
 
 
 def require_enlarged(size: tuple[int, int]) -> None:
-    """Check that an enlarged image is not larger than what the server makes. Raises: Refused."""
+    """Check that an image would not be enlarged beyond the server's size limit. Raises: Refused."""
     width, height = size
     if width * height > MOST_ENLARGED_PIXELS:
-        raise Refused(f"{width}x{height} is larger than the 8192x8192 pixels to which the server enlarges")
+        raise Refused(f"{width}x{height} has more pixels than 8192x8192, the most to which the server enlarges")
 
 
 def upload_of(text: object, library: Path) -> Path:
-    """Store an image that was sent as base64, or find one by its SHA-256. Raises: as `image_bytes`."""
+    """Return the path of an image: stored now if sent as base64, or found by its SHA-256. Raises: as `image_bytes`."""
     return _kept(text, "image", library)
 
 
@@ -162,7 +163,7 @@ def _as_text(value: object) -> str:
 
 
 def _require_no_path_in(name: str, text: str) -> None:
-    """Check that the value of a field, as for `--set`, is not a path. Raises: Refused."""
+    """Check that the new value of a changed field (as for `--set`) is not a path. Raises: Refused."""
     kind, _, ref = name.partition(":")
     if kind.lower() == "lora" and ref:
         require_name(ref)
@@ -179,7 +180,7 @@ def _require_no_path_in(name: str, text: str) -> None:
 
 
 def _require_no_mask(region: str) -> None:
-    """Check that the region of a detail pass is not the path of a mask. Raises: Refused."""
+    """Check that the region of a detail pass is `face` or a box, not the path of a mask file. Raises: Refused."""
     if region.casefold() != FACE and box_of(region) is None:
         raise Refused(
             "the region of a detail pass must be `face` or a box X,Y,W,H here: the server opens no path that a client "
@@ -188,10 +189,10 @@ def _require_no_mask(region: str) -> None:
 
 
 def _require_no_path_before_numbers(text: str) -> None:
-    """Check that neither a text such as `REF:2` nor what precedes any of its colons is a path. Raises: Refused."""
+    """Check that neither `text`, such as `REF:2`, nor the part of it before any colon is a path. Raises: Refused."""
     places = [place for place, sign in enumerate(text) if sign == ":"]
     for head in (text, *(text[:place] for place in places if place)):
-        with contextlib.suppress(InvalidRef):  # ignore text that is not a ref
+        with contextlib.suppress(InvalidRef):  # a part that is not a valid ref cannot be a path either
             require_name(head)
 
 
@@ -217,7 +218,7 @@ def _require_no_paths(request: RenderRequest) -> None:
 
 
 def _enlarged(request: RenderRequest) -> tuple[Any, ...]:
-    """What the request enlarges: the finished image, or the input image in one of three ways."""
+    """Return the request's upscalers, of the finished image and of the input image, with None for unused ones."""
     return request.upscale, request.tiled_upscale, request.ultimate_upscale, request.init_upscale
 
 
@@ -228,21 +229,25 @@ def _require_bounds(request: RenderRequest) -> None:
     if sum(len(text or "") for text in texts) > MOST_TEXT:
         raise Refused(f"the prompts are longer than {MOST_TEXT} characters")
     if (request.width or 0) * (request.height or 0) > _MOST_PIXELS:
-        raise Refused(f"{request.width}x{request.height} is larger than the 4096x4096 pixels that the server renders")
+        raise Refused(
+            f"{request.width}x{request.height} has more pixels than 4096x4096, the most that the server renders"
+        )
     if request.count > _MOST_COUNT or max(request.batch_size or 1, request.slots or 1) > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
     if hires is not None and ((hires.width or 0) * (hires.height or 0) > _MOST_PIXELS or (hires.scale or 1) > 8):
-        raise Refused("the second pass is larger than the 4096x4096 pixels that the server renders")
+        raise Refused(
+            "the second pass has more pixels than 4096x4096, the most that the server renders, or a factor above 8"
+        )
     for asked in request.details:
         across, down = size_of(asked.size) if asked.size else (0, 0)
         if across * down > _MOST_PIXELS:
-            raise Refused("a detail pass is larger than the 4096x4096 pixels that the server renders")
+            raise Refused("a detail pass has more pixels than 4096x4096, the most that the server renders")
     if request.upscale is not None and (request.upscale.scale or 1) > 8:
         raise Refused("the server enlarges images by a factor of 8 at most")
 
 
 def _kept(text: object, name: str, library: Path) -> Path:
-    """Save an image that came as base64, under its SHA-256. An already saved one is named by its SHA-256 alone."""
+    """Store an image sent as base64 and return its path; `text` may also be the SHA-256 of a stored image."""
     if not isinstance(text, str):
         raise UsageError(f"`{name}` must be an image file in base64")
     folder = library / UPLOADS
@@ -260,9 +265,9 @@ def _kept(text: object, name: str, library: Path) -> Path:
 
 
 def image_bytes(text: str, name: str = "image") -> bytes:
-    """Decode an image file in base64, with or without a `data:` prefix, and check its kind and size before its pixels.
+    """Decode base64, with or without a `data:` prefix, to the bytes of an image file; its pixels are not decoded.
 
-    Raises: UsageError: it is not base64, or no image. Refused: it has too many pixels.
+    Raises: UsageError: `text` is not base64, or not of an image. Refused: the image has too many pixels.
     """
     if text.startswith(("http:", "https:", "file:")):
         raise Refused(f"`{name}` is a URL, and the server fetches no URLs for clients; send the image in base64")

@@ -1,8 +1,8 @@
-"""Which requests are answered: checks before routing that keep other sites and other machines out.
+"""Checks before routing that refuse requests from other sites and other machines.
 
-A page on another site can make a browser send requests to a port of this computer. Such a request shows itself by its
-Host header (after DNS rebinding, the only sign), by Origin or Sec-Fetch-Site, or by a content type that needs no
-permission of ours.
+A page on another site can make a browser send requests to a port of this computer. Such a request is recognised by its
+Host header (after DNS rebinding, the only sign), by Origin or Sec-Fetch-Site, or by a content type that browsers send
+without a CORS preflight.
 """
 
 import base64
@@ -37,11 +37,11 @@ _HEADERS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may use the server. `hosts`: the values of the Host header that mean it; `origins`: other sites that may.
+    """Who may use the server. `hosts`: valid values of the Host header; `origins`: other sites that may send requests.
 
     `needs_token`: every request needs the token, not only those that act as the user who started the server.
-    `by_address`: the server listens on all addresses of the machine; the address at which a request arrives is then a
-    valid host, too.
+    `by_address`: the server listens on all addresses of the machine, so the address at which a request arrives is also
+    a valid Host.
     """
 
     token: str
@@ -51,11 +51,11 @@ class Access:
     by_address: bool = False
 
     def hosts_for(self, scope: Scope) -> frozenset[str]:
-        """The values of the Host header that mean the server in this request.
+        """Return the valid values of the Host header for this request.
 
-        The socket states the local address at which a connection arrived. This works on every system, and also for an
-        address that the machine was given after the start. A page that uses DNS rebinding sends its own name in the
-        Host header, never an IP address.
+        If the server listens on all addresses, the local address of the connection's socket is valid, too; this
+        includes addresses that the machine was given after the start. It is safe, because a page that uses DNS
+        rebinding sends its own name in the Host header, never an IP address.
         """
         server = scope.get("server")
         if not self.by_address or not server or server[1] is None:
@@ -64,7 +64,7 @@ class Access:
 
 
 def _bracketed(address: str) -> str:
-    """An IP address as the Host header writes one: IPv6 in brackets and without a zone, IPv4 in IPv6 as IPv4."""
+    """Format an IP address for the Host header: IPv6 in brackets, without a zone; IPv4-mapped IPv6 as IPv4."""
     try:
         found = ip_address(address.partition("%")[0])
     except ValueError:
@@ -75,13 +75,13 @@ def _bracketed(address: str) -> str:
 
 
 def hosts_of(host: str, port: int) -> frozenset[str]:
-    """List the values of the Host header under which a server on this address is reached."""
+    """List the values of the Host header with which browsers reach a server that listens on `host`."""
     names = {"127.0.0.1", "localhost", "[::1]"} | ({f"[{host}]" if ":" in host else host.lower()} - {"0.0.0.0", "[::]"})  # noqa: S104
     return frozenset(f"{name}:{port}" for name in names)
 
 
 class Guard:
-    """An ASGI application that passes on only requests that `access` allows, and bodies of a bounded size."""
+    """ASGI middleware that passes on only requests that `access` allows, and limits the size of their bodies."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
@@ -134,7 +134,8 @@ class Guard:
                 return refused(413, "too-large", f"a body may have at most {MOST_BODY_BYTES} bytes")
             has_body = int(length) > 0 or "transfer-encoding" in headers
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            # allowed: a page of another site can send a form, but not together with this header
+            # a form with an Authorization header is safe: a page of another site can send forms, but not with this
+            # header
             is_form = kind == "multipart/form-data" and scope["path"] in _FORM_PATHS and "authorization" in headers
             if has_body and kind not in _BODY_TYPES and not is_form:
                 return refused(415, "content-type", "send the body as application/json")
@@ -157,7 +158,7 @@ class Guard:
 
 
 def _token(scope: Scope, headers: Headers, *, bearer_only: bool) -> str | None:
-    """The token that a request brings: as a bearer token, as the password of Basic, in a cookie, or in the address."""
+    """Return the token in a request: from a bearer token, a Basic password, a cookie, or `?token=` in the URL."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -178,7 +179,7 @@ def _token(scope: Scope, headers: Headers, *, bearer_only: bool) -> str | None:
 
 
 def refused(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Build a response that refuses a request, with the message where every kind of client looks for it."""
+    """Build an error response with the message in the fields where clients of each supported API look for it."""
     body = {"code": code, "message": message, "detail": message, "error": {"message": message, "code": code}}
     return JSONResponse(body, status, headers=headers)
 
@@ -192,7 +193,7 @@ def _preflight() -> Response:
 
 
 class BodyTooLarge(Exception):
-    """The body of a request without a declared length is too large."""
+    """A body sent without a Content-Length is too large."""
 
 
 def _bounded(receive: Receive) -> Receive:

@@ -1,7 +1,7 @@
 """ControlNet's part of AUTOMATIC1111's HTTP API: the units of a request, and the lists of models and modules.
 
-Field names, defaults and limits are those of the extension sd-webui-controlnet. Preprocessors ("modules") that civman
-does not have, and fields that it cannot follow, are refused by name.
+Field names, defaults and limits are those of the extension sd-webui-controlnet. A request for a preprocessor ("module")
+or feature that civman does not have is refused with an error that names it.
 """
 
 import re
@@ -32,20 +32,20 @@ _MODULES: Final = {
     "none": "none", "canny": "canny", "invert": "invert", "blur": "blur_gaussian", "tile": "tile_resample",
     "gray": "recolor_luminance", "xdog": "scribble_xdog",
 }  # fmt: skip
-"""civman's preprocessors and their names in the extension."""
+"""Maps the names of civman's preprocessors to the extension's module names."""
 _IP_ADAPTERS: Final = (
     "ip-adapter-auto", "ip-adapter_clip_sd15", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith",
 )  # fmt: skip
 """The extension's modules for IP-Adapters; which encoder is used depends on the model."""
 _UNUSED: Final = ("mask", "mask_image", "advanced_weighting", "effective_region_mask", "ipadapter_input", "loopback")
-"""Fields that change the image if they are set, and that civman cannot follow."""
+"""Fields of a unit that change the image and that civman does not support."""
 _MOST_UNITS: Final = 10
 
 
 def units_of(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the ControlNet units of a request that are enabled.
+    """Return the enabled ControlNet units of a request.
 
-    Raises: UsageError: they do not have the form of the extension's units.
+    Raises: UsageError: the units are malformed, or there are too many.
     """
     scripts = body.get("alwayson_scripts")
     if not isinstance(scripts, dict):
@@ -72,7 +72,7 @@ def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[s
     units = units_of(body)
     if units and body.get("mask") and body.get("inpaint_full_res", True):
         raise CannotRender(
-            "civman cannot follow a control image where only the masked area is rendered",
+            "civman does not support ControlNet units when only the masked area is rendered",
             hint="set `inpaint_full_res` to false, or leave out the ControlNet units",
         )
     found: dict[str, list[dict[str, Any]]] = {}
@@ -92,7 +92,7 @@ def _reference(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> 
 
 
 def _require_followed(unit: dict[str, Any]) -> None:
-    """Check that a unit has no field that civman cannot follow. Raises: CannotRender."""
+    """Check that a unit sets no field that civman does not support. Raises: CannotRender."""
     refused = [name for name in _UNUSED if unit.get(name)]
     if str(unit.get("hr_option") or "both").casefold() not in ("both", "0", "hiresfixoption.both"):
         refused.append("hr_option")
@@ -104,7 +104,7 @@ def _require_followed(unit: dict[str, Any]) -> None:
 
 
 def _acting(library: Library, unit: dict[str, Any]) -> dict[str, Any]:
-    """Which model a unit uses, how strongly, and in which steps."""
+    """Return the model of a unit, its weight, and the share of the steps in which it acts."""
     return {
         "ref": f"sha256:{_model(library, str(unit.get('model') or '')).blob.sha256}",
         "weight": number(unit.get("weight"), "weight", 1.0),
@@ -124,7 +124,7 @@ def _control(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> di
 
 
 def _picture(unit: dict[str, Any], body: dict[str, Any]) -> str:
-    """The base64 text of a unit's image; in img2img without one, that of the start image."""
+    """Return a unit's image in base64; in img2img, the start image if the unit has none."""
     given = unit.get("image") or unit.get("input_image")
     if isinstance(given, dict):
         if given.get("mask"):
@@ -133,22 +133,23 @@ def _picture(unit: dict[str, Any], body: dict[str, Any]) -> str:
     if not given:
         given = next(iter(body.get("init_images") or []), None)
     if not isinstance(given, str) or not given:
-        raise UsageError("a ControlNet unit has no `image`", hint="send the control image in base64, or disable it")
+        raise UsageError(
+            "a ControlNet unit has no `image`", hint="send the control image in base64, or disable the unit"
+        )
     return given
 
 
 def _preprocessor(unit: dict[str, Any]) -> str:
-    """A unit's preprocessor with its numbers, in the form of `ControlRequest.control_map`.
+    """Return a unit's preprocessor and its thresholds in the form of `ControlRequest.control_map`.
 
-    Numbers outside the limits stand for the default, as in the extension.
+    A threshold outside its limits is replaced with the default, as in the extension.
     """
     module = str(unit.get("module") or "none")
     name = map_named(module)
     if name is None:
         raise CannotRender(
             f"civman does not have the ControlNet module `{module}`",
-            hint=f"send an image that is processed already with the module `none`; civman has "
-            f"{', '.join(_MODULES.values())}",
+            hint=f"send a preprocessed image with the module `none`; civman has {', '.join(_MODULES.values())}",
         )
     words = [name]
     for field, (usual, least, most) in zip(("threshold_a", "threshold_b"), MAPS[name], strict=False):
@@ -195,7 +196,7 @@ def _model(library: Library, named: str) -> Asset:
     if len(found) > 1 and digest:
         found = [asset for asset in found if asset.blob.sha256.startswith(digest.lower())] or found
     if len(found) > 1:
-        raise AmbiguousRef(f"`{named}` means several control models", hint=f"one of: {', '.join(map(_title, found))}")
+        raise AmbiguousRef(f"`{named}` matches several control models", hint=f"one of: {', '.join(map(_title, found))}")
     if not found:
         raise NotFound(
             f"no control model in the library is called `{named}`", hint="`/controlnet/model_list` lists the models"

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's HTTP API: enlarging finished images, with the library's upscaler models or a plain filter."""
+"""AUTOMATIC1111's HTTP API: enlarging images, with the library's upscaler models or with a resampling filter."""
 
 import asyncio
 import base64
@@ -40,7 +40,7 @@ async def extra_batch_images(request: Request) -> Response:
 
 
 async def _enlarged(request: Request, body: dict[str, Any], texts: list[str]) -> list[str]:
-    """Enlarge images in base64. Raises: UsageError, CannotRender: the request contains more than an enlargement."""
+    """Enlarge images in base64. Raises: UsageError, CannotRender: a second upscaler or a face fix is requested."""
     for name in _OTHERS:
         if number(body.get(name), name, 0.0):
             raise CannotRender(f"civman cannot do what the request asks for: {name}")
@@ -54,7 +54,7 @@ async def _enlarged(request: Request, body: dict[str, Any], texts: list[str]) ->
 async def _by_model(
     request: Request, parts: Serving, upscaler: str, body: dict[str, Any], texts: list[str]
 ) -> list[str]:
-    """Enlarge images with an upscaler model, in one job; all of them must have the same size for a size in pixels."""
+    """Enlarge images in base64 with an upscaler model, with a job for each image."""
     from PIL import Image
 
     root, made = parts.settings.library, []
@@ -62,7 +62,7 @@ async def _by_model(
         path = upload_of(text, root)
         with Image.open(path) as image:
             scale, size = _wanted(body, image.size)
-        # round as A1111 does: to multiples of 8, and crop only on request
+        # `multiple` 8: round the size to multiples of 8, as A1111 does
         payload = {"files": [str(path)], "upscaler": upscaler, "scale": scale, "size": size, "multiple": 8}
         job = parts.jobs.submit(JobKind.UPSCALE, client_of(request), f"upscale with {upscaler}", payload)
         done = await finished(request, job)
@@ -71,7 +71,7 @@ async def _by_model(
 
 
 def _wanted(body: dict[str, Any], size: tuple[int, int]) -> tuple[float | None, str | None]:
-    """Return the factor or the size ("WxH") to which an image of `size` is enlarged; a size crops the image.
+    """Return the factor by which to enlarge an image of `size`, or the size "WxH" to enlarge and crop it to.
 
     Raises: UsageError.
     """
@@ -86,7 +86,7 @@ def _wanted(body: dict[str, Any], size: tuple[int, int]) -> tuple[float | None, 
 
 
 def _filtered(text: str, upscaler: str, body: dict[str, Any]) -> str:
-    """Enlarge an image in base64 with Lanczos ("None" as well) or Nearest."""
+    """Enlarge an image in base64 with the filter Nearest, or with Lanczos for any other name, including "None"."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(image_bytes(text))) as opened:

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's HTTP API: renders, their progress and stopping them."""
+"""AUTOMATIC1111's HTTP API: rendering, progress and cancelling."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ from civman.serve.sdapi_state import checkpoint_in_force, chosen
 from civman.serve.serving import Serving, client_of, json_body, serving
 
 _PREVIEW_SECONDS = 5.0
-"""How many seconds previews are made after a client has requested one; clients poll every two seconds or faster."""
+"""How long in seconds previews are made after a client requests one; clients poll at least every two seconds."""
 
 
 async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
@@ -38,7 +38,7 @@ async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
 
 
 async def finished(request: Request, job: ServerJob) -> ServerJob:
-    """Wait for a job of this request; if the client disconnects, it is cancelled. Raises: the job's error."""
+    """Wait for the job of this request; if the client disconnects, the job is cancelled. Raises: the job's error."""
     parts = serving(request)
     over = asyncio.ensure_future(parts.wait(job))
     while not over.done():
@@ -53,7 +53,7 @@ async def finished(request: Request, job: ServerJob) -> ServerJob:
 
 
 def files_of(job: ServerJob) -> list[tuple[dict[str, Any], bytes]]:
-    """The images of a job that is done, each with the bytes of its file."""
+    """Return the images of a finished job, each with the bytes of its file."""
     result = job.result or {"pictures": []}
     return [(made, Path(made["path"]).read_bytes()) for made in result["pictures"]]
 
@@ -91,13 +91,16 @@ async def _render(request: Request, *, has_image: bool) -> Response:
 
 
 def _with_digests(library: Library, body: dict[str, Any]) -> dict[str, Any]:
-    """Name the further checkpoints of a request by SHA-256. Raises: NotFound, AmbiguousRef: a title."""
+    """Replace the titles of a request's refiner and hires checkpoints with refs.
+
+    Raises: NotFound, AmbiguousRef: a title.
+    """
     titles = further_checkpoints(body)
     return body | {field: f"sha256:{chosen(library, title).blob.sha256}" for field, title in titles.items()}
 
 
 def _with_texts(library: Library, made: list[tuple[dict[str, Any], bytes]]) -> list[tuple[dict[str, Any], bytes, str]]:
-    """Add the `parameters` text of each file to the response."""
+    """Add to each image the `parameters` text that its file contains."""
     described = [library.pictures.describe(Path(each["path"])).carried.parameters or "" for each, _ in made]
     return [(each, data, text) for (each, data), text in zip(made, described, strict=True)]
 

@@ -1,7 +1,8 @@
-"""Requests in the form of AUTOMATIC1111's HTTP API, translated to civman's render requests.
+"""Translates requests of AUTOMATIC1111's HTTP API to civman's render requests.
 
 Field names and defaults are those of `modules/api` of AUTOMATIC1111's web UI and Forge. Unknown fields are accepted,
-since clients send their whole forms; what is known and cannot be done is refused by name.
+since clients send their whole forms; a known feature that civman does not support is refused with an error that names
+it.
 """
 
 import re
@@ -18,11 +19,11 @@ _AUTOMATIC = ("", "automatic", "use same scheduler", "none")
 CONTROL_SCRIPTS = ("controlnet", "sd forge controlnet")
 """The names of the ControlNet extension in `alwayson_scripts`, in A1111 and in Forge, in lower case."""
 SECRETS = ("auth", "url", "username", "password")
-"""Names of fields with secrets, which clients send along and which no response repeats."""
+"""Names of request fields that may contain secrets; responses do not repeat them."""
 
 
 def number(value: Any, name: str, default: float, *, whole: bool = False) -> Any:
-    """Read a number that may be a text or missing. Raises: UsageError."""
+    """Convert a field to a number; it may be a string, and if it is missing, `default` is used. Raises: UsageError."""
     if value is None or value == "":
         return int(default) if whole else default
     if isinstance(value, bool):
@@ -39,9 +40,10 @@ def number(value: Any, name: str, default: float, *, whole: bool = False) -> Any
 def render_request(
     body: dict[str, Any], checkpoint: str, settings: dict[str, Any], *, has_image: bool
 ) -> dict[str, Any]:
-    """Translate a txt2img or img2img (`has_image`) request. `settings`: the options in force, with the request's own.
+    """Translate a txt2img or, with `has_image`, an img2img request to the fields of a render request.
 
-    Raises: UsageError, CannotRender (`no-such-feature`): a value that civman cannot use.
+    `settings` are the server's options, overridden by the request's `override_settings`. Raises: UsageError,
+    CannotRender (`no-such-feature`): a value that civman cannot use.
     """
     _require_possible(body)
     batch, rounds = (number(body.get(name), name, 1, whole=True) for name in ("batch_size", "n_iter"))
@@ -100,13 +102,13 @@ def _second_pass(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own(body: dict[str, Any], name: str) -> str | None:
-    """A value of the request; None if it is empty or stands for that of the first pass."""
+    """Return a field of the request; None if it is empty or means "the same as in the first pass"."""
     value = str(body.get(name) or "").strip()
     return None if value.casefold() in _AUTOMATIC or re.match(r"(?i)use same", value) else value
 
 
 def further_checkpoints(body: dict[str, Any]) -> dict[str, str]:
-    """The titles of the checkpoints that take over in a render, by the fields that name them."""
+    """Return the titles of the refiner's and the second pass's checkpoints, by the request fields that name them."""
     fields = ["refiner_checkpoint", *(["hr_checkpoint_name"] if body.get("enable_hr") else [])]
     return {field: title for field in fields if (title := _own(body, field)) is not None}
 
@@ -171,7 +173,7 @@ def _inverted(text: str) -> str:
 
 
 def _require_possible(body: dict[str, Any]) -> None:
-    """Refuse a request that needs something that civman cannot do, and name it. Raises: CannotRender."""
+    """Check that the request needs no feature that civman does not have. Raises: CannotRender, naming the features."""
     scripts = body.get("alwayson_scripts") or {}
     asked = (
         [name for name in scripts if not _is_off(scripts[name]) and str(name).casefold() not in CONTROL_SCRIPTS]
@@ -189,7 +191,7 @@ def _require_possible(body: dict[str, Any]) -> None:
 
 
 def _is_off(script: Any) -> bool:
-    """Whether a script in the request does nothing: no arguments, or only ones that say that it is off."""
+    """Whether a script in the request is off: it has no arguments, or only False, None and disabled units."""
     arguments = script.get("args") if isinstance(script, dict) else script
     if not arguments:
         return True

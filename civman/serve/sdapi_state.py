@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's HTTP API: models, options, lists of names, and what an image says."""
+"""AUTOMATIC1111's HTTP API: models, options, lists of names, and reading an image's settings."""
 
 import re
 from pathlib import Path
@@ -28,18 +28,18 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def title(asset: Asset) -> str:
-    """A checkpoint's title, as clients show and send it: file name and the first ten digits of its SHA-256."""
+    """Return a checkpoint's title, as clients show and send it: file name and the first ten digits of its SHA-256."""
     return f"{asset.name} [{asset.blob.sha256[:10]}]"
 
 
 def checkpoints(library: Library) -> list[Asset]:
-    """The stored checkpoints, by name."""
+    """Return the stored checkpoints, sorted by name."""
     found = library.list(AssetFilter(types=(ModelType.CHECKPOINT,)))
     return sorted(found, key=lambda asset: (asset.name.lower(), asset.blob.sha256))
 
 
 def chosen(library: Library, named: str) -> Asset:
-    """Find a client's checkpoint by title, file name, stem, hash or path, else by text that only one title contains.
+    """Find a checkpoint by title, file name, stem, hash or path, or else by a part of its title if only one matches.
 
     Raises: NotFound, AmbiguousRef.
     """
@@ -58,7 +58,7 @@ def chosen(library: Library, named: str) -> Asset:
             return found[0]
         if found:
             raise AmbiguousRef(
-                f"`{text}` means several checkpoints", hint=f"one of: {', '.join(map(title, found[:8]))}",
+                f"`{text}` matches several checkpoints", hint=f"one of: {', '.join(map(title, found[:8]))}",
             )  # fmt: skip
     raise NotFound(
         f"no checkpoint in the library is called `{text}`", hint="`civman list --type Checkpoint` lists them"
@@ -66,7 +66,7 @@ def chosen(library: Library, named: str) -> Asset:
 
 
 def checkpoint_in_force(library: Library, settings: dict[str, Any]) -> Asset:
-    """Return the checkpoint that renders use: the one that was set, else the library's default, else the first.
+    """Return the checkpoint to render with: the one in `settings`, the library's default, or the first by name.
 
     Raises: NotFound: there is no checkpoint.
     """
@@ -103,7 +103,7 @@ async def get_options(request: Request) -> Response:
 
 
 async def set_options(request: Request) -> Response:
-    """Change options; a checkpoint is looked up before this answers."""
+    """Change options. If they name a checkpoint that is not stored, the request fails and nothing changes."""
     parts, given = serving(request), await json_body(request)
     if len(str(given)) > 1_000_000:
         raise UsageError("the options are too long")
@@ -207,7 +207,7 @@ async def png_info(request: Request) -> Response:
 
 
 async def memory(request: Request) -> Response:
-    """Return the memory that the loaded models need."""
+    """Return the approximate memory in bytes that the loaded models need."""
     kept = serving(request).engine.kept
     return JSONResponse({"ram": {"used": kept[1]}, "cuda": {"error": "not measured"}})
 
@@ -218,7 +218,7 @@ async def empty_list(_: Request) -> Response:
 
 
 async def nothing(_: Request) -> Response:
-    """Do nothing: civman reads the library anew for every request."""
+    """Do nothing: there is no list to refresh, because civman reads the library again for every request."""
     return JSONResponse(None)
 
 
@@ -228,24 +228,24 @@ async def scripts(_: Request) -> Response:
 
 
 async def cmd_flags(_: Request) -> Response:
-    """Return the command-line flags of A1111 that clients look at."""
+    """Return the command-line flags of A1111 that clients check."""
     return JSONResponse({"api": True, "api_auth": None, "nowebui": True, "civman": __version__})
 
 
 async def unload(request: Request) -> Response:
-    """Free the memory of loaded models, if none renders."""
+    """Unload all models to free their memory, unless a render is running."""
     serving(request).engine.unload()
     return JSONResponse({})
 
 
 async def not_offered(_: Request) -> Response:
-    """Refuse a route of A1111 for something that civman does not do."""
+    """Refuse a request to describe an image (A1111's interrogate): civman has no such feature."""
     detail = "civman does not describe images"
     return JSONResponse({"error": "NotImplemented", "detail": detail, "body": "", "errors": detail}, 501)
 
 
 async def config(_: Request) -> Response:
-    """Return what Gradio's clients ask for when they start."""
+    """Return the configuration that Gradio's clients request when they start."""
     return JSONResponse({"version": __version__, "mode": "blocks", "components": [], "dependencies": []})
 
 

@@ -1,6 +1,6 @@
-"""How other processes find the server of a library: `serve.json` in the library's folder, readable by its owner only.
+"""Other processes find a library's server through `serve.json` in the library's folder; only the owner can read it.
 
-Imports only the standard library, since a command that hands its work over reads it before anything else.
+Imports only the standard library, since a command that may be handed over reads the file before anything else.
 """
 
 import contextlib
@@ -13,15 +13,13 @@ from pathlib import Path
 from civman.system.move_files import remove_file
 
 PROTOCOL = 1
-"""The version of the protocol between server and commands. Increase it whenever different versions would misunderstand
-each other.
-"""
+"""The version of the protocol between server and commands. Increase it with every change that is not compatible."""
 NAME = "serve.json"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFile:
-    """Where a server listens, and the token that proves that a caller can read the library's folder."""
+    """The port on which a server listens, and the token that proves that a caller can read the library's folder."""
 
     pid: int
     port: int
@@ -30,7 +28,7 @@ class ServerFile:
     protocol: int = PROTOCOL
 
     def write(self, library: Path) -> None:
-        """Write the file so that it is complete at any moment and only its owner can ever read it."""
+        """Write the file atomically, readable by its owner only."""
         path = library / NAME
         partial = path.with_name(f".{NAME}.{secrets.token_hex(4)}")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -39,7 +37,7 @@ class ServerFile:
         partial.replace(path)
 
     def remove(self, library: Path) -> None:
-        """Remove the file, unless another server has written its own meanwhile."""
+        """Remove the file, unless another server has replaced it with its own in the meantime."""
         if read_server_file(library) == self:
             with contextlib.suppress(OSError):
                 remove_file(library / NAME)
@@ -48,7 +46,7 @@ class ServerFile:
 def read_server_file(library: Path) -> ServerFile | None:
     """Read the file in which a library's server stores its port and token.
 
-    None if the file is missing or invalid, or if its protocol version is not the one that this civman uses.
+    Returns None if the file is missing or invalid, or if it has another protocol version than this civman.
     """
     try:
         value = json.loads((library / NAME).read_text(encoding="utf-8"))

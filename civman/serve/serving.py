@@ -1,4 +1,4 @@
-"""What all routes share: the queue, the engine, and the threads in which the library is used."""
+"""The state that all routes share: the queue, the engine, and the threads that use the library."""
 
 import asyncio
 import base64
@@ -23,11 +23,11 @@ from civman.settings import Settings
 T = TypeVar("T")
 _DOWNLOADS_AT_ONCE = 3
 Change = tuple[str, dict[str, Any]]
-"""What happened to a job ("job", "step", "preview" or "written"), and the job as JSON at that moment."""
+"""A change of a job: "job", "step", "preview" or "written", and the changed data as JSON."""
 
 
 class LibraryThread:
-    """A thread with a `Library` of its own, since a library may be used from one thread only."""
+    """A thread that opens its own `Library`, since a library may be used from one thread only."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
@@ -40,7 +40,7 @@ class LibraryThread:
         return function(self._library)
 
     async def run(self, function: Callable[[Library], T]) -> T:
-        """Call `function` with the library, in its thread. Raises: what it raises."""
+        """Call `function` with the library in this thread and return its result. Raises: what `function` raises."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._call, function)
 
     def close(self) -> None:
@@ -51,23 +51,25 @@ class LibraryThread:
 
 
 class Serving:
-    """The parts of a running server."""
+    """The state of a running server: its queue, engine, threads and options."""
 
     def __init__(self, settings: Settings, jobs: JobQueue, engine: EngineLink) -> None:
         self.settings, self.jobs, self.engine = settings, jobs, engine
         self.options: dict[str, Any] = {}
-        """What clients of AUTOMATIC1111's API have set since the start."""
+        """The options that clients of AUTOMATIC1111's API have set since the server started."""
         self.previews: dict[str, Preview] = {}
-        """Images from CivitAI in the latest responses, by the SHA-256 of their URLs."""
+        """The images on CivitAI that recent responses listed, by the SHA-256 of their URLs."""
         self.searches = SiteSearches()
-        """The latest searches of CivitAI; only for the thread of `site`."""
+        """The latest searches of CivitAI; to be used only in the thread of `self.site`."""
         self.images = ThreadPoolExecutor(4, thread_name_prefix="images")
         self._starting = ThreadPoolExecutor(
             1, thread_name_prefix="starting"
-        )  # a thread that waits until the engine has loaded torch
+        )  # its one thread waits until the engine has loaded torch
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
-        """The library's thread for requests that may have to wait for CivitAI, so that lists need not wait too."""
+        """A second library thread, for requests that may wait for CivitAI, so that requests of `self.library` need not
+        wait.
+        """
         self._downloads = [
             threading.Thread(target=self._download_all, name=f"downloads {number}", daemon=True)
             for number in range(_DOWNLOADS_AT_ONCE)
@@ -75,13 +77,13 @@ class Serving:
         self._streams: set[asyncio.Queue[Change | None]] = set()
 
     def start(self, *, warm: bool = False) -> None:
-        """Start taking jobs. `warm`: start the engine's process at once."""
+        """Start running the queue's jobs. `warm`: start the engine's process at once."""
         self.engine.start(at_once=warm)
         for thread in self._downloads:
             thread.start()
 
     def close(self) -> None:
-        """End the queue, the engine, the downloads and the threads."""
+        """Close the queue, and stop the engine, the downloads and the threads."""
         self.jobs.close()
         self.engine.close()
         self.library.close()
@@ -90,7 +92,7 @@ class Serving:
         self._starting.shutdown(cancel_futures=True)
 
     async def device(self) -> str | None:
-        """The device that renders, so that plans are made for it without loading torch in this process."""
+        """Return the engine's default device, so that plans can use it without loading torch in this process."""
         return await asyncio.get_running_loop().run_in_executor(self._starting, self.engine.device)
 
     def end_streams(self) -> None:
@@ -99,9 +101,9 @@ class Serving:
             stream.put_nowait(None)
 
     async def changes(self, *, previews: bool = False) -> AsyncIterator[Change | None]:
-        """Yield every change of a job; None from time to time, so that a stream notices when its client disconnects.
+        """Yield every change of every job, and None now and then, so that a stream notices when its client disconnects.
 
-        `previews`: also small images of what is being computed, which are made only while a client wants them.
+        `previews`: also yield previews of the image being rendered; they are computed only while a client wants them.
         """
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Change | None](10_000)
 
@@ -112,14 +114,15 @@ class Serving:
         def heard(what: str, job: ServerJob) -> None:
             is_wanted = previews if what == "preview" else what != "written" or job.kind is JobKind.COMMAND
             if is_wanted and (value := _change_value(what, job)) is not None:
-                with contextlib.suppress(RuntimeError):  # the server has stopped
+                # ignore the error: the event loop is closed, so the server has stopped
+                with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(put, (what, value))
 
         unlisten = self.jobs.listen(heard)
         self._streams.add(queue)
         self.engine.watchers += previews
         try:
-            yield None  # tell the reader that no change is missed from here on
+            yield None  # the listener is registered: the reader will miss no change from here on
             while True:
                 try:
                     change = await asyncio.wait_for(queue.get(), 10)
@@ -157,7 +160,7 @@ class Serving:
 
 
 def _change_value(what: str, job: ServerJob) -> dict[str, Any] | None:
-    """A change as JSON; None if it is about a preview that no longer exists."""
+    """Convert a change to JSON; None if it is a preview that no longer exists."""
     if what == "step":
         return {"id": job.number, "progress": job.progress}
     if what != "preview":
@@ -167,20 +170,20 @@ def _change_value(what: str, job: ServerJob) -> dict[str, Any] | None:
 
 
 def serving(request: Request) -> Serving:
-    """The server's parts, from a request."""
+    """Return the state of the server that received a request."""
     found: Serving = request.app.state.serving
     return found
 
 
 def client_of(request: Request) -> str:
-    """Identify the sender of a request for the queue: the client's own name, else its program and address."""
+    """Return a name for a request's sender: the X-Civman-Client header or its program's name, and its IP address."""
     name = request.headers.get("x-civman-client") or request.headers.get("user-agent", "").partition("/")[0]
     address = request.client.host if request.client else ""
     return f"{name[:60] or 'unknown'} at {address}"
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The JSON object in a request's body. Raises: UsageError."""
+    """Return the JSON object in a request's body. Raises: UsageError."""
     data = await request.body()
     try:
         value = json.loads(data or b"{}")

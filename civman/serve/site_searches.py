@@ -19,7 +19,7 @@ class _Search:
 
 
 class SiteSearches:
-    """The latest searches, by query. Use it from one thread, that of the library that searches."""
+    """Keeps the latest searches of CivitAI, by query. Use it only in the thread of the library that searches."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._searches: dict[str, _Search] = {}
@@ -30,7 +30,7 @@ class SiteSearches:
     ) -> tuple[list[ModelPage], bool]:
         """Return results `offset` to `offset + limit` of a search, and whether there may be more.
 
-        `begin` starts the search if none is kept under `key`. An error ends a search: the next call starts anew.
+        `begin` starts the search if none is stored under `key`. After an error, the next call starts the search again.
         """
         search = self._searches.pop(key, None)
         if search is None or (offset == 0 and self._clock() - search.started > _SECONDS):

@@ -1,4 +1,4 @@
-"""Thumbnails: small WebP images, made once and kept in the library's `thumbnails` folder."""
+"""Thumbnails: small WebP images, made once and stored in the library's `thumbnails` folder."""
 
 import contextlib
 import hashlib
@@ -12,12 +12,12 @@ from civman.store.served_files import THUMBNAILS
 
 SIZE = 320
 LARGE = 1024
-"""The longest side in pixels of a thumbnail, and of a larger one for looking at an image alone."""
+"""The longest side in pixels of a large thumbnail, for viewing a single image; in lists it is `SIZE`."""
 _MOST_PIXELS = 64_000_000
 
 
 def folder_of(library: Path) -> Path:
-    """Where the thumbnails of a library are kept."""
+    """Return the folder in which a library's thumbnails are stored."""
     return library / THUMBNAILS
 
 
@@ -30,14 +30,14 @@ def kept_thumbnail(library: Path, key: str, size: int = SIZE) -> bytes | None:
 
 
 def thumbnail(library: Path, source: Path | BytesIO, key: str, size: int = SIZE) -> bytes | None:
-    """Return the thumbnail of the image file `source`, making it if it is not kept yet; None if it cannot be made.
+    """Return the thumbnail of the image `source`, making it if it is not stored yet; None if it cannot be made.
 
-    `key` identifies the contents of `source`, which is not read if a thumbnail is kept under it.
+    `key` identifies the contents of `source`; if a thumbnail is stored under it, `source` is not read.
     """
     found = kept_thumbnail(library, key, size) or _made(source, size)
     path = _path(library, key, size)
     if found is not None and not path.exists():
-        # ignore the error: a read-only library can show thumbnails without keeping them
+        # ignore the error: in a read-only library, thumbnails can be shown but not stored
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{secrets.token_hex(6)}")

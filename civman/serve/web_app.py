@@ -1,4 +1,4 @@
-"""The web application, and running it until the process is told to stop."""
+"""The web application, and the function that runs it until the process is told to stop."""
 
 import asyncio
 import os
@@ -51,28 +51,28 @@ STATUS = {
     ExitCode.USAGE: 400, ExitCode.NOT_FOUND: 404, ExitCode.NOT_ALLOWED: 403, ExitCode.NETWORK: 502,
     ExitCode.INTEGRITY: 422, ExitCode.INCOMPATIBLE: 422, ExitCode.CANNOT_RENDER: 422,
 }  # fmt: skip
-"""The HTTP status of an error, by the exit code that the command line has for it; others are 500."""
+"""The HTTP status of an error, by its exit code on the command line; for other exit codes it is 500."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """How to serve. `origins`: pages of other sites that may use the API, such as "https://example.org".
+    """Options of the server. `origins`: sites whose pages may use the API, such as "https://example.org".
 
-    `host`: an address other than loopback makes the token necessary. `port`: 0 for any free one.
+    `host`: with an address other than loopback, every request needs the token. `port`: 0 chooses any free port.
     """
 
     host: str = "127.0.0.1"
     port: int = 7860
     origins: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    """Further names under which the server is reached, such as "studio.local"."""
+    """Further host names under which browsers reach the server, such as "studio.local"."""
     budget_bytes: int = 0
     warm: bool = False
     """Start the engine's process at once."""
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """Send an error in the form of the API that the client uses."""
+    """Send an error in the format of the API that the client uses (civman's, A1111's or OpenAI's)."""
     assert isinstance(error, CivmanError)
     value, status = error_value(error), STATUS.get(error.exit_code, 500)
     message = f"{error.message}; {error.hint}" if error.hint else error.message
@@ -100,10 +100,10 @@ def _bug(_: Request, error: Exception) -> Response:
 
 
 async def _front(request: Request) -> Response:
-    """The page for a browser, a short description for a program; sets the token's cookie for other computers."""
+    """Send the web page to browsers and a short JSON description to programs; a token in the URL becomes a cookie."""
     token = request.query_params.get("token")
     if token and request.app.state.access.needs_token:
-        entered = RedirectResponse("/", 303)  # redirect, so that the token does not stay in the URL
+        entered = RedirectResponse("/", 303)  # redirect, so that the token does not stay in the browser's address bar
         entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         return entered
     if wants_page(request):
@@ -116,7 +116,7 @@ async def _openapi(request: Request) -> Response:
 
 
 def make_app(serving: Serving, access: Access) -> Guard:
-    """Make the application, behind the checks of `access`."""
+    """Make the web application with all routes, behind the checks of `access`."""
     routes: list[BaseRoute] = [
         Route("/", _front, methods=["GET"]), Route("/api/v1/openapi.json", _openapi), *PAGE_ROUTES,
         *api_models.ROUTES, *api_library.ROUTES, *api_pictures.ROUTES, *api_plans.ROUTES, *api_jobs.ROUTES,
@@ -133,7 +133,10 @@ def make_app(serving: Serving, access: Access) -> Guard:
 
 
 def _without_trailing_slash(app: Starlette) -> Any:
-    """Answer `/sdapi/v1/options/` as `/sdapi/v1/options`: a redirect would lose the body of a POST in old clients."""
+    """Treat `/sdapi/v1/options/` as `/sdapi/v1/options`.
+
+    A redirect would not do: old clients lose the body of a POST.
+    """
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "")
@@ -145,14 +148,14 @@ def _without_trailing_slash(app: Starlette) -> Any:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that ends its event streams when it is told to stop, since it waits for them."""
+    """A uvicorn server that ends its event streams before it stops, since it would wait for them otherwise."""
 
     def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
         super().__init__(config)
         self._end_streams = end_streams
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams, then stop."""
+        """End the event streams, then shut down."""
         self._end_streams()
         await super().shutdown(sockets)
 
@@ -160,9 +163,9 @@ class _Server(uvicorn.Server):
 def run_server(
     settings: Settings, options: ServeOptions, run_command: RunCommand, on_ready: Callable[[str, str], None]
 ) -> None:
-    """Serve until the process gets SIGINT or SIGTERM. `on_ready` is called with the address and the token.
+    """Serve until the process receives SIGINT or SIGTERM. `on_ready` is called with the server's URL and the token.
 
-    `run_command` is what the engine's process runs handed-over commands with; it must be importable by name.
+    `run_command` runs handed-over commands in the engine's process; it must be a function that can be pickled.
 
     Raises: Refused: a server of this library is running already. UsageError: the address cannot be used. StoreError:
         the list of jobs cannot be read or written.
@@ -211,7 +214,7 @@ def _serve(
 
 @contextmanager
 def _quiet_signals() -> Iterator[None]:
-    """Do nothing on the signals that stop the server: uvicorn raises them again after it has stopped."""
+    """Ignore SIGINT and SIGTERM outside uvicorn, which raises them again after it has stopped."""
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -222,7 +225,7 @@ def _quiet_signals() -> Iterator[None]:
 
 @contextmanager
 def _alone(library: Path) -> Iterator[None]:
-    """Hold the lock that only one server of a library can have. Raises: Refused: another server has it."""
+    """Hold the lock of the library's server. Raises: Refused: another server holds it."""
     lock = FileLock(library / "serve.lock")
     if not lock.acquire():
         there = read_server_file(library)
