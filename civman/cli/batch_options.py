@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 BatchSizeOpt = Annotated[
-    int | None, typer.Option(help="Number of images to compute at the same time.", show_default="1")
+    int | None, typer.Option(help="Number of images of one prompt to compute at the same time.", show_default="1")
 ]
 SlotsOpt = Annotated[
     int | None,
     typer.Option(
-        help="Compute this many images at the same time, of different prompts, too; each can be rendered again alone.",
+        help="Number of images to compute at the same time, also of different prompts; each can be "
+        "rendered again alone.",
         show_default="1",
     ),
 ]
@@ -20,7 +21,7 @@ ExactOpt = Annotated[
 
 
 def require_one_way(batch_size: int | None, slots: int | None, *, exact: bool) -> None:
-    """Check that the options do not contradict each other. Raises: UsageError: two of them do."""
+    """Check that --exact, --batch-size and --slots are not combined. Raises: UsageError: two of them are."""
     from civman.errors import UsageError
 
     several = [f"--batch-size {batch_size}"] if batch_size not in (None, 1) else []
@@ -29,6 +30,6 @@ def require_one_way(batch_size: int | None, slots: int | None, *, exact: bool) -
         raise UsageError(f"--exact renders one image at a time, so it cannot be combined with {several[0]}")
     if len(several) > 1:
         raise UsageError(
-            "--batch-size and --slots exclude each other",
-            hint="--slots computes images of all prompts and seeds together; --batch-size only those of one prompt",
+            "--batch-size and --slots cannot be combined",
+            hint="use --slots for images of different prompts and seeds, or --batch-size for images of one prompt",
         )

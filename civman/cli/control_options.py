@@ -12,7 +12,8 @@ ControlOpt = Annotated[
     typer.Option(
         "--control",
         metavar="FILE:REF[:WEIGHT][:START-END]",
-        help="A ControlNet or T2I-Adapter and its picture, with its weight and the share of steps (repeatable).",
+        help="A control picture and the ControlNet or T2I-Adapter that reads it, with its weight and the "
+        "share of the steps in which it acts (repeatable).",
     ),
 ]
 ControlMapOpt = Annotated[
@@ -20,7 +21,8 @@ ControlMapOpt = Annotated[
     typer.Option(
         "--control-map",
         metavar="none|canny|invert|blur|tile|gray|xdog",
-        help="How to make the control image from each --control picture, such as canny:50:150; one applies to all.",
+        help="How to make the control image from each --control picture, such as canny:50:150, in order; "
+        "one value applies to all.",
     ),
 ]
 ControlModeOpt = Annotated[
@@ -28,7 +30,7 @@ ControlModeOpt = Annotated[
     typer.Option(
         "--control-mode",
         metavar="balanced|prompt|control",
-        help="What counts more, the prompt or the control image (A1111's control mode), for each --control in order.",
+        help="Which counts more, the prompt or the control image (A1111's control mode), for each --control in order.",
     ),
 ]
 ControlTypeOpt = Annotated[
@@ -36,7 +38,7 @@ ControlTypeOpt = Annotated[
     typer.Option(
         "--control-type",
         metavar="canny|depth|openpose|lineart|tile|…",
-        help="What each --control picture shows, for a union of ControlNets that reads several kinds.",
+        help="What each --control picture shows, for union ControlNets, which read several kinds of control image.",
     ),
 ]
 ControlResizeOpt = Annotated[
@@ -44,7 +46,7 @@ ControlResizeOpt = Annotated[
     typer.Option(
         "--control-resize",
         metavar="just|crop|fill",
-        help="How each control image gets the size of the image (A1111's resize mode); default: just.",
+        help="How to fit each control image to the size of the image (A1111's resize mode); default: just.",
     ),
 ]
 _RESIZES = {"just": "just resize", "crop": "crop and resize", "fill": "resize and pad"}
@@ -54,9 +56,10 @@ def controls_from(
     texts: list[str] | None, maps: list[str] | None, modes: list[str] | None, types: list[str] | None = None,
     resizes: list[str] | None = None,
 ) -> "tuple[ControlRequest, ...]":  # fmt: skip
-    """Parse the values of --control with those of the other options of this module.
+    """Parse the values of --control and of the other options for control models.
 
-    Raises: UsageError (`bad-value`): a value names no existing file, or the options are not equal in number.
+    Raises: UsageError (`bad-value`): a value names no existing file, or an option was given more or less often than
+        --control.
     """
     from civman.cli.picture_values import chosen, picture_value, require_counts
     from civman.domain.recipes.control import ControlRequest
@@ -69,7 +72,7 @@ def controls_from(
         require_counts(option, values, "--control", texts, "a ControlNet")
     if odd := [each for each in resizes if each not in _RESIZES]:
         raise UsageError(
-            f"--control-resize {odd[0]}: not a resize mode", hint=f"choose one of: {', '.join(_RESIZES)}",
+            f"--control-resize {odd[0]}: `{odd[0]}` is not a resize mode", hint=f"choose one of: {', '.join(_RESIZES)}",
             code=Cause.BAD_VALUE,
         )  # fmt: skip
     found = []

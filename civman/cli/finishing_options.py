@@ -1,4 +1,4 @@
-"""Options of `civman render` for enlarging: the finished image, or an input image that is drawn again."""
+"""Options of `civman render` for restoring faces, redrawing details, and enlarging the finished or the input image."""
 
 from typing import Annotated
 
@@ -10,7 +10,8 @@ FaceRestorationOpt = Annotated[
     str | None,
     typer.Option(
         "--face-restoration", metavar="gfpgan|codeformer[:WEIGHT]",
-        help="Restore faces with a model from the library; WEIGHT (0.5): how closely CodeFormer keeps the face.",
+        help="Restore faces with a model from the library. WEIGHT (0.5): how closely CodeFormer keeps the "
+        "original face.",
     ),
 ]  # fmt: skip
 DetailOpt = Annotated[
@@ -26,37 +27,41 @@ DetailPromptOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--detail-prompt", metavar="TEXT",
-        help="The prompt of a --detail, in their order; [SEP] divides it for several faces, [PROMPT] is the image's.",
+        help="Prompt of each --detail, in order. [SEP] separates the prompts of several faces; [PROMPT] "
+        "stands for the image's prompt.",
         show_default="the image's",
     ),
 ]  # fmt: skip
 DetailNegativeOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--detail-negative", metavar="TEXT", help="The negative prompt of a --detail, in their order.",
+        "--detail-negative", metavar="TEXT", help="Negative prompt of each --detail, in order.",
         show_default="the image's",
     ),
 ]  # fmt: skip
 DetailStrengthOpt = Annotated[
     float | None,
-    typer.Option(help="Denoising strength of each --detail without its own strength.", show_default="0.4"),
+    typer.Option(help="Denoising strength of each --detail that does not set its own.", show_default="0.4"),
 ]
 UpscaleOpt = Annotated[
     str | None,
     typer.Option(
         "--upscale", metavar="REF[:SCALE|:WxH]", autocompletion=completion.upscalers,
-        help="Enlarge the finished image with an upscaler: a ref, A1111's name for it, lanczos or nearest.",
+        help="Enlarge the finished image with an upscaler: a ref, A1111's name for an upscaler, lanczos or"
+        " nearest.",
     ),
 ]  # fmt: skip
 TiledUpscaleOpt = Annotated[
     str | None,
     typer.Option(
         "--tiled-upscale", metavar="REF[:SCALE|:WxH]", autocompletion=completion.upscalers,
-        help="Enlarge --init with an upscaler (or none), then redraw it in tiles of --size, as A1111's SD upscale.",
+        help="Enlarge --init with an upscaler (or none), then redraw it in tiles of --size, like A1111's "
+        "script SD upscale.",
     ),
 ]  # fmt: skip
 TileOverlapOpt = Annotated[
-    int | None, typer.Option(help="Pixels that neighbouring tiles of --tiled-upscale share.", show_default="64")
+    int | None,
+    typer.Option(help="Width in pixels by which neighbouring tiles of --tiled-upscale overlap.", show_default="64"),
 ]
 TileBatchOpt = Annotated[
     int | None,
@@ -68,8 +73,9 @@ UltimateUpscaleOpt = Annotated[
     str | None,
     typer.Option(
         "--ultimate-upscale", metavar="REF[,NAME=VALUE…]", autocompletion=completion.upscalers,
-        help="Enlarge --init by an upscaler, such as lanczos:2, then redraw it tile by tile as Ultimate SD upscale; "
-        "settings: tile=768x512, padding=32, redraw=chess, seams=half-tile …",
+        help="Enlarge --init with an upscaler, such as lanczos:2, then redraw it tile by tile like the "
+        "script Ultimate SD upscale. Settings: tile=768x512, padding=32, redraw=chess, "
+        "seams=half-tile …",
     ),
 ]  # fmt: skip
 InitUpscaleOpt = Annotated[
@@ -83,7 +89,8 @@ TiledDiffusionOpt = Annotated[
     str | None,
     typer.Option(
         "--tiled-diffusion", metavar="METHOD[,NAME=VALUE…]",
-        help="Average the first pass over tiles of the latents, as the extension Tiled Diffusion: multidiffusion or "
-        "mixture, with tile=96x96 and overlap=48 (8 pixels each).",
+        help="Compute the first pass in overlapping tiles and average them, like the extension Tiled "
+        "Diffusion. METHOD: multidiffusion or mixture; settings: tile=96x96 and overlap=48, in "
+        "latents (8 pixels each).",
     ),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Options of `civman render` for how strongly the prompts guide each step, and for merged tokens."""
+"""Options of `civman render` for guidance (CFG) and token merging."""
 
 from typing import Annotated
 
@@ -17,11 +17,16 @@ ThresholdingOpt = Annotated[
 ]
 NgmsOpt = Annotated[
     float | None,
-    typer.Option(help="Noise level below which every second step skips the negative prompt.", show_default="0"),
+    typer.Option(
+        help="Noise level (sigma) below which every second step skips the negative prompt (NGMS).", show_default="0"
+    ),
 ]
 NgmsAllOpt = Annotated[
-    bool, typer.Option("--ngms-all", help="With --ngms: skip the negative prompt in each of these steps.")
+    bool, typer.Option("--ngms-all", help="With --ngms: skip the negative prompt in every step below that noise level.")
 ]
 SkipEarlyCfgOpt = Annotated[
-    float | None, typer.Option(help="Share of the first steps without guidance, 0 to 1.", show_default="0")
+    float | None,
+    typer.Option(
+        help="Share of the steps, from the first one on, that run without guidance, 0 to 1.", show_default="0"
+    ),
 ]

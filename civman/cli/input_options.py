@@ -10,23 +10,23 @@ MaskBlurOpt = Annotated[int | None, typer.Option(help="Blur radius of the mask's
 MaskContentOpt = Annotated[
     str | None,
     typer.Option(
-        help="Masked content at the start: fill, original, latent noise or latent nothing.",
+        help="What to put into the masked area at the start: fill, original, latent noise or latent nothing.",
         show_default="original",
     ),
 ]
 OnlyMaskedOpt = Annotated[
     bool,
-    typer.Option("--only-masked", help="Inpaint the masked area alone at --size and paste it into the image."),
+    typer.Option("--only-masked", help="Inpaint only the masked area, at --size, and paste it into the image."),
 ]
 PaddingOpt = Annotated[
     int | None,
-    typer.Option(help="Pixels around the mask that --only-masked includes.", show_default="32"),
+    typer.Option(help="Number of pixels around the mask that --only-masked includes.", show_default="32"),
 ]
 ResizeModeOpt = Annotated[
     str | None,
     typer.Option(
-        help="How to fit the input image to --size: just resize, crop and resize, resize and fill, "
-        "just resize (latent upscale), or as ComfyUI: comfyui crop, comfyui lanczos …",
+        help="How to fit the input image to --size: just resize, crop and resize, resize and fill, just "
+        "resize (latent upscale), or as in ComfyUI: comfyui crop, comfyui lanczos …",
         show_default="just resize",
     ),
 ]
@@ -35,12 +35,12 @@ StrengthOpt = Annotated[
     typer.Option(help="Denoising strength, above 0 up to 1: how much the input image may change.", show_default="0.75"),
 ]
 NoiseMultiplierOpt = Annotated[
-    float | None, typer.Option(help="Factor on the noise added to the input image.", show_default="1")
+    float | None, typer.Option(help="Factor for the noise that is added to the input image.", show_default="1")
 ]
 ConditionalMaskWeightOpt = Annotated[
     float | None,
     typer.Option(
-        help="Inpainting checkpoints: how much of the masked area to hide from the model, 0 to 1.",
+        help="For inpainting checkpoints: how much of the masked area to hide from the model, 0 to 1.",
         show_default="1",
     ),
 ]
@@ -48,7 +48,8 @@ MaskChannelOpt = Annotated[
     str | None,
     typer.Option(
         "--mask-channel",
-        help="Channel of --mask to use: grey, red, green, blue, or alpha (transparent areas are inpainted).",
+        help="Which channel of the --mask image to use: grey, red, green, blue, or alpha (transparent "
+        "areas are inpainted).",
         show_default="grey",
     ),
 ]

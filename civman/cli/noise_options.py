@@ -22,16 +22,18 @@ STmaxOpt = Annotated[
     float | None, typer.Option(help="Highest noise level at which --s-churn adds noise.", show_default="no limit")
 ]
 SNoiseOpt = Annotated[
-    float | None, typer.Option(help="Sigma noise: factor on the noise that a sampler adds.", show_default="1")
+    float | None, typer.Option(help="Sigma noise: factor for the noise that a sampler adds.", show_default="1")
 ]
 VariationSeedOpt = Annotated[
-    int | None, typer.Option(help="Variation seed: mix in the noise of this seed.", show_default="drawn")
+    int | None, typer.Option(help="Variation seed: the seed of the noise to mix in.", show_default="drawn")
 ]
 VariationStrengthOpt = Annotated[
     float | None, typer.Option(help="How much of the variation seed's noise to mix in, 0 to 1.", show_default="0")
 ]
 SeedResizeOpt = Annotated[
     str | None,
-    typer.Option(metavar="WxH", help="Draw the noise for this size, so that the seed gives a similar image."),
+    typer.Option(
+        metavar="WxH", help="Generate the noise for this size, so that a seed gives similar images at different sizes."
+    ),
 ]
 EnsdOpt = Annotated[int | None, typer.Option(help="Eta noise seed delta (ENSD), as in A1111.", show_default="0")]

@@ -13,14 +13,14 @@ PromptsOpt = Annotated[
     Path | None,
     typer.Option(
         "--prompts",
-        help="Read prompts from a file, one per line, or lines such as `--prompt a boat --steps 30` (as in A1111). "
-        "The model is loaded once.",
+        help="Read prompts from a file: one per line, or lines with options such as `--prompt a boat "
+        "--steps 30`, as in A1111. The model is loaded only once.",
     ),
 ]
 StyleOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--style", metavar="NAME", help="Combine the prompts with this style from the --styles file (repeatable)."
+        "--style", metavar="NAME", help="Apply this style from the --styles file to the prompts (repeatable)."
     ),
 ]
 StylesOpt = Annotated[
@@ -31,8 +31,8 @@ DynamicOpt = Annotated[
     typer.Option(
         "--dynamic",
         metavar="random|all",
-        help="Expand {red|green} and __wildcards__ in prompts: random (drawn for each image) or all (every "
-        "combination).",
+        help="Expand {red|green} and __wildcards__ in prompts: random (chosen anew for each image) or all "
+        "(every combination).",
     ),
 ]
 WildcardsOpt = Annotated[
@@ -54,9 +54,9 @@ RequireOpt = Annotated[
 def requests_of(
     request: "RenderRequest", prompt: str | None, file: Path | None, expansion: "Expansion", *, brought: bool
 ) -> "list[RenderRequest]":
-    """Make one request for each prompt of the command line or of a file, and for each expansion of it.
+    """Make one request for each prompt on the command line or in a file, or for each expansion of it.
 
-    If a grid varies the prompt (`brought`), a prompt is not necessary.
+    `brought`: a grid varies the prompt, so no prompt is required.
 
     Raises: UsageError: there is no prompt, there are two sources of prompts, or a prompt cannot be expanded.
     """
@@ -70,7 +70,10 @@ def requests_of(
     if prompt is None and brought:
         lines = [PromptLine(request)]
     elif (prompt is None) == (file is None):
-        raise UsageError("pass either a prompt or a file of prompts (--prompts)", hint="`civman render --help`")
+        raise UsageError(
+            "pass either a prompt or a file of prompts (--prompts)",
+            hint="pass the prompt after the checkpoint, or see `civman render --help`",
+        )
     elif file is None:
         lines = [PromptLine(replace(request, prompt=prompt or ""))]
     else:

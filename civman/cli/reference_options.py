@@ -12,8 +12,8 @@ ReferenceOpt = Annotated[
     typer.Option(
         "--reference",
         metavar="FILE:REF[:WEIGHT][:START-END]",
-        help="A picture to draw like, and the IP-Adapter that reads it, with its weight and the share of steps "
-        "(repeatable).",
+        help="A picture to imitate and the IP-Adapter that reads it, with its weight and the share of the "
+        "steps in which it acts (repeatable).",
     ),
 ]
 ReferenceCropOpt = Annotated[
@@ -21,17 +21,17 @@ ReferenceCropOpt = Annotated[
     typer.Option(
         "--reference-crop",
         metavar="X,Y,W,H|none",
-        help="The part of each --reference picture to read, such as a face, in pixels, in order; one value applies to "
-        "all.",
+        help="The part of each --reference picture to use, such as a face, in pixels, in order; one value "
+        "applies to all.",
     ),
 ]
 
 
 def references_from(texts: list[str] | None, crops: list[str] | None) -> "tuple[ReferenceRequest, ...]":
-    """Parse the values of --reference with those of --reference-crop.
+    """Parse the values of --reference and --reference-crop.
 
-    Raises: UsageError (`bad-value`): a value names no existing file, a crop is invalid, or the options are not equal in
-        number.
+    Raises: UsageError (`bad-value`): a value names no existing file, a crop is invalid, or --reference-crop was given
+        more or less often than --reference.
     """
     texts, crops = texts or [], crops or []
     if not texts and not crops:

@@ -1,4 +1,4 @@
-"""Options of `civman render` for the rules of other programs."""
+"""Options of `civman render` to sample by the rules of other programs, and for FreeU and SDXL's size conditioning."""
 
 from typing import Annotated
 
@@ -8,21 +8,24 @@ SamplingRulesOpt = Annotated[
     str | None,
     typer.Option(
         "--sampling-rules",
-        help="Whose noise levels and timesteps to use: a1111 or comfyui.",
+        help="The program whose noise levels and timesteps to use: a1111 or comfyui.",
         show_default="a1111",
     ),
 ]
 SigmasOpt = Annotated[
     str | None,
     typer.Option(
-        "--sigmas", metavar="N,N,…", help="Noise levels (sigmas) of the first pass, falling, instead of a schedule."
+        "--sigmas",
+        metavar="N,N,…",
+        help="Noise levels (sigmas) of the first pass, from high to low, instead of a schedule.",
     ),
 ]
 StepRngOpt = Annotated[
     str | None,
     typer.Option(
         "--step-rng", metavar="NAME",
-        help="Source of the noise that steps add, as a stream of its own; takes the same names as --rng.",
+        help="Random generator for the noise that the steps add, separate from --rng; takes the same names"
+        " as --rng.",
         show_default="the stream of --rng",
     ),
 ]  # fmt: skip
@@ -30,7 +33,8 @@ NoiseSliceOpt = Annotated[
     str | None,
     typer.Option(
         "--noise-slice", metavar="N/COUNT",
-        help="Take the N-th part of noise that is drawn for COUNT images at once, as in ComfyUI's batches.",
+        help="Use the N-th part of noise that is generated for COUNT images at once, as in ComfyUI's "
+        "batches.",
     ),
 ]  # fmt: skip
 FreeUOpt = Annotated[
@@ -38,7 +42,7 @@ FreeUOpt = Annotated[
     typer.Option(
         "--freeu",
         metavar="VERSION[,B1,B2,S1,S2]",
-        help="FreeU: v1 or v2, with its factors, such as v2,1.3,1.4,0.9,0.2.",
+        help="Apply FreeU, version v1 or v2, with its factors, such as v2,1.3,1.4,0.9,0.2.",
     ),
 ]
 ToldSizesOpt = Annotated[
@@ -50,27 +54,32 @@ ToldSizesOpt = Annotated[
     ),
 ]  # fmt: skip
 RescaleVelocityOpt = Annotated[
-    bool, typer.Option("--cfg-rescale-v", help="Apply --cfg-rescale to the velocity (v), as ComfyUI does.")
+    bool,
+    typer.Option(
+        "--cfg-rescale-v", help="Apply --cfg-rescale to the velocity (v), whatever the model predicts, as ComfyUI does."
+    ),
 ]
 JoinPromptOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--join-prompt", metavar="HOW:TEXT",
-        help="Join a text to the encoded prompt: concat:TEXT, combine:TEXT, or average=0.7:TEXT, which keeps 70% "
-        "(repeatable).",
+        help="Join another text to the encoded prompt: concat:TEXT, combine:TEXT, or average=0.7:TEXT, "
+        "which keeps 70% of the prompt (repeatable).",
     ),
 ]  # fmt: skip
 JoinNegativeOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--join-negative", metavar="HOW:TEXT", help="Join a text to the encoded negative prompt: concat or average."
+        "--join-negative",
+        metavar="HOW:TEXT",
+        help="Join another text to the encoded negative prompt: concat:TEXT or average=0.7:TEXT.",
     ),
 ]
 OddSizesOpt = Annotated[
     str | None,
     typer.Option(
         "--odd-sizes",
-        help="Handling of sizes that are not multiples of 64: forge (also ComfyUI and diffusers) or a1111.",
+        help="How to handle sizes that are not multiples of 64: forge (also ComfyUI and diffusers) or a1111.",
         show_default="forge",
     ),
 ]

@@ -14,7 +14,8 @@ HiresOpt = Annotated[
     str | None,
     typer.Option(
         metavar="SCALE|WxH",
-        help="Add a second (hires) pass, larger by this factor or at this size; 0 for one side keeps the shape.",
+        help="Add a second (hires) pass, larger by this factor or at this size; if one side is 0, the "
+        "aspect ratio is kept.",
     ),
 ]
 HiresStepsOpt = Annotated[
@@ -27,14 +28,16 @@ HiresTrimOpt = Annotated[
     str | None,
     typer.Option(
         metavar="WxH",
-        help="Trim the first image by this size, then stretch it to the second size, as A1111 did in 2022.",
+        help="Trim the first pass's image by this size, then stretch it to the second pass's size, as "
+        "A1111 did in 2022.",
     ),
 ]
 UpscalerOpt = Annotated[
     str | None,
     typer.Option(
         "--upscaler",
-        help="How to enlarge before the second pass: latent, lanczos, nearest …, or a ref of an upscaler model.",
+        help="How to enlarge the image before the second pass: latent, lanczos, nearest …, or the ref of "
+        "an upscaler model.",
         show_default="latent",
     ),
 ]
@@ -88,7 +91,7 @@ HiresLoraOpt = Annotated[
         "--hires-lora",
         metavar="REF[:UNET[:TE]][:lbw=BLOCKS]|none",
         autocompletion=completion.refs,
-        help="A LoRA of the second pass, in place of those of --lora; none leaves them out (repeatable).",
+        help="A LoRA for the second pass, which then ignores --lora; none uses no LoRA (repeatable).",
     ),
 ]
 HiresCheckpointOpt = Annotated[
@@ -97,7 +100,7 @@ HiresCheckpointOpt = Annotated[
         "--hires-checkpoint",
         metavar="REF",
         autocompletion=completion.refs,
-        help="Checkpoint of the second pass, of the same family.",
+        help="Checkpoint for the second pass, of the same model family as the first one.",
         show_default="as the first",
     ),
 ]
@@ -107,7 +110,7 @@ RefinerOpt = Annotated[
         "--refiner",
         metavar="REF",
         autocompletion=completion.refs,
-        help="A checkpoint that continues the sampling: SDXL's refiner, or one of the checkpoint's family.",
+        help="A checkpoint that takes over during the steps: SDXL's refiner, or one of the checkpoint's own family.",
     ),
 ]
 RefinerAtOpt = Annotated[
@@ -120,20 +123,22 @@ RefinerAtOpt = Annotated[
 ]
 RefinerByStepsOpt = Annotated[
     bool,
-    typer.Option("--refiner-by-steps", help="Count --refiner-at in steps, as A1111 before version 1.8."),
+    typer.Option(
+        "--refiner-by-steps", help="Interpret --refiner-at as a share of the steps, as A1111 before version 1.8 did."
+    ),
 ]
 RefinerPassesOpt = Annotated[
     str | None,
     typer.Option(
         "--refiner-passes",
-        help="With --hires: which passes the refiner continues, first, second or both.",
+        help="With --hires: the passes in which the refiner takes over: first, second or both.",
         show_default="second",
     ),
 ]
 
 
 def hires_loras(texts: list[str] | None) -> "tuple[LoraRequest, ...] | None":
-    """The adapters that --hires-lora requests; None if the option was not used."""
+    """Parse the adapters of --hires-lora; None if the option was not used."""
     if texts is None:
         return None
     return () if texts == ["none"] else loras_from(texts)

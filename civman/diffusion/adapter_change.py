@@ -1,4 +1,4 @@
-"""One adapter's change to one weight of a model: its tensors, read from the file, and what they add to the weight."""
+"""One adapter's change to one weight of a model: reads its tensors, and computes what they add to the weight."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: Base) -> Change:
     """Read the change of the parameter at `place` from the adapter's file to `device`."""
     act = plan.acts[place]
-    # read scalars (alpha, IA3's flag) to the CPU, which needs their values
+    # read tensors with one element (alpha, IA3's flag) to the CPU, because Python needs their values
     parts = {
         part: plan.file.get_tensor(key).to("cpu" if part in ("alpha", "on_input") else device).float()
         for part, key in act.parts.items()

@@ -76,7 +76,7 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
     second = second if second.ndim > 2 else second.reshape(second.shape[0], -1, *(ones if wide else kernel))
     product = torch.kron(first.contiguous(), second.contiguous())
     thin = [parts[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in parts]
-    # without a low-rank factor there is no rank to divide alpha by
+    # without a low-rank factor, there is no rank by which alpha could be divided
     return product * strength(parts, thin[0].shape[0]) if thin else product
 
 

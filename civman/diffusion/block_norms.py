@@ -25,7 +25,7 @@ class BlockNorm:
     block: str
     """The block's name in block weights, see `block_weights.block_name`."""
     weights: int
-    """How many weights and biases of the block the adapter changes."""
+    """The number of weights and biases of the block that the adapter changes."""
     norm: float
     base: float
     share: float

@@ -1,6 +1,6 @@
-"""CLIP's text encoder, with the parameter names and bit for bit the results of transformers' CLIPTextModel.
+"""CLIP's text encoder, with the parameter names of transformers' CLIPTextModel and bit-identical results.
 
-transformers' own class takes 0.4 s to import. It is only needed where diffusers' pipelines are used.
+transformers' own class takes 0.4 s to import, and is only needed for diffusers' pipelines.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Encoded:
 
 
 class ClipText(nn.Module):
-    """The encoder without a projection."""
+    """CLIP's text encoder without a projection."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ClipText(nn.Module):
 
 
 class ClipTextWithProjection(nn.Module):
-    """The encoder with the projection of its pooled output, which the caller applies."""
+    """CLIP's text encoder with the weights of the projection, which the caller applies to the pooled output."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Embeddings(nn.Module):
 
 
 class Layers(nn.Module):
-    """The layers of one of CLIP's encoders. With `is_causal`, each token sees only itself and those before it."""
+    """The layers of a CLIP encoder. With `is_causal`, each token attends only to itself and earlier tokens."""
 
     def __init__(self, config: Any, *, is_causal: bool = True) -> None:
         super().__init__()
@@ -138,5 +138,5 @@ class _Mlp(nn.Module):
 
 
 def norm(config: Any) -> nn.LayerNorm:
-    """A norm of an encoder's width."""
+    """Create a layer norm of an encoder's width."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

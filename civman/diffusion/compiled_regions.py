@@ -1,11 +1,11 @@
-"""Compile the blocks of which a UNet or transformer consists, as an engine of its own with its own name.
+"""Compiles the blocks that a UNet or transformer repeats, as an engine with its own name in records.
 
 Only blocks that occur many times are compiled, each as one graph: that is as fast as compiling the whole network and
-takes a fraction of the time. The results of the compiler are kept on the disk.
+takes a fraction of the time. The compiler's results are cached on disk.
 
-The bits of an image may depend on nothing but its recipe and the environment. So each size gets graphs of its own,
-whatever was drawn before; a graph that adapts itself to sizes would depend on the first one. Graphs do not depend on
-weights, noise levels or the length of a UNet's prompt. Kernels are chosen by rules and not by a stop-watch.
+An image must depend only on its recipe and the environment, bit for bit. Therefore, each size gets graphs of its own,
+whatever was rendered before; a graph that adapts to several sizes would depend on the first one. Graphs do not depend
+on weights, noise levels or the length of a UNet's prompt. Kernels are chosen by rules, not by measuring times.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
 """Turns a graph and examples of its inputs into a function."""
 
 _CONVOLUTIONS: Final = "ResnetBlock2D"
-"""The UNet's blocks of convolutions, which diffusers does not list among the repeated blocks."""
+"""The UNet's convolution blocks, which diffusers does not list among its repeated blocks."""
 _WANTED: Final = {"deterministic": True, "batch_invariant": True, "max_autotune": False, "freezing": False}
-"""Settings of the compiler; a version of torch that lacks one is used without it."""
+"""Settings for the compiler; those that this version of torch does not know are left out."""
 _CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -39,17 +39,19 @@ class CompiledRegions:
     """The compiled blocks of one network, and how many graphs were made for them."""
 
     def __init__(self, network: nn.Module, device: torch.device, backend: Backend | None = None) -> None:
-        """Replace how the network's repeated blocks are called; a graph is made when a block is first called.
+        """Make the network's repeated blocks compile themselves when they are first called.
 
-        `backend`: None compiles with torch's compiler, inductor.
+        `backend`: None uses torch's compiler, inductor.
 
         Raises: CannotRender (`no-compiler`): this machine cannot compile for the device.
         """
         self.compiler = compiler_of(device)
         self.graphs = 0
-        import torch._dynamo.config as tracing  # takes 2 s, which only compiling needs
+        # imported here, because importing torch's compiler takes 2 s and is only needed for compiling
+        import torch._dynamo.config as tracing
 
-        # each size and each kind of block needs graphs of its own; the usual limit of 8 would be an error
+        # allow many graphs: each size and each kind of block needs its own, and the default limit of 8 would be an
+        # error
         tracing.recompile_limit = tracing.accumulated_recompile_limit = 100_000
         options = _options()
         self.name = f"inductor/{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}"
@@ -68,17 +70,17 @@ class CompiledRegions:
 
 
 def compiler_of(device: torch.device) -> str:
-    """Name the compiler for a device, with its version, such as "g++ (Debian 14.2.0) 14.2.0" or "triton 3.5.0".
+    """Return the name and version of the compiler for a device, such as "g++ (Debian 14.2.0) 14.2.0".
 
-    Raises: CannotRender (`no-compiler`): there is none.
+    For a GPU, the compiler is triton. Raises: CannotRender (`no-compiler`): there is no compiler for the device.
     """
     if device.type == "cuda":
         try:
             return f"triton {version('triton')}"
         except PackageNotFoundError as error:
             raise CannotRender(
-                "--compile needs the package triton for a GPU, and it is not installed",
-                hint="install it, or render without --compile", code=Cause.NO_COMPILER,
+                "--compile needs the package triton on a GPU, and it is not installed",
+                hint="install the package triton, or render without --compile", code=Cause.NO_COMPILER,
             ) from error  # fmt: skip
     if device.type != "cpu":
         raise CannotRender(
@@ -89,7 +91,7 @@ def compiler_of(device: torch.device) -> str:
 
 
 def _cpp_compiler() -> str:
-    # the program that torch's compiler will call
+    # ask for the program that torch's compiler will call
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     path = shutil.which(name)
     if path is not None:
@@ -98,7 +100,8 @@ def _cpp_compiler() -> str:
             return told.stdout.splitlines()[0].strip()
     raise CannotRender(
         f"--compile needs a C++ compiler on a CPU, and `{name}` cannot be run",
-        hint="install one (such as the package g++), name it in the variable CXX, or render without --compile",
+        hint="install a C++ compiler (such as the package g++), set the variable CXX to one, or render "
+        "without --compile",
         code=Cause.NO_COMPILER,
     )
 
@@ -122,20 +125,21 @@ def _inductor(options: dict[str, Any]) -> Backend:
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The blocks that occur many times: those that diffusers lists as such or as indivisible, and convolutions."""
+    """List the blocks to compile: those that diffusers lists as repeated or as indivisible, and convolutions."""
     lists = (getattr(network, name, None) or () for name in ("_repeated_blocks", "_no_split_modules"))
     names = {*next(filter(None, lists), ()), _CONVOLUTIONS}
     found = [module for module in network.modules() if type(module).__name__ in names]
     if not found:
         raise CannotRender(
-            f"{type(network).__name__} has no blocks that --compile knows", hint="render without --compile",
+            f"--compile does not support {type(network).__name__}, which has no blocks that it knows",
+            hint="render without --compile",
             code=Cause.NOT_COMPILABLE,
         )  # fmt: skip
     return found
 
 
 def _of_any_length(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a UNet's block take prompts of any length with the same graph."""
+    """Let the same graph of a UNet's block take prompts of any length."""
     from torch._dynamo import maybe_mark_dynamic
     from torch._dynamo.exc import TorchDynamoException
 

@@ -142,7 +142,7 @@ def text_sources(parameters: Iterable[str], layout: str, prefix: str, names: Map
     """Map parameters of CLIPTextModel[WithProjection] to tensors; `layout` is "transformers" or "open_clip"."""
     result = {}
     for parameter in parameters:
-        # without the level `text_model`, which transformers 5.6 removed from one of the two classes
+        # leave out the level `text_model`, which transformers 5.6 removed from one of the two classes
         plain = parameter.removeprefix("text_model.")
         result[parameter] = Source(prefix + plain) if layout == "transformers" else _open_clip(plain, prefix, names)
     return result

@@ -54,7 +54,7 @@ def require_tensors(
     for parameter, source in sources.items():
         found = shapes[source.name]
         needed = wanted[parameter]
-        if source.third is not None:  # the tensor has three such parts: query, key and value of a joint layer
+        if source.third is not None:  # the tensor joins three parts of this size: query, key and value
             needed = (3 * needed[0], *needed[1:])
         if _size(found) != _size(needed):
             raise InvalidModelFile(

@@ -1,4 +1,4 @@
-"""What control models add to a UNet, and the parts of the computation that all kinds of them share."""
+"""What control models add to a UNet, and computations that all kinds of control models share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class ActiveControl(Protocol):
 
 
 def marked(outputs: Sequence[Tensor], use: ControlUse, positive: Sequence[bool]) -> tuple[Tensor, ...]:
-    """Set the outputs (k·B, channels, h, w) for negative prompts to 0 if only the positive ones are controlled."""
+    """Set the outputs (k·B, channels, h, w) for negative prompts to 0 if only positive prompts are controlled."""
     if use.mode != "control" and not use.pools:
         return tuple(outputs)
     each = len(outputs[0]) // len(positive)

@@ -1,8 +1,8 @@
-"""ControlNets that are stored as changes to a checkpoint's UNet: which tensors they have, and whether they fit.
+"""Recognises ControlNets that are stored as changes to a UNet, and checks whether they fit a checkpoint.
 
 Two forms exist. A ControlLoRA (Stability AI) has two factors `up` and `down` for most weights; their product is added
 to the UNet's weight. Its other tensors replace the UNet's. A ControlNet that was saved as a difference has the marker
-`difference`, and each of its weights that the UNet also has is added to the UNet's. No torch.
+`difference`, and each of its weights that the UNet also has is added to the UNet's. This module does not import torch.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from civman.errors import Cause, Incompatible
 _LORA: Final = "lora_controlnet"
 _DIFFERENCE: Final = "difference"
 _HALF: Final = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
-"""The part of a UNet that a ControlNet is a copy of."""
+"""The parts of a UNet of which a ControlNet is a copy."""
 
 
 def is_control_lora(shapes: Mapping[str, object]) -> bool:
@@ -29,7 +29,7 @@ def is_difference(shapes: Mapping[str, object]) -> bool:
 
 
 def factors(name: str, names: Mapping[str, object]) -> tuple[str, str] | None:
-    """Return the names of the two factors (up, down) of a weight's change in a ControlLoRA; None if it has none."""
+    """Return the names of the two factors (up, down) of a weight in a ControlLoRA; None if it has none."""
     module = name.removesuffix(".weight")
     for tail in ("", ".weight"):
         if f"{module}.up{tail}" in names and f"{module}.down{tail}" in names:
@@ -38,7 +38,7 @@ def factors(name: str, names: Mapping[str, object]) -> tuple[str, str] | None:
 
 
 def whole_shapes(checkpoint: Shapes, lora: Shapes) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the ControlNet that a ControlLoRA makes of a checkpoint, under original names."""
+    """Return the shapes of the ControlNet that results from a ControlLoRA and a checkpoint, under original names."""
     base = {name.removeprefix(UNET): shape for name, shape in checkpoint.items() if name.startswith(UNET)}
     half = {name: shape for name, shape in base.items() if name.startswith(_HALF)}
     return {**half, **{name: shape for name, shape in lora.items() if name.endswith((".weight", ".bias"))
@@ -46,9 +46,9 @@ def whole_shapes(checkpoint: Shapes, lora: Shapes) -> dict[str, tuple[int, ...]]
 
 
 def require_lora_fits(checkpoint: Shapes, lora: Shapes, name: str) -> None:
-    """Check that all changes of a ControlLoRA have the shapes of the checkpoint's UNet.
+    """Check that all changes of a ControlLoRA have the shapes of the checkpoint's weights.
 
-    Raises: Incompatible (`cannot-work`): they differ, or the UNet lacks a changed weight.
+    Raises: Incompatible (`cannot-work`): shapes differ, or the UNet lacks a weight that the ControlLoRA changes.
     """
     modules = {part.rpartition(".up")[0] for part in lora if part.endswith((".up", ".up.weight"))}
     odd = [module for module in sorted(modules) if not _fits(module, checkpoint, lora)]

@@ -1,4 +1,4 @@
-"""Load any control model, recognised by its tensors, and prepare several of them for a pass."""
+"""Loads control models of all kinds, recognised by their tensors, and prepares them for a pass."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +23,7 @@ def active_controls(
 ) -> list[ActiveControl]:
     """Prepare control models and their images (H, W, 3) uint8 for a pass of this size in pixels.
 
-    The uses of one union are joined.
+    Several uses of the same union ControlNet are joined.
     """
     found: list[ActiveControl] = []
     for model, use, pixels in controls:
@@ -40,7 +40,7 @@ def active_controls(
 def load_control(path: Path, model: LoadedModel, *, device: torch.device, dtype: torch.dtype | None) -> ControlModel:
     """Load a control model for the UNet of a loaded model.
 
-    Raises: CannotRender: a tensor is missing (`missing-tensor`), or the file is of a kind that civman cannot use
+    Raises: CannotRender: a tensor is missing (`missing-tensor`), or civman does not support this kind of control model
         (`unknown-family`). InvalidModelFile: the file cannot be read.
     """
     if is_adapter(Weights(path).shapes):

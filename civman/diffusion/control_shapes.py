@@ -31,7 +31,7 @@ def original_names(shapes: Mapping[str, object]) -> dict[str, str]:
 
 
 def union_size(shapes: Shapes) -> int:
-    """Return how many kinds of control image a union distinguishes; 0 if the file is for one kind.
+    """Return how many kinds of control image a union ControlNet distinguishes; 0 if it is not a union.
 
     `shapes` are under original names without prefix.
     """
@@ -128,7 +128,7 @@ def control_config(unet: Config, shapes: Shapes) -> Config:
 
 
 _UNION_HEADS = 8
-"""The number of attention heads in the layers that only unions have, which no tensor shape shows."""
+"""The number of attention heads in the layers that only union ControlNets have, which no tensor shape shows."""
 
 
 def _union_config(unet: Config, shapes: Shapes) -> Config:

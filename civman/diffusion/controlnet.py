@@ -51,7 +51,7 @@ def load_controlnet(
 ) -> ControlNet | ControlNetUnion:
     """Load a ControlNet, or a union of several, for the UNet of a loaded model.
 
-    One that is stored as changes is added to the UNet's weights as they are in the checkpoint's file.
+    If the ControlNet is stored as changes, they are added to the UNet's original weights in the checkpoint's file.
 
     Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: the file cannot be read.
     """
@@ -86,7 +86,7 @@ def load_controlnet(
 
 
 def _tensor(weights: Weights, names: Mapping[str, str], plain: str, parameter: str, model: LoadedModel) -> Tensor:
-    """Read a parameter of a ControlNet; a stored change is added to the UNet's parameter.
+    """Read a parameter of a ControlNet; if a change is stored instead, add it to the UNet's parameter.
 
     `plain` is the parameter's original name without prefix.
     """
@@ -112,7 +112,7 @@ class ActiveControlNet:
     image: Tensor
 
     def at(self, step: int, steps: int) -> "ActiveControlNet | None":
-        """Return what acts in this step, counted from 0; None if nothing does."""
+        """Return this control model if it acts in step `step`, counted from 0; otherwise None."""
         return self if self.use.acts_at(step, steps) else None
 
     def additions(

@@ -1,8 +1,8 @@
-"""Unions of ControlNets for SDXL: one network that reads several kinds of control image, each marked with its kind.
+"""Union ControlNets for SDXL: networks that read several kinds of control image, each marked with its kind.
 
-Several control images of one union that act in the same step are computed together in one call, as in diffusers: the
-network weighs their parts against each other. The weights then apply to its inputs, where with one image they apply to
-its outputs.
+If several control images of one union act in the same step, they are computed together in one call, as in diffusers,
+and the network itself weighs them against each other. In this case, the weights of the images apply to the network's
+inputs; with a single image, its weight applies to the outputs.
 
 Source: xinsir's ControlNet++ and diffusers' ControlNetUnionModel (the structure and the order of the kinds).
 """
@@ -22,7 +22,7 @@ from civman.domain.recipes.control import CONTROL_TYPES, ControlUse
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ControlNetUnion:
-    """A loaded union; `module` is diffusers' ControlNetUnionModel."""
+    """A loaded union ControlNet; `module` is diffusers' ControlNetUnionModel."""
 
     name: str
     module: Any
@@ -34,13 +34,13 @@ class ControlNetUnion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveUnion:
-    """A union during one pass: its uses in the recipe, all in one control mode, and their images (1, 3, H, W)."""
+    """A union ControlNet during one pass: its uses, all in the same control mode, and their images (1, 3, H, W)."""
 
     net: ControlNetUnion
     parts: tuple[tuple[ControlUse, Tensor], ...]
 
     def joined(self, other: "ActiveUnion") -> "ActiveUnion | None":
-        """Join two uses of one union; None if they cannot be computed in one call."""
+        """Join two uses of the same union ControlNet; None if they cannot be computed in one call."""
         if other.net is not self.net or other.parts[0][0].mode != self.parts[0][0].mode:
             return None
         return replace(self, parts=(*self.parts, *other.parts))

@@ -130,7 +130,7 @@ class Guidance:
     """Guide and rescale the velocity (v) also if the model predicts the noise."""
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
-        """Whether the UNet must be evaluated for the negative prompt, given the weights of the combined prompts."""
+        """Whether the UNet must be evaluated for the negative prompt. `weights`: those of the combined prompts."""
         return self.in_pairs or weights != (1.0,) or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
 
 
@@ -206,7 +206,7 @@ class Denoiser:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._times = self._sent_times(tuple(dict.fromkeys(called_at)))
         self._size = size
-        # the size conditioning is sent to the device when the first prompt has a pooled vector
+        # the size conditioning is sent to the device when the first prompt with a pooled vector is evaluated
         self._sizes: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
@@ -243,7 +243,8 @@ class Denoiser:
         cleans = []
         for clean in wanted:
             if known is not None and known.is_shown:
-                clean = clean + (x - seen)  # add the noise of x to what is preserved: the model predicted that noise
+                # add the noise in x to the preserved latents, because the model has predicted that noise
+                clean = clean + (x - seen)
             elif known is not None:
                 clean = clean * known.mask + known.latents * (1 - known.mask)
             cleans.append(clean)
@@ -334,7 +335,7 @@ class Denoiser:
             return answers[0]
         if self._guidance.thresholding is not None and len(answers) > len(weights):
             return self._thresholded(answers, weights)
-        # if the negative prompt is skipped, the first part takes its place, as in A1111
+        # if the negative prompt is skipped, the first prompt part is used in its place, as in A1111
         if len(weights) == len(answers):
             answers = [*answers, answers[0]]
         if weights != (1.0,):
@@ -379,7 +380,7 @@ def _fitted(uncond: Encoded, cond: Encoded) -> Encoded:
 
 
 def _unguided(moment: Moment) -> Moment:
-    """Return the conditioning of an evaluation without its negative prompt."""
+    """Return the conditioning of an evaluation without the negative prompt."""
     return Moment(moment.conds, moment.weights, None)
 
 

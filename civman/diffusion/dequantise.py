@@ -17,7 +17,7 @@ from torch import Tensor
 from civman.domain.files.gguf_types import BLOCKS
 
 _PIECE = 1 << 20
-"""The number of packed numbers that are unpacked in one pass, which limits the memory for intermediate values."""
+"""How many packed numbers are unpacked at a time, to limit the memory for intermediate values."""
 _ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 
 

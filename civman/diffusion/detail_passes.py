@@ -1,8 +1,8 @@
-"""Draw regions of finished images again, as ADetailer does: each by an inpainting of that region alone, put back.
+"""Redraws regions of finished images, as ADetailer does: inpaints each region alone and pastes it into the image.
 
 Source: Bing-su/adetailer (the rules, not the code). A mask is moved, then enlarged by a square, and drawn by A1111's
-img2img with masked content "original". The regions of a pass are those of the image before the pass, and each one is
-drawn into the result of the one before.
+img2img with masked content "original". The regions of a pass are found in the image as it was before the pass, and each
+region is drawn into the result of the previous one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +25,15 @@ from civman.domain.recipes.details import DetailPass
 from civman.domain.recipes.recipe import Recipe, StartImage
 
 _UNNAMED = Sha256("0" * 64)
-"""Stands for the SHA-256 of an image that is in no file."""
+"""A placeholder for the SHA-256 of an image that is not stored in a file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetailInputs:
     """What the detail passes of a recipe need besides its model.
 
-    `prompts`: for each pass the conditioning of its regions with prompts of their own, None where one is left as it is.
+    `prompts`: for each pass, the conditioning of each region with a prompt of its own; None for a region that is left
+    unchanged.
     """
 
     prompts: Sequence[Sequence[Prompts | None]]
@@ -44,9 +45,9 @@ def redraw_details(
     recipe: Recipe, batches: Iterator[list[Picture]], stages: Stages, inputs: DetailInputs, on_event: OnEvent,
     **options: Any,
 ) -> Iterator[list[Picture]]:  # fmt: skip
-    """Apply the recipe's detail passes to each image of `batches`, with the model of the first pass, as in A1111.
+    """Apply the recipe's detail passes to each image in `batches`, with the first pass's model, as in A1111.
 
-    `stages` and `options`: as for `run_recipe.iterate`.
+    `stages` and `options` are the same as for `run_recipe.iterate`.
     """
     drawn = 0
     for batch in batches:
@@ -64,7 +65,7 @@ def _redrawn(
     recipe: Recipe, made: DetailPass, picture: Picture, stages: Stages, prompts: Sequence[Prompts | None],
     inputs: DetailInputs, on_event: OnEvent, options: Mapping[str, Any],
 ) -> Picture:  # fmt: skip
-    """Apply one pass to an image."""
+    """Apply one detail pass to an image."""
     pixels, notes, boxes = picture.pixels, dict.fromkeys(picture.notes), []
     for number, mask in enumerate(_masks(made, pixels, inputs)):
         prompt = prompts[min(number, len(prompts) - 1)]
@@ -86,12 +87,12 @@ def _redrawn(
 
 
 def _first_with(stages: Stages, prompt: Prompts) -> Stages:
-    """The model of the first pass with other prompts."""
+    """Return the model of the first pass with other prompts."""
     return lambda stage: replace(stages(stage), prompt=prompt)
 
 
 def region_recipe(recipe: Recipe, made: DetailPass, seed: int, number: int, image_size: tuple[int, int]) -> Recipe:
-    """The recipe by which region `number` of an image with this seed is drawn again: img2img with a mask."""
+    """Return the recipe (img2img with a mask) that redraws region `number` of an image with this seed."""
     width, height = (made.width, made.height) if made.only_masked else image_size
     varied = made.seed_of(recipe.variation_seed, number) if recipe.variation_strength else recipe.variation_seed
     prompt, negative = made.texts(number, recipe.prompt, recipe.negative_prompt) or ("", "")
@@ -111,7 +112,7 @@ def region_recipe(recipe: Recipe, made: DetailPass, seed: int, number: int, imag
 
 
 def _masks(made: DetailPass, pixels: Pixels, inputs: DetailInputs) -> list[Pixels]:
-    """The masks of the regions in an image, as they are drawn; those that select nothing are left out."""
+    """Return the masks of the regions in an image, except those that select nothing."""
     height, width = pixels.shape[:2]
     if made.mask is not None:
         masks = [resized(inputs.masks[made.mask], width, height)]
@@ -124,7 +125,10 @@ def _masks(made: DetailPass, pixels: Pixels, inputs: DetailInputs) -> list[Pixel
 
 
 def rectangle(box: Sequence[float], size: tuple[int, int]) -> Pixels:
-    """A mask of a size (width, height) that is white in a box: left, top, right and bottom, all inside."""
+    """Return a mask of a size (width, height) that is white inside a box.
+
+    The box is given by its left, top, right and bottom pixels, all of them inside.
+    """
     from PIL import Image, ImageDraw
 
     mask = Image.new("L", size, 0)
@@ -153,7 +157,7 @@ def dilated(mask: Pixels, side: int) -> Pixels:
 class _Told:
     """Reports the steps of all regions of a batch, one after the other, as steps of the batch's images.
 
-    How many regions there are is known only when the last one is drawn, so `steps` grows with them.
+    The number of regions is known only when the last one is reached, so `steps` grows.
     """
 
     on_event: OnEvent
@@ -161,7 +165,7 @@ class _Told:
     pictures: int
     count: int
     before: int = 0
-    """The steps of the regions before."""
+    """The number of steps of all earlier regions."""
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, Step):

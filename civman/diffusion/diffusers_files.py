@@ -1,9 +1,9 @@
-"""diffusers' UNet, VAE and ControlNet, imported from diffusers' own files but without the rest of diffusers.
+"""Imports diffusers' UNet, VAE and ControlNet from diffusers' own files, without the rest of diffusers.
 
 The files that compute are diffusers' own, under another package name. What they import to download, save, quantise and
-shard models, and to apply adapters, is replaced by the few lines that computing needs. Importing the classes takes
-0.1 s this way, instead of 0.5 s and more. Real diffusers can be imported beside it; `loader.load(for_diffusers=True)`
-builds its classes, which its pipelines need.
+shard models, and to apply adapters, is replaced by the few lines that computing needs. Importing the classes takes 0.1
+s this way, instead of 0.5 s or more. The real diffusers can be imported in the same process; its pipelines need its own
+classes, which `loader.load(for_diffusers=True)` builds.
 """
 
 import functools
@@ -28,8 +28,8 @@ _NAME: Final = "civman_diffusers_files"
 
 
 def class_of(module: str, name: str) -> Any:
-    """Import a class from a file of diffusers, such as "models.unets.unet_2d_condition"."""
-    # import under the CPU as default device, which would also apply to tensors that the files create
+    """Import a class from one of diffusers' modules, such as "models.unets.unet_2d_condition"."""
+    # import with the CPU as default device, because that device also applies to tensors that the files create
     with no_compiler(), torch.device("cpu"):
         if _NAME not in sys.modules:
             _make_packages()
@@ -37,7 +37,7 @@ def class_of(module: str, name: str) -> Any:
 
 
 class Config(dict[str, Any]):
-    """The arguments that a model was built with, also as attributes."""
+    """The arguments with which a model was built, as items and as attributes."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
@@ -71,7 +71,7 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
 
 
 class ModelMixin(nn.Module):
-    """The base class of the models, without anything that loads or saves."""
+    """The base class of the models, without methods for loading and saving."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,11 +85,11 @@ class ModelMixin(nn.Module):
 
 
 class _Nothing:
-    """A base class or helper that the files import and that does nothing here."""
+    """Stands for a base class or helper that diffusers' files import but that is not needed here."""
 
 
 def _unscaled(_name: str = "") -> Callable[[Any], Any]:
-    """Leave `forward` as it is: the layers that diffusers would scale are created by PEFT, which is not used here."""
+    """Return `forward` unchanged: it would scale layers that PEFT creates, and PEFT is not used here."""
     return lambda forward: forward
 
 
@@ -111,12 +111,12 @@ def _deprecate(*words: Any, **_: Any) -> None:
 
 
 def _is_torch_version(sign: str, wanted: str) -> bool:
-    at_least = torch.__version__ >= wanted  # torch compares its version with a text as a version
+    at_least = torch.__version__ >= wanted  # torch's version object compares itself with a string as a version
     return at_least if sign in (">=", ">") else not at_least
 
 
 class _Checks(ModuleType):
-    """Replaces diffusers' checks for optional packages: only torch is reported as available."""
+    """Replaces diffusers' checks for optional packages; it reports only torch as available."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("is_"):
@@ -155,12 +155,12 @@ def _make_packages() -> None:
 
 
 def _base(name: str) -> type:
-    """Create a separate empty base class, since a model cannot have the same base class twice."""
+    """Create a new empty base class, because a class cannot have the same base class twice."""
     return type(name, (_Nothing,), {})
 
 
 def _module(name: str, kind: type[ModuleType] = ModuleType, **values: Any) -> ModuleType:
-    """Create a module of the package, or find it, and set attributes."""
+    """Find a module of the package or create it, and set its attributes."""
     full = f"{_NAME}.{name}".rstrip(".")
     module = sys.modules.get(full)
     if module is None:

@@ -20,7 +20,7 @@ from civman.system.system_facts import processor
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _FILLS: Any = torch.utils.deterministic
 EAGER: Final = "eager"
-"""The engine that computes each operation as soon as it is called."""
+"""The name of the engine that computes each operation as soon as it is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ def _repeatable() -> Iterator[None]:
     )  # fmt: skip
     # sets the same flag as use_deterministic_algorithms, which would import torch's compiler and take 3 s
     torch.set_deterministic_debug_mode("warn")
-    # do not fill new tensors: no result contains memory that was never written, and filling would double the number of
-    # operations of a UNet call
+    # switch off the filling of new tensors: all results are fully written, and filling would double the operations of a
+    # UNet call
     _FILLS.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -149,15 +149,15 @@ def _repeatable() -> Iterator[None]:
 
 
 class Compiled(Protocol):
-    """Blocks that were compiled."""
+    """The blocks of a model that were compiled."""
 
     name: str
-    """The engine's name for the record."""
+    """The engine's name in records."""
     compiler: str
 
 
 def environment(device: torch.device, compiled: Compiled | None = None) -> Environment:
-    """Describe the software and hardware that this process computes with; `compiled`: None if nothing was compiled."""
+    """Describe the software and hardware with which this process computes. `compiled` is None without --compile."""
     if device.type == "cuda":
         name, capability = (
             torch.cuda.get_device_name(device),

@@ -17,7 +17,7 @@ _TEMPLATE: Final = np.array([
 ])  # fmt: skip
 """Where the eyes, the nose and the corners of the mouth lie in an aligned face."""
 _TRIES: Final = 13
-"""The number of pairs of points that OpenCV tries, with which it meets two good ones with a probability of 99 %."""
+"""The number of point pairs that OpenCV tries: enough to find two good points with a probability of 99 %."""
 _RANDOM: Final = 4164903690
 _BITS: Final = 2**32
 
@@ -41,7 +41,7 @@ def alignment(landmarks: Any) -> Any:
 
 
 def _pairs(count: int) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of points that OpenCV's random numbers choose."""
+    """Yield the same pairs of points as OpenCV's random generator chooses."""
     state = 2**64 - 1
 
     def drawn() -> int:

@@ -69,7 +69,7 @@ def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
     try:
         return _restored(pixels, models, weight)
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # out of memory: the caller reports it
+        if "memory" in str(error):  # an out-of-memory error is reported by the caller
             raise
         raise CannotRender(
             f"the face models cannot be run: {error}",
@@ -92,7 +92,9 @@ def face_boxes(pixels: Any, detector: FaceDetector) -> list[tuple[float, float, 
         if "memory" in str(error):  # the caller reports it
             raise
         raise CannotRender(
-            f"the face detector cannot be run: {error}", hint="use the published file", code=Cause.NO_FACE_MODEL
+            f"the face detector cannot be run: {error}",
+            hint="use the published file of the face detector",
+            code=Cause.NO_FACE_MODEL,
         ) from error
     return [(float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in found.boxes * scale]
 

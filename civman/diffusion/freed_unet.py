@@ -57,7 +57,7 @@ class _Hook:
             mean = own.mean(1, keepdim=True)
             flat = mean.flatten(1)
             low, high = (each.view(-1, 1, 1, 1) for each in (flat.min(1).values, flat.max(1).values))
-            # at a single pixel the mean has no range, and ComfyUI would divide by zero
+            # a single pixel has no range of means, and ComfyUI would divide by zero
             factor = (self._features - 1) * ((mean - low) / (high - low)).nan_to_num(0.0) + 1
         own = torch.cat([own[:, :half] * factor, own[:, half:]], dim=1)
         return (torch.cat([own, low_scaled(skip, self._skipped)], dim=1), *arguments[1:])

@@ -1,8 +1,8 @@
-"""Record the work that a network starts on a GPU, and start all of it at once in later calls (CUDA graphs).
+"""Records the work that a network starts on a GPU, and starts all of it at once in later calls (CUDA graphs).
 
-A small network waits for the host, which starts hundreds of operations one by one. A graph starts the same kernels with
-the same numbers, so it should change no bit. Each graph proves that: its first result is compared with that of a call
-without a graph, and if a single bit differs, no graph is used any more.
+With a small network, the GPU waits for the host, which starts hundreds of operations one by one. A graph starts the
+same kernels with the same numbers, so it should not change a bit. That is verified: the first result of each graph is
+compared with a call without it, and if a single bit differs, no graph is used any more.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from torch.utils import _pytree as trees
 
 Run = Callable[[], Any]
 _WARM_UPS = 2
-"""Calls before a graph is recorded, in which libraries choose kernels and allocate memory."""
+"""The number of calls before a graph is recorded, during which libraries choose kernels and allocate memory."""
 
 
 class Recorder(Protocol):
-    """Records what `run` starts on a device."""
+    """Records the operations that a function starts on a device, so that they can be repeated."""
 
     def record(self, run: Run) -> tuple[Any, Callable[[], None]]:
-        """Return the results of `run`, and a function that computes them again, in the same memory."""
+        """Call `run`. Returns its results, and a function that computes them again in the same memory."""
         ...
 
 
@@ -32,7 +32,7 @@ class CudaRecorder:
         self._device = device
 
     def record(self, run: Run) -> tuple[Any, Callable[[], None]]:
-        """See `Recorder`."""
+        """Call `run` while recording a CUDA graph. Returns its results, and a function that repeats the graph."""
         aside: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(aside):
@@ -46,7 +46,7 @@ class CudaRecorder:
 
 
 class _Graph:
-    """One recorded call: the tensors that it reads, its results, and where the weights were."""
+    """One recorded call: the tensors that it reads, its results, and the memory addresses of the weights."""
 
     def __init__(self, recorder: Recorder, forward: Callable[..., Any], flat: list[Any], shape: Any) -> None:
         self._inputs = [each.clone() if isinstance(each, Tensor) else each for each in flat]
@@ -63,10 +63,10 @@ class _Graph:
 
 
 class GraphedCalls:
-    """Replaces how a network is called by recorded calls: one for each shape of the inputs."""
+    """Replaces calls of a network by recorded ones, with one graph for each shape of the inputs."""
 
     def __init__(self, network: nn.Module, recorder: Recorder, on_refusal: Callable[[str], None]) -> None:
-        """`on_refusal` is called once, with the reason, if graphs are given up."""
+        """`on_refusal` is called once, with the reason, if graphs turn out to be unusable."""
         self._network, self._recorder, self._on_refusal = network, recorder, on_refusal
         self._forward = network.forward
         self._graphs: dict[Any, _Graph] = {}
@@ -83,7 +83,9 @@ class GraphedCalls:
         flat, shape = trees.tree_flatten((given, named))
         key = (shape, *(_kind(each) for each in flat))
         places = tuple(parameter.data_ptr() for parameter in self._network.parameters())
-        if places != self._places:  # other adapters were merged: graphs read the weights where they were
+        # drop all graphs, because weights have moved in memory since they were recorded, such as after a merge of
+        # adapters
+        if places != self._places:
             self._graphs.clear()
             self._places = places
         if (graph := self._graphs.get(key)) is not None:
@@ -103,7 +105,7 @@ class GraphedCalls:
         return expected
 
     def _is_changed(self) -> bool:
-        """Whether something changes the network's inside for a while; such calls are not recorded."""
+        """Whether something changes the network's inside temporarily, so that this call must not be recorded."""
         return any(
             module._forward_pre_hooks or module._forward_hooks  # noqa: SLF001  # torch's
             or ("forward" in vars(module) and module not in self._changed)
@@ -121,6 +123,6 @@ def _kind(value: Any) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two results have the same tensors, bit for bit."""
+    """Whether two results consist of the same tensors, bit for bit."""
     pairs = zip(trees.tree_leaves(one), trees.tree_leaves(other), strict=True)
     return all(torch.equal(first, second) for first, second in pairs if isinstance(first, Tensor))

@@ -1,4 +1,4 @@
-"""Encoded texts that are kept, so that a prompt which occurs again is not encoded again; also reference pictures."""
+"""A cache of encoded texts, so that a prompt is not encoded twice; also used for reference pictures."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,7 +12,7 @@ _MOST_BYTES = 64 * 2**20
 
 
 class KeptTexts:
-    """The encoded texts of one model, the most recently used ones up to `most_bytes` in all."""
+    """A cache of one model's encoded texts: the most recently used ones, up to `most_bytes` in total."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self._most_bytes = most_bytes
@@ -23,9 +23,10 @@ class KeptTexts:
         return len(self._kept)
 
     def get(self, key: Hashable, encode: Callable[[], Encoded]) -> Encoded:
-        """Return the text with this key, which says everything that its encoding depends on; else encode and keep it.
+        """Return the encoded text for a key; if the cache does not have it, encode and keep it.
 
-        The number of CPU threads, which may change the last bit, is added to the key.
+        The key must contain everything on which the encoding depends. The number of CPU threads, which may change the
+        last bit, is added to the key.
         """
         key = (key, torch.get_num_threads())
         if (found := self._kept.get(key)) is not None:

@@ -23,7 +23,7 @@ _VARIANCE: Final = 0.01
 
 
 class LatentTiles:
-    """Tiles over latents of one size, with the weight of each tile at each place."""
+    """Tiles over latents of one size, and the weights with which the tiles are averaged at each place."""
 
     def __init__(self, made: TiledDiffusion, size: tuple[int, int], device: torch.device) -> None:
         """`size`: width and height of the latents."""
@@ -40,7 +40,7 @@ class LatentTiles:
         self._total, self._weight = sent(total, device), sent(weight, device)
 
     def answer(self, call: UnetCall) -> Calls[Tensor]:
-        """Answer a call of the UNet, with latents of this size, by one call for each tile."""
+        """Answer a call of the UNet for latents of this size by averaging one call for each tile."""
         whole: Tensor | None = None
         for place in self._places:
             answer = yield replace(call, inputs=call.inputs[place].contiguous())
@@ -52,7 +52,7 @@ class LatentTiles:
 
 
 def gaussian(width: int, height: int) -> Tensor:
-    """The weights of a tile (height, width): highest in the middle, and below it by half a latent.
+    """Return the weights of a tile (height, width): highest half a latent below the middle.
 
     The extension divides the distances along both sides by the tile's width.
     """

@@ -89,7 +89,7 @@ class _Room:
             flat = self._flat.get((place, dtype))
             if flat is None or flat.numel() < like.numel():
                 flat = self._flat[place, dtype] = torch.empty(like.numel(), dtype=dtype, device=self._device)
-            # keep the strides of the file's tensor, as converting it does: another memory order may change the last
+            # keep the memory order of the file's tensor, as converting does, because another order may change the last
             # bits
             strides = torch.empty_like(like, device="meta").stride()
             return flat[: like.numel()].as_strided(like.shape, strides)

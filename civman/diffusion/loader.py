@@ -31,7 +31,7 @@ from civman.diffusion.unet_configs import component_configs, require_known_rules
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause
 
-# prefixes of tensors that real files contain and no component needs
+# prefixes of tensors that occur in real files and that no component needs
 _KNOWN_EXTRAS = (
     "model_ema.", "alphas_cumprod", "alphas_cumprod_prev", "betas", "log_one_minus_alphas_cumprod", "posterior_",
     "sqrt_", "logvar", "cond_stage_model.logit_scale", "v_pred", "ztsnr", "denoiser.sigmas", "embedding_manager.",
@@ -256,7 +256,7 @@ def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | Non
     # a single call: many small calls would each wait for Python's global interpreter lock
     torch._foreach_copy_([made[name] for name in plain], [weights.read(Source(name)) for name in plain])
     for name in names:
-        if weights.is_packed(name):  # unpack one after the other: each weight needs four bytes per number
+        if weights.is_packed(name):  # unpack one weight after the other, because each one needs four bytes per number
             made[name].copy_(weights.read(Source(name)))
             weights.forget(name)
     return made

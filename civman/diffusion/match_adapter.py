@@ -86,7 +86,7 @@ class Coverage:
     parameters: tuple[tuple[str, str], ...]
     idle: tuple[Unmatched, ...] = ()
     blocks: Mapping[str, float] = field(default_factory=dict)
-    """Maps each block to the Frobenius norm of scale · Δ there (before rounding)."""
+    """For each block, the Frobenius norm of scale · Δ before rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Plan:
     idle: list[Unmatched] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     squares: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Maps (component, block) to the sum of the squares of what was added there."""
+    """For each component and block, the sum of the squares of what was added there."""
     changes_bits: bool = False
 
     @property

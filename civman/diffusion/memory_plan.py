@@ -170,7 +170,7 @@ def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> 
     here: list[torch.nn.Module] = []
 
     class Turn(hooks.ModelHook):  # type: ignore[misc]  # accelerate is only imported here
-        execution_device = device  # the device on which diffusers' pipelines create their own tensors
+        execution_device = device  # set the device on which diffusers' pipelines create their own tensors
 
         def pre_forward(self, module: "torch.nn.Module", *arguments: Any, **named: Any) -> tuple[Any, Any]:
             if here != [module]:

@@ -29,9 +29,9 @@ __all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
 _PIECE = 1 << 20
 """The number of elements of a weight that are merged at once: 4 MiB of float32."""
 _SUSPECT = 1000.0
-"""The norm of a change from which on the merged weight is checked for overflow.
+"""If a change has at least this norm, the merged weight is checked for overflow.
 
-float16 ends at 65504; ordinary changes stay below 100.
+The largest float16 number is 65504; ordinary changes stay below 100.
 """
 
 
@@ -107,7 +107,7 @@ class Later:
         return place in self._places
 
     def change(self, place: tuple[str, str], plans: list[Plan]) -> None:
-        """Replace the recorded changes of one weight; the caller keeps the files open."""
+        """Replace the recorded changes of one weight. The caller keeps the adapters' files open."""
         self._places.pop(place, None)
         self._places |= {place: plans} if plans else {}
 
@@ -363,7 +363,7 @@ def _check_change(plan: Plan) -> None:
 
 
 def _is_unrounded(parameter: nn.Parameter, stored: Tensor) -> bool:
-    """Whether a loaded parameter can stand for the tensor in the file: nothing was rounded, the layout is the same."""
+    """Whether a loaded parameter equals the tensor in the file, with nothing rounded and the same memory layout."""
     is_exact = parameter.dtype in (stored.dtype, torch.float32)
     return is_exact and not parameter.is_meta and parameter.is_contiguous() == stored.is_contiguous()
 

@@ -139,7 +139,7 @@ def test_a_grid_is_filled_in_slots(civman: Civman, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "says", "hint"),
     [
-        (("--batch-size", "2"), "--batch-size and --slots exclude each other", "all prompts and seeds"),
+        (("--batch-size", "2"), "--batch-size and --slots cannot be combined", "different prompts"),
         (("--exact",), "--exact renders one image at a time", ""),
         (("--slots", "300"), "slots must be 2 to 256", ""),
     ],

@@ -73,7 +73,7 @@ class Anima(FlowFamily):
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes.
 
-        The mask of padding is an input channel like any other to the class built here.
+        The class that is built here treats the padding mask like any other input channel.
         """
         head = shapes["blocks.0.self_attn.q_norm.weight"][0]
         require_head(head, 128, self.title)
@@ -89,7 +89,7 @@ class Anima(FlowFamily):
         }  # fmt: skip
 
     def extra_components(self, shapes: Shapes) -> dict[str, tuple[str, Config]]:
-        """Return the further networks inside the transformer's part of the file: the adapter."""
+        """Return the networks that the file contains besides the transformer itself: the adapter."""
         vocabulary, target = shapes["llm_adapter.embed.weight"]
         inner, width = shapes["llm_adapter.blocks.0.cross_attn.q_proj.weight"]
         config = {
@@ -109,9 +109,9 @@ class Anima(FlowFamily):
         return self.keys.sources(wanted, prefix)
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width).
+        """Return the width that each part must have: for each component, the option of its config and the value.
 
-        The adapter's own input has the width of its output in all known models.
+        In all known models, the adapter's own input is as wide as its output.
         """
         return {
             "text_encoder": ("hidden_size", transformer["text_embed_dim"]),
@@ -131,7 +131,7 @@ class Anima(FlowFamily):
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
-        import torch  # imported here: a plan asks the family before torch is imported
+        import torch  # imported here, because planning uses this module without importing torch
 
         x = at.x
         masked = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)[:, :, None].to(text.context.dtype)

@@ -31,9 +31,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """Values of the options that a request does not set.
+    """The values of options that a request does not set.
 
-    `guidance`: the scale that the model embeds; 0 if it embeds none.
+    `guidance`: the guidance scale that the model embeds; 0 if it embeds none.
     """
 
     steps: int = 20
@@ -113,7 +113,7 @@ class Instant:
         """Return these numbers, one for all images or one for each, as a tensor (B,) in the latents' dtype."""
         if len(set(numbers)) == 1:
             return self.x.new_full((len(self.x),), numbers[0])
-        import torch  # imported here: a plan asks the family before torch is imported
+        import torch  # imported here, because planning uses this module without importing torch
 
         return torch.cat([self.x.new_full((1,), number) for number in numbers])
 
@@ -139,7 +139,7 @@ class FlowFamily:
     """Prefixes of tensors that real files contain and the transformer does not use."""
     native_size: ClassVar[int] = 1024
     multiple: ClassVar[int] = 16
-    """The number of pixels of which both sides of an image must be multiples."""
+    """Both sides of an image must be multiples of this number of pixels."""
     entries: ClassVar[int] = 1000
     """The size of the table of noise levels, see `FlowLevels.entries`."""
 
@@ -153,7 +153,7 @@ class FlowFamily:
     zero_for_empty_negative = False
     scores = None
     latent_rgb: ClassVar[tuple[tuple[float, ...], ...]] = ()
-    """None: no matrix from latents to colours is known, so previews decode the latents."""
+    """None, because no matrix from latents to colours is known; previews decode the latents instead."""
 
     def __str__(self) -> str:
         return self.name

@@ -73,7 +73,7 @@ def block_dimensions(shapes: Shapes, title: str) -> Config:
 
 def positions(height: int, width: int, device: Any) -> Any:
     """Return the positions (h/2·w/2, 3) of the tokens of a picture: 0, row, column."""
-    import torch  # imported here: a plan asks the family before torch is imported
+    import torch  # imported here, because planning uses this module without importing torch
 
     rows = torch.arange(height // 2, dtype=torch.float32, device=device)
     columns = torch.arange(width // 2, dtype=torch.float32, device=device)

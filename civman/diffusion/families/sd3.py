@@ -71,7 +71,7 @@ class SD3(FlowFamily):
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes.
 
-        Heads are 64 wide in all published models.
+        In all published models, attention heads are 64 wide.
         """
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         blocks = count(shapes, "joint_blocks.")
@@ -92,7 +92,7 @@ class SD3(FlowFamily):
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
         """Map each parameter of the transformer, or of an extra component, to its tensor in the file.
 
-        The last block's text is only normed, with shift and scale swapped in diffusers.
+        In the last block, the text is only normed, and diffusers stores shift and scale in swapped order.
         """
         assert component == "transformer"
         found = self.keys.sources(wanted, prefix)
@@ -104,9 +104,9 @@ class SD3(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width).
+        """Return the width that each part must have: for each component, the option of its config and the value.
 
-        Of the pooled text, three eighths are CLIP-L's (768) and five CLIP-G's (1280).
+        Three eighths of the pooled text's width are CLIP-L's (768), five eighths CLIP-G's (1280).
         """
         pooled = transformer["pooled_projection_dim"]
         return {
@@ -117,7 +117,7 @@ class SD3(FlowFamily):
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
         """Encode with both CLIPs side by side, padded with zeros to T5's width, followed by T5's states."""
-        import torch  # imported here: a plan asks the family before torch is imported
+        import torch  # imported here, because planning uses this module without importing torch
 
         (narrow, first), (wide, second) = (texts.clip(each, parsed, -2) for each in ("text_encoder", "text_encoder_2"))
         context = torch.cat([narrow, wide], dim=-1)

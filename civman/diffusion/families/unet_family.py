@@ -38,7 +38,7 @@ class UNetFamily:
     needs_picture: bool = False
     """Whether the model can only change an existing image."""
     refines: str = ""
-    """The name of the family whose images the model can finish, if that is another family."""
+    """The name of another family whose images this family's models can finish, if there is one."""
     takes_clip_skip: bool = False
     """Whether clip skip selects the text encoder's layer."""
     is_silent_about_prediction: bool = False
@@ -62,7 +62,7 @@ class UNetFamily:
         return self.epsilon_size if self.epsilon_size and prediction == "epsilon" else self.native_size
 
     def is_same(self, other: Any) -> bool:
-        """Whether `other` is this family, so that the adapters of one checkpoint fit the other's."""
+        """Whether `other` is the same family, so that adapters for one checkpoint fit the other one."""
         return other is self
 
     def continues(self, other: Any) -> bool:

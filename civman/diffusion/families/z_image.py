@@ -45,7 +45,10 @@ class ZImage(FlowFamily):
         return ("turbo", "base")
 
     def defaults(self, variant: str) -> Defaults:
-        """Return a variant's values of options that a request does not set. CivitAI's steps and scales."""
+        """Return the variant's defaults for options that a request does not set.
+
+        The steps and scales are those in CivitAI's settings.
+        """
         return Defaults(steps=20, cfg=4.0, shift=3.0) if variant == "base" else Defaults(steps=9, shift=3.0)
 
     def config(self, shapes: Shapes) -> Config:
@@ -87,7 +90,7 @@ class ZImage(FlowFamily):
 
 def _stacked(answers: Any) -> Any:
     """Stack the outputs (channels, 1, h, w) of a batch, without their frame axis."""
-    import torch  # imported here: a plan asks the family before torch is imported
+    import torch  # imported here, because planning uses this module without importing torch
 
     return torch.stack([answer.float()[:, 0] for answer in answers])
 
