@@ -23,9 +23,10 @@ class Change:
     scale: float
     device: torch.device
     layer: Callable[[Tensor], Tensor]
-    """A function that returns the weight of the layer that the change was made for, given this parameter.
+    """A function from this parameter to the weight of the layer that the adapter was trained on.
 
-    The layer is the parameter's own or, if the file joins several layers, the joint one.
+    That layer is the parameter's own or, if the adapter treats several layers as one (such as q, k and v), the joint
+    layer.
     """
 
     @property
@@ -38,7 +39,7 @@ class Change:
         return None if found is None else (self._taken(found[0]), found[1], found[2] * self.scale)
 
     def _taken(self, rows: Tensor) -> Tensor:
-        """Select the rows of a change, or of its first factor, that belong to this parameter."""
+        """Select the rows of a change, or of its `up` factor, that belong to this parameter."""
         if not self.act.rows:
             return rows
         return torch.cat([rows[first : first + count] for first, count in self.act.rows])
@@ -72,7 +73,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: Base) -> Change:
-    """Read the change of the parameter at `place` from the adapter's file to `device`."""
+    """Read the adapter's change of the parameter at `place`, and put its tensors on `device`."""
     act = plan.acts[place]
     # read tensors with one element (alpha, IA3's flag) to the CPU, because Python needs their values
     parts = {
@@ -85,7 +86,7 @@ def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: 
 
 
 def _layer(act: Act, component: str, parts: Mapping[str, Tensor], base: Base) -> Callable[[Tensor], Tensor]:
-    """Return a function from a parameter to the layer that a change was made for, float32."""
+    """Return a function from a parameter to the float32 weight of the layer that the adapter was trained on."""
     if not act.joint:
         return lambda weight: weight
 

@@ -1,11 +1,12 @@
-"""The formula of each adapter kind: from an adapter's tensors to the change of one weight. Arithmetic only.
+"""The formula of each adapter kind: computes the change of one weight from an adapter's tensors.
 
 Which tensors make up a kind, and whether their shapes fit the weight, is decided in
 `civman.domain.adapters.adapter_kinds`.
 
 Formulas: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), LoKr (Yeh et al. 2024, LyCORIS, 3), OFT
-(Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et al. 2022, 3.3). If
-`alpha` is missing, it equals the rank; if it is 0, nothing changes, as in A1111, Forge and ComfyUI.
+(Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et al. 2022, 3.3). A
+missing `alpha` counts as equal to the rank; an `alpha` of 0 disables the change. Both are as in A1111, Forge and
+ComfyUI.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ def strength(parts: Parts, rank: int) -> float:
 
 
 def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Multiply out a Tucker decomposition: core (r, r, kh, kw), up (out, r) and down (r, in) → (out, in, kh, kw)."""
+    """Multiply out a Tucker decomposition: core (r, r, kh, kw), up (out, r), down (r, in) to (out, in, kh, kw)."""
     return torch.einsum("rs...,or,si->oi...", core, up, down)
 
 
@@ -36,10 +37,10 @@ def _lora(parts: Parts, _weight: Tensor) -> Tensor:
 
 
 def bias(parts: Parts, rank: int | None, base: Tensor) -> Tensor:
-    """Compute the change of a module's bias, which is `base` without the adapter.
+    """Compute the change of a module's bias; `base` is the bias without the adapter.
 
-    The change is a stored difference, or the bias of a LoRA's up layer times alpha / rank, or PEFT's factors on the
-    outputs.
+    Three forms exist: a stored difference, the bias of a LoRA's up layer times alpha / rank, and PEFT's IA3 factors on
+    a layer's outputs.
     """
     if "ia3_l" in parts:
         return base * (parts["ia3_l"].reshape(-1) - 1)
@@ -86,8 +87,8 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
 def _rotations(parts: Parts, rows: int) -> Tensor:
     """Return the rotation matrices of the blocks (…, b, b).
 
-    Early LyCORIS files store them directly (`oft_diag`). Later ones store the input of the Cayley transform that yields
-    them; alpha limits the norm of that input, in units of the number of rows.
+    Early LyCORIS files store the matrices directly (`oft_diag`). Later files store the input of the Cayley transform
+    that yields them; alpha times the number of rows limits the norm of that input.
     """
     if "oft_diag" in parts:
         return parts["oft_diag"]
@@ -146,7 +147,7 @@ def _glora(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _ia3(parts: Parts, weight: Tensor) -> Tensor:
-    if "ia3_l" in parts:  # PEFT's factors replace 1; LyCORIS's are added to 1
+    if "ia3_l" in parts:  # PEFT stores the factors themselves; LyCORIS stores their difference from 1
         factors = parts["ia3_l"]
         return weight * (factors.reshape(*factors.shape, *(1,) * (weight.ndim - 2)) - 1)
     axis = 1 if bool(parts["on_input"].reshape(-1)[0]) else 0
@@ -161,4 +162,4 @@ FORMULAS: Mapping[Adapter, Callable[[Parts, Tensor], Tensor]] = {
     Adapter.LORA: _lora, Adapter.DORA: _lora, Adapter.LOHA: _loha, Adapter.LOKR: _lokr, Adapter.OFT: _oft,
     Adapter.BOFT: _oft, Adapter.GLORA: _glora, Adapter.IA3: _ia3, Adapter.FULL: _whole,
 }  # fmt: skip
-"""Adapter kind → the function that computes its change of a weight, before any DoRA magnitudes."""
+"""Maps each adapter kind to the function that computes its change of a weight, before DoRA's magnitudes are applied."""

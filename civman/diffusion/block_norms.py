@@ -1,7 +1,7 @@
-"""How much an adapter changes each block of a model, measured weight by weight without merging it.
+"""Measures how much an adapter changes each block of a model, weight by weight, without merging the adapter.
 
-The norm of a plain LoRA's change is computed from its two factors; other kinds need the weight's whole change, of which
-only one is in memory at a time.
+The norm of a plain LoRA's change is computed from its two factors. Other kinds need the whole change of a weight; only
+one is in memory at a time.
 """
 
 import math
@@ -20,10 +20,10 @@ from civman.domain.adapters.block_weights import block_name, block_order
 
 @dataclass(frozen=True, slots=True)
 class BlockNorm:
-    """The Frobenius norms of an adapter's change of one block, and of the weights that the adapter changes there."""
+    """Frobenius norms for one block: of an adapter's change (`norm`), and of the weights that it changes (`base`)."""
 
     block: str
-    """The block's name in block weights, see `block_weights.block_name`."""
+    """The name of the block as used in block weights, see `block_weights.block_name`."""
     weights: int
     """The number of weights and biases of the block that the adapter changes."""
     norm: float

@@ -1,4 +1,4 @@
-"""Prompts that change during sampling or that `AND` combines, encoded in the form that the denoiser uses."""
+"""Encoded prompts that change during sampling (prompt editing) or combine several texts with `AND`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from civman.diffusion.denoiser import Encoded, Moment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedStages:
-    """The successive encodings of one text, each with the number of the last model evaluation that uses it."""
+    """The successive encodings of one text, each with the index of the last model evaluation that uses it."""
 
     stages: tuple[tuple[int, Encoded], ...]
     weight: float = 1.0
 
     def index_at(self, call: int) -> int:
-        """Return the index of the encoding for evaluation `call`; the first one if all have ended, as in A1111."""
+        """Return the index of the encoding used in evaluation `call`; once all have ended, 0, as in A1111."""
         return next((place for place, (last, _) in enumerate(self.stages) if call <= last), 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChangingConditioning:
-    """The conditioning of one pass. Each of its parts and the negative prompt change independently."""
+    """The conditioning of one pass: texts combined with `AND`, and a negative prompt, which change independently."""
 
     parts: tuple[EncodedStages, ...]
     negative: EncodedStages
 
     def key_at(self, call: int) -> tuple[int, ...]:
-        """Return a value that is equal for evaluations with the same encodings."""
+        """Return a key that is equal for evaluations that use the same encodings."""
         return tuple(each.index_at(call) for each in (*self.parts, self.negative))
 
     def at(self, call: int) -> Moment:
-        """Return the encodings of evaluation `call`; parts of different lengths are extended as in A1111."""
+        """Return the conditioning of evaluation `call`; shorter contexts are extended as in A1111."""
         *places, last = self.key_at(call)
         found = [part.stages[place][1] for part, place in zip(self.parts, places, strict=True)]
         return Moment(_extended(found), tuple(part.weight for part in self.parts), self.negative.stages[last][1])
@@ -41,13 +41,13 @@ class ChangingConditioning:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CombinedConditioning:
-    """The conditioning of one pass whose prompt consists of several texts; the mean of their predictions is used."""
+    """The conditioning of one pass whose prompt combines several texts: the predictions for them are averaged."""
 
     conds: tuple[Encoded, ...]
     uncond: Encoded | None
 
     def key_at(self, call: int) -> tuple[int, ...]:  # noqa: ARG002  # the same in all evaluations
-        """Return a value that is equal for evaluations with the same conditioning."""
+        """Return a key that is equal for all evaluations, since this conditioning never changes."""
         return ()
 
     def at(self, call: int) -> Moment:  # noqa: ARG002
@@ -56,11 +56,12 @@ class CombinedConditioning:
 
 
 def joined(first: Encoded, others: Sequence[tuple[str, float, Encoded]]) -> tuple[Encoded, ...]:
-    """Join encoded texts in order.
+    """Join encoded texts in order, as ComfyUI's conditioning nodes do.
 
-    Each entry of `others` has the way to join a text (see `civman.domain.recipes.prompt_parts`), the share of the texts
-    before it that is kept, and the text. "average" cuts the later text to the length of the earlier one, or extends it
-    with zeros; "concat" keeps the pooled vector of the earlier one. Source: ComfyUI.
+    Each entry of `others` consists of the way to join it ("combine", "concat" or "average", see
+    `civman.domain.recipes.prompt_parts`), the weight of the preceding texts in an average, and the text. "average" cuts
+    the later text to the length of the earlier one, or pads it with zeros; "concat" keeps the pooled vector of the
+    earlier one.
     """
     found = [first]
     for how, kept, other in others:

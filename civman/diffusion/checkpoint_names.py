@@ -1,4 +1,7 @@
-"""Names that all families share: the prefixes of single-file checkpoints and the titles of components. No torch."""
+"""Names that all families share: the prefixes of single-file checkpoints and the titles of components.
+
+Does not import torch.
+"""
 
 import json
 from collections.abc import Mapping

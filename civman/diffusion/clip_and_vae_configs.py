@@ -1,10 +1,13 @@
-"""Compute the dimensions of a CLIP text encoder or of a plain autoencoder from tensor names and shapes. No torch."""
+"""Compute the dimensions of a CLIP text encoder or of a plain autoencoder from tensor names and shapes.
+
+Does not import torch.
+"""
 
 from civman.diffusion.checkpoint_names import Config, Shapes
 
 
 def vae_config(usual: Config, shapes: Shapes) -> Config:
-    """Build the arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
+    """Build the arguments of diffusers' AutoencoderKL from a VAE's tensor shapes (names without prefix)."""
     decoder_only = not any(name.startswith("encoder.") for name in shapes)
     side = "decoder.up" if decoder_only else "encoder.down"
     channels, level = [], 0
@@ -22,7 +25,8 @@ def vae_config(usual: Config, shapes: Shapes) -> Config:
         "layers_per_block": layers,
         "down_block_types": ["DownEncoderBlock2D"] * level,
         "up_block_types": ["UpDecoderBlock2D"] * level,
-        # the family's VAE has 128 channels in 32 groups; if 32 groups do not fit, use four channels per group
+        # Stable Diffusion's VAE has at least 128 channels in 32 groups; if 32 groups do not fit, use four channels per
+        # group
         "norm_num_groups": usual_groups
         if fits(usual_groups, channels)
         else groups(max(1, min(channels) // 4), channels),
@@ -30,7 +34,7 @@ def vae_config(usual: Config, shapes: Shapes) -> Config:
 
 
 def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
-    """Build the arguments of transformers' CLIPTextConfig for the text encoder under this prefix."""
+    """Build the arguments of transformers' CLIPTextConfig for the text encoder whose tensors have this prefix."""
     if usual["layout"] == "transformers":
         table, places = shapes[f"{prefix}embeddings.token_embedding.weight"], "embeddings.position_embedding.weight"
         layers, inner = count(shapes, f"{prefix}encoder.layers."), "encoder.layers.0.mlp.fc1.weight"
@@ -38,7 +42,7 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         table, places = shapes[f"{prefix}token_embedding.weight"], "positional_embedding"
         layers, inner = count(shapes, f"{prefix}transformer.resblocks."), "transformer.resblocks.0.mlp.c_fc.weight"
     hidden = table[1]
-    # SD 2 skips the last layer; a file with 23 layers has already been pruned to that
+    # diffusers skips the last of SD 2's 24 layers; a file with 23 layers has already been pruned that way
     dropped = 0 if layers == 23 else int(usual["drop_last_layers"])
     return {
         "vocab_size": table[0],
@@ -69,17 +73,17 @@ def divisor(wanted: int, number: int) -> int:
 
 
 def fits(groups: int, channels: list[int]) -> bool:
-    """Whether all of these numbers of channels are divisible by this number of groups."""
+    """Whether all of these channel counts are divisible by `groups`."""
     return all(width % groups == 0 for width in channels)
 
 
 def groups(wanted: int, channels: list[int]) -> int:
-    """Return the largest number of groups, at most `wanted`, by which all these numbers of channels are divisible."""
+    """Return the largest number of groups, at most `wanted`, that divides all of these channel counts."""
     return next(n for n in range(wanted, 0, -1) if fits(n, channels))
 
 
 def projection_width(shapes: Shapes, prefix: str) -> int | None:
-    """Return the width of the projection of the pooled text; None if there is none."""
+    """Return the width of the projection of the pooled text; None if the file has no projection."""
     if (bare := shapes.get(f"{prefix}text_projection")) is not None:
         return bare[1]
     linear = shapes.get(f"{prefix}text_projection.weight")

@@ -22,10 +22,10 @@ DEFAULTS: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """The results for token ids (B, tokens).
+    """A text encoder's output for token ids (B, tokens).
 
-    `hidden_states` holds the embedded tokens and each layer's output, (B, tokens, width); `last_hidden_state` is the
-    last one after the final norm.
+    `hidden_states` holds the token embeddings and each layer's output, (B, tokens, width); `last_hidden_state` is the
+    last layer's output after the final norm.
     """
 
     last_hidden_state: Tensor

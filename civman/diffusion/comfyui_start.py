@@ -1,9 +1,9 @@
-"""Prepare an input image and its mask by ComfyUI's rules.
+"""Prepare an input image and its mask as ComfyUI does.
 
-The image stays floating-point numbers: its middle is cropped to the size of the rendering, or it is resized to it by
-torch's filters. A mask keeps its shades and is shrunk to the latents bilinearly; where it is black, the latents are
-replaced by the image's in each evaluation, with the noise of the rendering. With `grow_mask`, the masked area is
-painted grey before the image is encoded, and the mask is widened.
+The image stays in floating point: it is centre-cropped to the render size, or resized to it with one of torch's
+filters. The mask stays grey-scale and is resized to the latents' size bilinearly. In each evaluation, latents where the
+mask is black are replaced with those of the image, noised with the render's own noise. With `grow_mask`, the masked
+area is painted grey before the image is encoded, and the mask is dilated.
 
 Source: ComfyUI, the nodes LoadImage, ImageScale, VAEEncode, SetLatentNoiseMask and VAEEncodeForInpaint.
 """
@@ -21,7 +21,7 @@ from civman.domain.recipes.recipe import StartImage
 from civman.domain.recipes.recipe_limits import COMFYUI_CROP
 
 _CELL = 8
-"""Pixels per side that one latent covers."""
+"""The number of pixels that one latent covers in each direction."""
 
 
 def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
@@ -49,7 +49,7 @@ def _cropped(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _grown(mask: Tensor, pixels: int) -> Tensor:
-    """Widen a mask (1, 1, H, W) by a square of this width; the result has the same size."""
+    """Dilate a mask (1, 1, H, W) by a square of `pixels` × `pixels`; the result has the mask's size."""
     if pixels == 0:
         return mask
     kernel = torch.ones(1, 1, pixels, pixels)

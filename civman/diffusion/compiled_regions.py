@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from civman.errors import CannotRender, Cause
 
 Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
-"""Turns a graph and examples of its inputs into a function."""
+"""A compiler backend: turns a graph and example inputs into a callable."""
 
 _CONVOLUTIONS: Final = "ResnetBlock2D"
 """The UNet's convolution blocks, which diffusers does not list among its repeated blocks."""
@@ -36,7 +36,7 @@ _CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class CompiledRegions:
-    """The compiled blocks of one network, and how many graphs were made for them."""
+    """The compiled blocks of one network, and the number of graphs compiled for them."""
 
     def __init__(self, network: nn.Module, device: torch.device, backend: Backend | None = None) -> None:
         """Make the network's repeated blocks compile themselves when they are first called.

@@ -98,9 +98,9 @@ def vae_sources(parameters: Iterable[str], config: Mapping[str, Any], prefix: st
 
 
 def own_vae_names(names: Iterable[str], file: str) -> dict[str, str]:
-    """Map the original tensor names of a VAE to the names in its own file, which may have either layout.
+    """Map the original tensor names of a VAE to those in its own file, which may be in either layout.
 
-    Raises: CannotRender (`missing-part`): it is not a Stable Diffusion VAE.
+    Raises: CannotRender (`missing-part`): the file is not a Stable Diffusion VAE.
     """
     found = {name.removeprefix(VAE).removeprefix("vae."): name for name in names}
     if any(name.startswith("decoder.up_blocks.") for name in found):

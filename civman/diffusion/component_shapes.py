@@ -1,8 +1,7 @@
 """Compute the shape of every parameter of a component from its config, so that a plan can check a file's header.
 
-Covers the three architectures that civman renders with, as far as the configs used here go: diffusers'
-UNet2DConditionModel and AutoencoderKL, and transformers' CLIP text models. No torch; a test compares each with the
-class itself.
+Covers three architectures, for the options that civman's configs use: diffusers' UNet2DConditionModel and
+AutoencoderKL, and transformers' CLIP text models. A test compares each with the class itself. Does not import torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -226,7 +225,7 @@ def _text(config: Config, *, projects: bool) -> _Pairs:
 
 
 _VOCABULARY, _PLACES = 49408, 77
-"""The size of CLIP's vocabulary, and the number of tokens that a text encoder takes at once."""
+"""The size of CLIP's vocabulary, and the number of tokens (77) that a text encoder takes at once."""
 
 
 def require_widths(configs: Mapping[str, Config], file: str) -> None:

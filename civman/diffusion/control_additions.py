@@ -32,7 +32,7 @@ class ActiveControl(Protocol):
     """A control model during one pass, with its control image at the size of the pass."""
 
     def at(self, step: int, steps: int) -> "ActiveControl | None":
-        """Return what acts in this step, counted from 0; None if nothing does."""
+        """Return the part of this control that acts in step `step`, counted from 0; None if nothing acts."""
         ...
 
     def additions(
@@ -40,8 +40,8 @@ class ActiveControl(Protocol):
     ) -> Additions:
         """Compute what the model adds to the UNet in one call.
 
-        `latents` (k·B, 4, h, w) and `contexts` (k·B, tokens, width) are the UNet's inputs; they consist of one batch of
-        equal size for each entry of `positive`, which says whether it is for a positive prompt.
+        `latents` (k·B, 4, h, w) and `contexts` (k·B, tokens, width) are the UNet's inputs: a batch of B for each entry
+        of `positive`, which is True if the batch is for a positive prompt.
         """
         ...
 
@@ -69,7 +69,7 @@ def control_tensor(pixels: Pixels, size: tuple[int, int], mode: str, device: tor
 
 
 def _padded(image: Any, size: tuple[int, int]) -> Any:
-    """Resize a Pillow image so that it fits into `size`, and put it on the median colour of its border.
+    """Resize a Pillow image to fit inside `size`, and pad it with the median colour of its border.
 
     Source: A1111's ControlNet extension, "Resize and Fill" (the rule).
     """
@@ -85,7 +85,7 @@ def _padded(image: Any, size: tuple[int, int]) -> Any:
 
 
 def total(found: Sequence[Additions], dtype: torch.dtype) -> Additions:
-    """Add up what several control models add to the UNet, in the UNet's dtype."""
+    """Sum what several control models add to the UNet, in the UNet's dtype."""
     return Additions(_sums([each.residuals for each in found], dtype), _sums([each.features for each in found], dtype))
 
 

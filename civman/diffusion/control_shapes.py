@@ -1,6 +1,6 @@
-"""What a ControlNet's header shows: original names of tensors, dimensions, and whether it fits a checkpoint.
+"""What a ControlNet's header shows: tensor names in the original layout, dimensions, and whether it fits a checkpoint.
 
-No torch.
+Does not import torch.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,8 @@ def _from_diffusers(plain: Mapping[str, str]) -> dict[str, str]:
 def original_name(name: str, modules: Mapping[str, str], last_hint: int) -> str:
     """Translate a parameter of diffusers' ControlNetModel to its original name, without prefix.
 
-    `modules` is the result of `unet_modules`, `last_hint` the number of the last block of the input for the image.
+    `modules` is the result of `unet_modules`; `last_hint` is the index of the last block of the control image's
+    embedding.
     """
     if name.startswith(_HINT):
         module, _, leaf = name.removeprefix(_HINT).rpartition(".")
@@ -149,7 +150,7 @@ def _hint_numbers(shapes: Shapes) -> list[int]:
 
 
 def skip_channels(shapes: Shapes, prefix: str = UNET) -> list[int]:
-    """The number of channels of each skip connection of a UNet (or ControlNet) in the original layout, in order."""
+    """List the channels of each skip connection of a UNet or ControlNet in the original layout, in order."""
     found, number = [], 0
     while True:
         block = f"{prefix}input_blocks.{number}.0."
@@ -163,11 +164,11 @@ def skip_channels(shapes: Shapes, prefix: str = UNET) -> list[int]:
 
 
 def require_control_fits(checkpoint: Shapes, control: Mapping[str, Any], name: str) -> None:
-    """Check that a ControlNet's outputs and inputs have the sizes that a checkpoint's UNet has.
+    """Check that a ControlNet's inputs and outputs match the sizes of a checkpoint's UNet.
 
     `control` has the ControlNet's shapes under original names without prefix.
 
-    Raises: Incompatible (`cannot-work`): they differ.
+    Raises: Incompatible (`cannot-work`): the sizes differ.
     """
     ours, theirs = skip_channels(checkpoint), skip_channels(control, "")
     widths = [_context(checkpoint, UNET), _context(control, "")]

@@ -35,7 +35,7 @@ class ControlNet:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which it computes."""
+        """The dtype in which the ControlNet computes."""
         found: torch.dtype = next(self.module.parameters()).dtype
         return found
 
@@ -49,7 +49,7 @@ class ControlNet:
 def load_controlnet(
     path: Path, model: LoadedModel, *, device: torch.device, dtype: torch.dtype | None
 ) -> ControlNet | ControlNetUnion:
-    """Load a ControlNet, or a union of several, for the UNet of a loaded model.
+    """Load a ControlNet, or a ControlNet union, for the UNet of a loaded model.
 
     If the ControlNet is stored as changes, they are added to the UNet's original weights in the checkpoint's file.
 
@@ -118,7 +118,7 @@ class ActiveControlNet:
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """Compute what the model adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
+        """Compute what the ControlNet adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
         dtype = self.net.dtype
         more = {"added_cond_kwargs": {key: value.to(dtype) for key, value in added.items()}} if added else {}
         skips, middle = self.net.module(

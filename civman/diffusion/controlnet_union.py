@@ -46,14 +46,14 @@ class ActiveUnion:
         return replace(self, parts=(*self.parts, *other.parts))
 
     def at(self, step: int, steps: int) -> "ActiveUnion | None":
-        """Return what acts in this step, counted from 0; None if nothing does."""
+        """Return the union with the control images that act in step `step`, counted from 0; None if none acts."""
         acting = tuple(part for part in self.parts if part[0].acts_at(step, steps))
         return replace(self, parts=acting) if acting else None
 
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """Compute what the model adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
+        """Compute what the union adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
         dtype = next(self.net.module.parameters()).dtype
         uses, kinds = [use for use, _ in self.parts], [CONTROL_TYPES.index(use.type) for use, _ in self.parts]
         told = torch.zeros(self.net.module.config.num_control_type)

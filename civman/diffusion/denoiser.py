@@ -1,4 +1,4 @@
-"""Wrap the UNet for the samplers: it turns noisy x and its noise level into a denoised, guided, masked prediction."""
+"""Wrap the UNet for the samplers: from noisy latents and their noise level to a guided, denoised prediction."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """The conditioning of one model evaluation: the combined texts with their weights, and the negative prompt."""
+    """The conditioning of one model evaluation: the positive texts with their weights, and the negative prompt."""
 
     conds: tuple[Encoded, ...]
     weights: tuple[float, ...]
@@ -40,7 +40,7 @@ class Prompts(Protocol):
     """The conditioning of one pass; evaluations of the model are numbered from 0."""
 
     def key_at(self, call: int) -> tuple[int, ...]:
-        """Return a value that is equal for evaluations with the same conditioning."""
+        """Return a key that is equal for evaluations with the same conditioning."""
         ...
 
     def at(self, call: int) -> Moment:
@@ -52,8 +52,8 @@ class Prompts(Protocol):
 class Conditioning:
     """The encoded prompt and negative prompt of one image: contexts (1, tokens, width), pooled (1, width) for SDXL.
 
-    The two contexts may differ in length: they are not padded, and the UNet is then called once for each. If `uncond`
-    is None there is no negative pass, whatever the guidance.
+    The two contexts may differ in length. They are not padded; the UNet is then called once for each. If `uncond` is
+    None, the negative prompt is never evaluated, whatever the guidance scale.
     """
 
     cond: Tensor
@@ -62,7 +62,7 @@ class Conditioning:
     uncond_pooled: Tensor | None = None
 
     def key_at(self, call: int) -> tuple[int, ...]:  # noqa: ARG002  # the same in all evaluations
-        """Return a value that is equal for all evaluations, since the conditioning never changes."""
+        """Return a key that is equal for all evaluations, since the conditioning never changes."""
         return ()
 
     def at(self, call: int) -> Moment:  # noqa: ARG002
@@ -73,12 +73,12 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Latents to be preserved.
+    """The latents to preserve when inpainting, and how.
 
-    Where `mask` (1, 1, h, w) is 0, the denoised prediction is replaced by `latents` (1 or B, 4, h, w). If `is_shown`,
-    the UNet is instead given these latents without noise there and its prediction is not replaced, which is how A1111
-    inpaints with DDIM, PLMS and UniPC. With `noise` (B, 4, h, w), the UNet is given these latents with this noise
-    there, and its prediction is replaced, too, which is how ComfyUI inpaints.
+    Where `mask` (1, 1, h, w) is 0, the denoised prediction is replaced with `latents` (1 or B, 4, h, w). If `is_shown`,
+    the UNet's input is replaced there instead, with `latents` without noise, and the prediction is left as it is: A1111
+    inpaints this way with DDIM, PLMS and UniPC. If `noise` (B, 4, h, w) is given, both are replaced there: the input
+    with `latents` plus this noise, and the prediction with `latents`. ComfyUI inpaints this way.
     """
 
     latents: Tensor
@@ -89,9 +89,10 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Skips:
-    """When the negative prompt is skipped: in every second evaluation at noise levels under `below`.
+    """When the negative prompt is skipped: in every second evaluation, once the noise level is under `below`.
 
-    `always`: in each evaluation at these levels; `early`: also in this share of the evaluations, from the first one on.
+    `always`: skip it in every evaluation under that level. `early`: also skip it in this share of the evaluations at
+    the start.
     """
 
     below: float = 0.0
@@ -109,9 +110,9 @@ class Skips:
 class Guidance:
     """Classifier-free guidance: unguided + (guided − unguided) · `scale`. A scale of 1 needs no negative pass.
 
-    `rescale`: how far the guided output's standard deviation is brought back to that of the positive prompt's.
-    `in_pairs`: return the unguided prediction together with the guided one. `follows_below_1`: a scale below 1 is used
-    as it is (recipe rules 2).
+    `rescale`: how far the standard deviation of the guided prediction is brought back to that of the positive prompt's
+    prediction (0 to 1). `in_pairs`: return the unguided prediction together with the guided one. `follows_below_1`: a
+    scale below 1 is used as it is, instead of as 1 (from version 2 of the recipe rules on).
     """
 
     scale: float
@@ -125,9 +126,9 @@ class Guidance:
     fits_negative: bool = False
     """Cut or extend the negative context to the length of the first positive one."""
     steps: int = 0
-    """The number of steps or evaluations that dynamic thresholding and `skips` count."""
+    """The total number of steps or evaluations, to which dynamic thresholding and `skips` relate their progress."""
     rescales_velocity: bool = False
-    """Guide and rescale the velocity (v) also if the model predicts the noise."""
+    """Apply guidance and its rescaling to the velocity (v) even if the model predicts the noise."""
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
         """Whether the UNet must be evaluated for the negative prompt. `weights`: those of the combined prompts."""
@@ -136,13 +137,13 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Group:
-    """Prompts that share a call of the UNet: contexts (k·B, tokens, width), SDXL's inputs (k·B, width), and k."""
+    """Prompts that share one UNet call: k prompts' contexts (k·B, tokens, width) and SDXL inputs (k·B, width)."""
 
     contexts: Tensor
     added: Mapping[str, Tensor]
     prompts: int
     positive: tuple[bool, ...]
-    """Whether each of the prompts is a positive one."""
+    """For each prompt, whether it is a positive one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +159,11 @@ class Denoiser:
 
     Source: Karras et al. 2022, table 1 (VP).
 
-    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at`: the noise
-    levels of all evaluations, as far as they are known; what the UNet needs for them is sent to the device once.
-    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `controls` and
-    `references` return the control models and reference pictures that act in the evaluation with this number.
-    `before_call` is called with this number first.
+    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at` lists the
+    noise levels of all evaluations, as far as they are known; their timesteps are sent to the device in one copy.
+    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `before_call` is
+    called with the evaluation's index before each evaluation. `controls` and `references` take the evaluation's index
+    and return the control models and reference pictures that act in it.
     """
 
     def __init__(
@@ -185,9 +186,10 @@ class Denoiser:
         references: Callable[[int], Sequence[ActiveReference]] = lambda _: (),
         calls_before: int = 0,
     ) -> None:
-        """`told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`.
+        """Store the settings of one pass.
 
-        `calls_before`: how many evaluations of this pass another model has made.
+        `told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`.
+        `calls_before`: how many evaluations of this pass another model has already made.
         """
         self._told = list(told)
         self._unet = model.unet
@@ -210,11 +212,11 @@ class Denoiser:
         self._sizes: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
-        """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided."""
+        """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, return (guided, unguided)."""
         return unet_calls.run(self.evaluate(x, sigma), lambda: self._unet)
 
     def evaluate(self, x: Tensor, sigma: float) -> Calls[Any]:
-        """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided.
+        """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, return (guided, unguided).
 
         Yields the calls of the UNet.
         """
@@ -252,7 +254,7 @@ class Denoiser:
         return tuple(cleans) if self._guidance.in_pairs else cleans[0]
 
     def _answers(self, seen: Tensor, sigma: float, plan: _Plan) -> Calls[list[Tensor]]:
-        """Evaluate the model for each text of the plan."""
+        """Evaluate the model for each prompt of the plan."""
         scaled = seen / math.sqrt(sigma**2 + 1)
         inputs = (
             scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(seen), -1, -1, -1)], dim=1)
@@ -279,7 +281,10 @@ class Denoiser:
         return clean_picture(x, sigma, answer, predicts_v=self._predicts_v)
 
     def _time(self, sigma: float) -> Tensor:
-        """Return the UNet's timestep for this noise level, (), float32; an adaptive sampler's is only sent here."""
+        """Return the UNet's timestep for this noise level, (), float32.
+
+        Timesteps that were not sent to the device in advance, such as those of adaptive samplers, are sent now.
+        """
         if (found := self._times.get(sigma)) is None:
             found = sent(torch.tensor(self._levels.time(sigma), dtype=torch.float32), self._model.device)
         return found
@@ -301,7 +306,7 @@ class Denoiser:
         return self._sizes[:1] if positive else self._sizes[1:]
 
     def _plan_of_call(self, sigma: float, batch: int) -> "_Plan":
-        """Return the UNet calls of this evaluation; each conditioning is planned only once."""
+        """Return the UNet calls of the current evaluation; each distinct conditioning is planned only once."""
         is_skipped = self._guidance.skips.at(self._calls, self._guidance.steps, sigma)
         key = (*self._prompt.key_at(self._calls), int(is_skipped), batch)
         if key not in self._plans:
@@ -311,7 +316,7 @@ class Denoiser:
         return self._plans[key]
 
     def _plan(self, moment: Moment, batch: int) -> "_Plan":
-        """Plan the UNet calls of one evaluation: one for each context, or one for all if their lengths are equal."""
+        """Plan the UNet calls of one evaluation: one call for each context, or one in all if all are equally long."""
         entries = [self._entry(encoded, positive=True) for encoded in moment.conds]
         if moment.uncond is not None and self._guidance.fits_negative:
             moment = Moment(moment.conds, moment.weights, _fitted(moment.uncond, moment.conds[0]))

@@ -1,10 +1,10 @@
-"""The arithmetic that turns packed weights back into numbers: scaled 8-bit weights, 4-bit tables, GGUF's blocks.
+"""The arithmetic that dequantises weights: scaled 8-bit weights, 4-bit tables, GGUF's blocks.
 
-Everything is computed in float32. Which tensors belong to a weight is decided in
-`civman.domain.files.packed_weights`; they are read in `civman.diffusion.mapped_weights`.
+Everything is computed in float32. Which tensors belong to a weight is decided in `civman.domain.files.packed_weights`;
+they are read in `civman.diffusion.mapped_weights`.
 
 Source: ComfyUI's scaled fp8 and int8 formats and stable-diffusion.cpp's description of their rotation, bitsandbytes'
-    4-bit format (Dettmers et al. 2023, QLoRA, 3). GGUF's blocks are computed by the package `gguf`.
+4-bit format (Dettmers et al. 2023, QLoRA, 3). GGUF's blocks are computed by the package `gguf`.
 """
 
 import importlib
@@ -48,12 +48,12 @@ def _hadamard(size: int) -> Tensor:
 
 
 def four_bit(codes: Tensor, table: Tensor, absmax: Tensor, block: int, shape: tuple[int, ...]) -> Tensor:
-    """Look up 4-bit codes, two in each byte with the first in its upper half, and multiply each block by its maximum.
+    """Dequantise 4-bit codes: look each one up in the table, and multiply each block by its `absmax`.
 
     Args:
-        codes: bytes, in any shape.
-        table: the 16 values that the codes mean.
-        absmax: one number for each block.
+        codes: bytes, in any shape, with two codes each; the first is in the upper half.
+        table: the value of each of the 16 codes.
+        absmax: one factor for each block.
         block: the number of weights in a block.
         shape: the weight's shape.
     """
@@ -63,7 +63,7 @@ def four_bit(codes: Tensor, table: Tensor, absmax: Tensor, block: int, shape: tu
 
 
 def by_block(positions: Tensor, table: Tensor, factors: Tensor, block: int, shape: tuple[int, ...]) -> Tensor:
-    """Look up each position in the table and multiply the values, block by block, by the factors."""
+    """Look up each code of `positions` in `table`, and multiply each block of values by its factor."""
     count = 1
     for size in shape:
         count *= size
@@ -76,7 +76,7 @@ def by_block(positions: Tensor, table: Tensor, factors: Tensor, block: int, shap
 
 
 def gguf_blocks(stored: Tensor, kind: str, shape: tuple[int, ...]) -> Tensor:
-    """Turn the bytes of a GGUF tensor of this type, such as "Q4_K", into float32 numbers."""
+    """Dequantise the bytes of a GGUF tensor of type `kind`, such as "Q4_K", to float32."""
     constants: Any = importlib.import_module("gguf.constants")  # imported here: only GGUF files need it
     quants: Any = importlib.import_module("gguf.quants")
     block, size = BLOCKS[kind]

@@ -138,9 +138,9 @@ def rectangle(box: Sequence[float], size: tuple[int, int]) -> Pixels:
 
 
 def dilated(mask: Pixels, side: int) -> Pixels:
-    """Enlarge the white area of a mask by a square with this side or, if it is negative, shrink it.
+    """Dilate the white area of a mask by a square of this side or, if `side` is negative, erode it.
 
-    The square's centre is its pixel number side // 2 in each direction, counted from 0, as in OpenCV.
+    The square's centre is the pixel with index side // 2 in each direction, as in OpenCV.
     """
     count, pick = abs(side), np.max if side > 0 else np.min
     before = count // 2
@@ -155,7 +155,7 @@ def dilated(mask: Pixels, side: int) -> Pixels:
 
 @dataclass(slots=True)
 class _Told:
-    """Reports the steps of all regions of a batch, one after the other, as steps of the batch's images.
+    """Reports the steps of all regions of a batch's images as one run of steps.
 
     The number of regions is known only when the last one is reached, so `steps` grows.
     """

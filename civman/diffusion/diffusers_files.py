@@ -94,7 +94,7 @@ def _unscaled(_name: str = "") -> Callable[[Any], Any]:
 
 
 def _before(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method of a model trigger the hook that moves the model to its device, as calling the model does."""
+    """Make a method of a model trigger the hook that moves the model to its device, as `forward` does."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *given: Any, **named: Any) -> Any:

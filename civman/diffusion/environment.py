@@ -15,8 +15,7 @@ from civman import __version__
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import processor
 
-# cuBLAS reads this once, at its first matrix product, which may be a prompt's encoding long before any image is
-# rendered
+# cuBLAS reads this once, at its first matrix product, which may be encoding a prompt long before an image is rendered
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _FILLS: Any = torch.utils.deterministic
 EAGER: Final = "eager"
@@ -25,7 +24,7 @@ EAGER: Final = "eager"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Everything besides the recipe that decides the bits of an image. Equal environments give equal bytes."""
+    """Everything besides the recipe that determines the bits of an image: equal environments give identical images."""
 
     civman: str
     torch: str
@@ -36,19 +35,19 @@ class Environment:
     capability: str
     cuda: str
     cudnn: int
-    """The cuDNN version; without a CUDA device, `cudnn` is 0 and `cuda` is empty."""
+    """The cuDNN version; `cudnn` is 0 and `cuda` is empty if no CUDA device is used."""
     attention: str
     threads: int
     platform: str
     processor: str
-    """The processor's name and model; empty on other devices, where it computes no pixel."""
+    """The CPU's name and model; empty if the device is not a CPU, since the CPU then computes no pixels."""
     engine: str = EAGER
-    """How the model's blocks are computed: "eager", or "inductor/" and a digest of the compiler's options."""
+    """How the model's blocks are computed: "eager", or "inductor/" followed by a digest of the compiler's options."""
     compiler: str = ""
     """The program that compiled the blocks, with its version; empty if none was compiled."""
 
     def to_facts(self) -> dict[str, str | int]:
-        """Convert to plain values for a record."""
+        """Convert to a dictionary of strings and integers, for a record."""
         return asdict(self)
 
 
@@ -112,10 +111,10 @@ def deterministic(device: torch.device | None = None) -> Iterator[None]:
 
 
 def _pinned_attention() -> AbstractContextManager[None]:
-    """Fix the order of attention kernels, which torch otherwise chooses by card and version.
+    """Fix the order of preference of attention kernels, which torch otherwise chooses by card and version.
 
     cuDNN's kernel is excluded: it is not deterministic, and in warn-only mode torch would use it all the same. Flash
-    attention takes half precision only, and the memory-efficient kernel takes what is left.
+    attention supports half precision only; the memory-efficient kernel computes the remaining cases.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -132,7 +131,7 @@ def _repeatable() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
         _FILLS.fill_uninitialized_memory,
     )  # fmt: skip
-    # sets the same flag as use_deterministic_algorithms, which would import torch's compiler and take 3 s
+    # this sets the flag that use_deterministic_algorithms sets, but does not import torch's compiler, which takes 3 s
     torch.set_deterministic_debug_mode("warn")
     # switch off the filling of new tensors: all results are fully written, and filling would double the operations of a
     # UNet call

@@ -1,6 +1,7 @@
 """CodeFormer, which restores a blurred face from a codebook of learned features.
 
-Source: Zhou et al. 2022. The names are those of `codeformer.pth`. Its weights may not be used commercially.
+Source: Zhou et al. 2022. The names are those of `codeformer.pth`. The license of CodeFormer's weights forbids
+commercial use.
 """
 
 from typing import Final
@@ -34,7 +35,7 @@ class CodeFormer:
     def __call__(self, face: Tensor, weight: float = 0.5) -> Tensor:
         """Restore a face: (1, 3, 512, 512) in -1 … 1; the result has the same shape and range.
 
-        `weight`: how much of the input's details is kept, from 0 (the codes alone) to 1.
+        `weight`: how much of the input's details is kept, from 0 (only the codebook's features) to 1.
         """
         x, features = face, {}
         for number in range(numbered(self._tensors, "encoder.blocks")):
@@ -102,7 +103,7 @@ class CodeFormer:
         return tokens + linear(functional.gelu(inner), tensors, f"{name}.linear2")
 
     def _fused(self, encoded: Tensor, x: Tensor, name: str, weight: float) -> Tensor:
-        """Scale and shift the generator's features by the encoder's."""
+        """Scale and shift the generator's features with values computed from the encoder's."""
         seen = self._residual(torch.cat([encoded, x], 1), f"{name}.encode_enc")
         scale, shift = (
             conv(functional.leaky_relu(conv(seen, self._tensors, f"{name}.{part}.0"), _SLOPE), self._tensors,
@@ -117,7 +118,7 @@ class CodeFormer:
 
 
 def _coloured_like(x: Tensor, other: Tensor) -> Tensor:
-    """Give each channel of (1, C, H, W) the mean and the standard deviation that it has in `other`."""
+    """Give each channel of (1, C, H, W) the mean and standard deviation of that channel in `other`."""
     means, wanted = x.mean((2, 3), keepdim=True), other.mean((2, 3), keepdim=True)
     spreads = [(each.var((2, 3), keepdim=True) + _VARIANCE).sqrt() for each in (x, other)]
     return (x - means) / spreads[0] * spreads[1] + wanted

@@ -16,19 +16,19 @@ from civman.diffusion.face_layers import Tensors, batch_norm, conv, numbered
 
 _STEPS: Final = (8, 16, 32)
 _ANCHORS: Final = ((16, 32), (64, 128), (256, 512))
-"""The sides in pixels of the anchor boxes at each level, whose cells have the sides in `_STEPS`."""
+"""The sides in pixels of the anchor boxes at each level of the pyramid; `_STEPS` has the side of a level's cells."""
 _VARIANCES: Final = (0.1, 0.2)
 _MEANS: Final = (104.0, 117.0, 123.0)
 """The mean of blue, green and red, which is subtracted from the image."""
 _SURE: Final = 0.97
 _OVERLAP: Final = 0.4
-"""The limit of non-maximum suppression: of boxes with a larger IoU, only the most confident one is kept."""
+"""The IoU limit of non-maximum suppression: of boxes that overlap more, only the most confident one is kept."""
 _NARROW: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """The faces in an image, most confident first: boxes (N, 4), left top to right bottom; landmarks (N, 5, 2)."""
+    """The faces in an image, most confident first: boxes (N, 4) as left, top, right, bottom; landmarks (N, 5, 2)."""
 
     boxes: Any
     scores: Any
@@ -46,7 +46,7 @@ class FaceDetector:
 
     @torch.no_grad()
     def __call__(self, image: Any, sure: float = _SURE) -> Detected:
-        """Find faces in a (H, W, 3) uint8 image in the order blue, green, red."""
+        """Find faces in a (H, W, 3) uint8 image whose channels are in the order blue, green, red."""
         device = self.device
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
         pixels = pixels - torch.tensor(_MEANS, device=device)[None, :, None, None]
@@ -109,7 +109,7 @@ class FaceDetector:
 
 
 def anchors_of(size: tuple[int, int]) -> Tensor:
-    """The anchor boxes of an image of this size (width, height): centres and sides as shares of it, (N, 4)."""
+    """Return an image's anchor boxes (N, 4): centre and sides, relative to the image's `size` (width, height)."""
     width, height = size
     found = []
     for step, sides in zip(_STEPS, _ANCHORS, strict=True):

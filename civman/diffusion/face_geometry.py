@@ -1,7 +1,8 @@
-"""Aligning faces: how a face is turned into a template, cut out, and put back; computed as OpenCV does.
+"""Aligning faces: compute how a face maps onto a template, cut it out, and put it back, exactly as OpenCV does.
 
-Sources: OpenCV 4 (its robust estimation of a similarity, its resize with Lanczos over 8 x 8 pixels, its warp), facexlib
-(the template). Images are (H, W, C) arrays; a matrix is (2, 3) and maps x, y, 1 of one image to x, y of the other.
+Sources: OpenCV 4 (its robust estimation of a similarity transform, its Lanczos resize over 8 x 8 pixels, its warp),
+facexlib (the template). Images are (H, W, C) arrays; a matrix is (2, 3) and maps (x, y, 1) of one image to (x, y) of
+another.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ _TEMPLATE: Final = np.array([
     [192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043],
     [313.08905, 371.15118],
 ])  # fmt: skip
-"""Where the eyes, the nose and the corners of the mouth lie in an aligned face."""
+"""The positions of the eyes, the nose and the corners of the mouth in an aligned face."""
 _TRIES: Final = 13
 """The number of point pairs that OpenCV tries: enough to find two good points with a probability of 99 %."""
 _RANDOM: Final = 4164903690
@@ -23,10 +24,10 @@ _BITS: Final = 2**32
 
 
 def alignment(landmarks: Any) -> Any:
-    """Find the rotation, scale and shift that bring (5, 2) landmarks to those of the template, as (2, 3).
+    """Find the similarity transform, as (2, 3), that maps (5, 2) landmarks onto those of the template.
 
-    As in OpenCV, random pairs of points propose a similarity, the one with the least median error wins, and the points
-    that it fits decide by least squares.
+    As in OpenCV, random pairs of points each propose a transform, the one with the least median error wins, and the
+    final transform is fitted by least squares to all points that agree with it.
     """
     points, wanted = np.asarray(landmarks, dtype=np.float64), _TEMPLATE
     best, least = None, np.inf
@@ -57,7 +58,7 @@ def _pairs(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _similarity(points: Any, wanted: Any) -> Any:
-    """Fit a similarity (rotation, scale, shift) that maps points to wanted points, both (N, 2), by least squares."""
+    """Fit a similarity transform that maps `points` onto `wanted`, both (N, 2), by least squares."""
     ones, zeros = np.ones(len(points)), np.zeros(len(points))
     x, y = points[:, 0], points[:, 1]
     rows = np.concatenate([np.stack([x, -y, ones, zeros], 1), np.stack([y, x, zeros, ones], 1)])
@@ -76,9 +77,9 @@ def inverted(matrix: Any) -> Any:
 
 
 def warped(image: Any, matrix: Any, size: tuple[int, int], border: Any = 0.0) -> Any:
-    """Map an image with an affine matrix onto a new one of this size (width, height), interpolating linearly.
+    """Warp an image by an affine matrix onto a new one of this size (width, height), interpolating linearly.
 
-    `border`: the values of pixels outside the image. The result is float64 with the shape of the image otherwise.
+    `border`: the value of pixels outside the image. The result is float64 and has the image's channels.
     """
     back = inverted(matrix)
     down, across = np.mgrid[: size[1], : size[0]]
@@ -101,7 +102,7 @@ def warped(image: Any, matrix: Any, size: tuple[int, int], border: Any = 0.0) ->
 
 
 def resized(image: Any, size: tuple[int, int]) -> Any:
-    """Resize a (H, W, C) uint8 image to (width, height) with a Lanczos kernel over 8 x 8 pixels, without smoothing."""
+    """Resize a (H, W, C) uint8 image to (width, height) with an 8 x 8 Lanczos kernel, without antialiasing."""
     if (image.shape[1], image.shape[0]) == size:
         return image
     values = image.astype(np.float64)
@@ -116,7 +117,7 @@ def resized(image: Any, size: tuple[int, int]) -> Any:
 
 
 def _kernel(before: int, after: int) -> tuple[Any, Any]:
-    """For each new pixel along one side, compute which eight old pixels it is made of, and their weights."""
+    """For each pixel of a resized row or column, return the indices of its eight source pixels and their weights."""
     centre = (np.arange(after) + 0.5) * (before / after) - 0.5
     first = np.floor(centre).astype(int) - 3
     places = first[:, None] + np.arange(8)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from civman.diffusion.face_layers import Tensors, batch_norm, doubled, numbered
 
 OUTSIDE: Final = (0, 14, 16, 17, 18)
-"""The classes that do not belong to a face: background, neck, clothes, hair, hat."""
+"""The classes that are not blended as part of a face: background, neck, clothes, hair, hat."""
 _SLOPE: Final = 0.2
 
 
@@ -24,7 +24,7 @@ class FaceParser:
 
     @torch.no_grad()
     def __call__(self, face: Tensor) -> Any:
-        """Classify the pixels of a face (1, 3, H, W) in -1 … 1; returns (H, W) numbers of classes."""
+        """Classify the pixels of a face (1, 3, H, W) in -1 … 1; return the class indices (H, W)."""
         scores = self.scores(face)
         return scores.argmax(1)[0].cpu().numpy()
 
@@ -44,7 +44,7 @@ class FaceParser:
         return self._conv(x, "out_mask_conv")
 
     def _block(self, x: Tensor, name: str, *, down: bool = False, up: bool = False) -> Tensor:
-        """Apply two convolutions; the size is halved by the second one, or doubled before the first one."""
+        """Apply two convolutions; the second one halves the size, or the size is doubled before the first one."""
         kept = x
         if f"{name}.shortcut_func.conv2d.weight" in self._tensors:
             kept = self._conv(doubled(x, "nearest") if up else x, f"{name}.shortcut_func", stride=2 if down else 1)
@@ -53,7 +53,7 @@ class FaceParser:
         return kept + self._conv(x, f"{name}.conv2", stride=2 if down else 1)
 
     def _conv(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
-        """Apply a convolution, mirroring the image at its edges, and apply batch norm if the file has it."""
+        """Apply a convolution with reflection padding, and batch norm if the file has it."""
         weight, bias = self._tensors[f"{name}.conv2d.weight"], self._tensors.get(f"{name}.conv2d.bias")
         around = weight.shape[-1] // 2
         x = functional.conv2d(functional.pad(x, [around] * 4, mode="reflect"), weight, bias, stride)

@@ -1,7 +1,7 @@
-"""Restore the faces in an image as A1111 does: find, align, restore, and blend each of them back.
+"""Restore the faces in an image as A1111 does: find each face, align it, restore it, and blend it back.
 
-Source: A1111 1.8 to 1.10 with facexlib. Faces are found in the image with its shorter side at 640 pixels; a face is
-restored if its eyes are at least 5 pixels apart. The pixels that ParseNet labels as face are blended over the image.
+Source: A1111 1.8 to 1.10 with facexlib. The detector sees the image with its shorter side resized to 640 pixels; faces
+whose eyes are less than 5 pixels apart are skipped. The pixels that ParseNet labels as face are blended into the image.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ from civman.errors import CannotRender, Cause
 _SHORTER_SIDE: Final = 640
 _LEAST_EYES: Final = 5
 _BORDER: Final = (135.0, 133.0, 132.0)
-"""The colour (blue, green, red) of pixels outside the image."""
+"""The colour (blue, green, red) that an aligned face gets where it extends beyond the image."""
 _RIM: Final = 10
-"""Pixels at the edges of an aligned face that are never blended over the image."""
+"""The width in pixels of an aligned face's border that is never blended into the image."""
 
 Restorer = Callable[[Tensor, float], Tensor]
-"""A network that restores a (1, 3, 512, 512) face in -1 … 1 with a weight."""
+"""A network that restores a face (1, 3, 512, 512) in -1 … 1; its second argument is CodeFormer's weight."""
 _MODELS: Final[Mapping[str, Callable[[Mapping[str, Tensor]], Any]]] = {
     "codeformer": CodeFormer, "gfpgan": Gfpgan, "retinaface": FaceDetector, "parsenet": FaceParser,
 }  # fmt: skip
@@ -38,7 +38,7 @@ _MODELS: Final[Mapping[str, Callable[[Mapping[str, Tensor]], Any]]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceModels:
-    """The three networks that restoring faces needs, loaded."""
+    """The three loaded networks that face restoration needs."""
 
     restorer: Restorer = field(repr=False)
     detector: FaceDetector = field(repr=False)
@@ -62,7 +62,7 @@ def load_face_model(path: Path, kind: str, device: torch.device) -> Any:
 
 
 def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
-    """Restore all faces in (H, W, 3) uint8 pixels; returns the new pixels and the number of faces.
+    """Restore all faces in (H, W, 3) uint8 pixels; return the new pixels and the number of faces restored.
 
     Raises: CannotRender (`no-face-model`): the tensors of a model do not fit together.
     """
@@ -79,7 +79,7 @@ def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
 
 
 def face_boxes(pixels: Any, detector: FaceDetector) -> list[tuple[float, float, float, float]]:
-    """Find the faces in (H, W, 3) uint8 pixels, the most certain first: left, top, right and bottom of each.
+    """Find the faces in (H, W, 3) uint8 pixels, most confident first: (left, top, right, bottom) of each.
 
     Raises: CannotRender (`no-face-model`): the tensors of the detector do not fit together.
     """
@@ -89,7 +89,7 @@ def face_boxes(pixels: Any, detector: FaceDetector) -> list[tuple[float, float, 
     try:
         found = detector(resized(image, (int(width / scale), int(height / scale))))
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # the caller reports it
+        if "memory" in str(error):  # an out-of-memory error: the caller converts it
             raise
         raise CannotRender(
             f"the face detector cannot be run: {error}",
@@ -127,13 +127,13 @@ def _tensor_of(face: Any) -> Tensor:
 
 
 def _face_of(output: Tensor) -> Any:
-    """Convert (1, 3, H, W) in -1 … 1, red first, to whole values of 0 to 255, rounded down, blue first."""
+    """Convert (1, 3, H, W) in -1 … 1, red first, to integers from 0 to 255, rounded down, blue first."""
     values = ((output[0].float().cpu().clamp(-1, 1) + 1) / 2).numpy()
     return np.floor(values.transpose(1, 2, 0)[..., ::-1] * 255.0)
 
 
 def _mask(classes: Any) -> Any:
-    """How strongly each pixel of an aligned face replaces the image, 0 to 1."""
+    """Build the blending weights of an aligned face: 1 where it replaces the image, 0 where the image stays."""
     mask = blurred(blurred(np.where(np.isin(classes, OUTSIDE), 0.0, 255.0)))
     mask[:_RIM], mask[-_RIM:], mask[:, :_RIM], mask[:, -_RIM:] = 0, 0, 0, 0
     return mask / 255

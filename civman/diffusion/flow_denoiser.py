@@ -16,7 +16,7 @@ from civman.diffusion.unet_calls import Calls
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FlowCall:
-    """One call of a transformer for a batch of B images and one text, which is (1 or B, tokens, width)."""
+    """One call of a transformer for a batch of B images and one prompt, whose context is (1 or B, tokens, width)."""
 
     model: LoadedModel
     at: Instant
@@ -25,7 +25,7 @@ class FlowCall:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Return a value that is equal for calls that can be joined into one."""
+        """Return a key that is equal for calls that can be joined into one."""
         return (self.at.x.shape, self.text.context.shape)
 
     def joined(self, calls: Sequence["FlowCall"]) -> "FlowCall":
@@ -46,13 +46,15 @@ class FlowCall:
 
 
 class FlowDenoiser(Denoiser):
-    """As `Denoiser`, for a model that predicts velocities: clean = x − σ · v.
+    """Like `Denoiser`, for a model that predicts velocities: clean = x − σ · v.
 
-    `guidance_embedded` is the scale that the model embeds; classifier-free guidance is added if its scale is not 1.
+    `guidance_embedded` is the guidance scale that is an input of the model. If the scale of classifier-free guidance is
+    not 1, that guidance is applied as well.
     """
 
     def __init__(self, model: LoadedModel, prompt: Prompts, guidance_embedded: float, **options: Any) -> None:
-        options["called_at"] = ()  # each family turns noise levels into times by its own rule
+        # no timesteps are computed in advance: each family converts noise levels by its own rule
+        options["called_at"] = ()
         super().__init__(model, prompt, NoiseLevels.of_model(), **options)
         self._embedded = guidance_embedded
 

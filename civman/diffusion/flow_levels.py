@@ -1,7 +1,7 @@
 """The noise levels of flow-matching models, and the schedules over them: x = (1 − σ)·clean + σ·noise, σ from 1 to 0.
 
-A model's shift s moves the levels: σ = s·t / (1 + (s − 1)·t) for t evenly spaced. A shift that is given as μ is the
-same with s = e^μ. Plain Python floats, as in `noise_levels`.
+A model's shift s moves the levels: σ = s·t / (1 + (s − 1)·t) for t evenly spaced. A shift given as μ means s = e^μ.
+Plain Python floats, as in `noise_levels`.
 
 Sources: Esser et al. 2024, section 5.3.2 (shift); names and tables as in ComfyUI's `comfy/samplers.py` and
 `comfy/model_sampling.py`.
@@ -21,10 +21,10 @@ _BETA: Final = 0.6
 
 @dataclass(frozen=True, slots=True)
 class FlowLevels:
-    """The levels of a flow-matching model.
+    """The noise levels of a flow-matching model.
 
     `shift`: the factor s; 1 leaves the levels evenly spaced. `entries`: the size of the table from which some schedules
-    take their levels; ComfyUI's has 1000 entries, but 10000 for the Flux classes.
+    take their levels; in ComfyUI 1000, or 10000 for Flux models.
     """
 
     shift: float = 1.0
@@ -36,12 +36,12 @@ class FlowLevels:
 
     @property
     def least(self) -> float:
-        """The lowest level of the table."""
+        """The lowest noise level of the table."""
         return self.sigma(1 / self.entries)
 
     @property
     def greatest(self) -> float:
-        """The highest level: 1, pure noise."""
+        """The highest noise level: 1, pure noise."""
         return 1.0
 
     def entry(self, index: int) -> float:
@@ -50,9 +50,9 @@ class FlowLevels:
 
 
 def flow_table(schedule: Schedule, steps: int, levels: FlowLevels) -> list[float]:
-    """Compute a schedule's n+1 noise levels for n steps, from 1 down to 0 (KL Optimal: to the lowest level).
+    """Compute a schedule's n+1 noise levels for n steps, from 1 down to 0 (KL Optimal ends at the lowest level).
 
-    Raises: ValueError: fewer than one step, or a schedule that needs a diffusion model's levels.
+    Raises: ValueError: fewer than one step, or a schedule that is defined only for diffusion models.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -71,7 +71,7 @@ def _line(start: float, end: float, count: int) -> list[float]:
 
 
 def _normal(n: int, levels: FlowLevels) -> list[float]:
-    # shift the last level twice, as ComfyUI and diffusers' `set_timesteps(n)` do
+    # the last level is shifted twice, as in ComfyUI and in diffusers' `set_timesteps(n)`
     return [*(levels.sigma(t) for t in _line(1.0, levels.least, n)), 0.0]
 
 
@@ -122,8 +122,8 @@ FLOW_SCHEDULES: Final = tuple(_TABLES)
 
 
 def dynamic_shift(tokens: int, *, least: float = 0.5, most: float = 1.15, low: int = 256, high: int = 4096) -> float:
-    """Return the shift of Flux.1's rule by size: μ grows linearly with the number of picture tokens, s = e^μ.
+    """Return the shift that Flux.1 uses for an image's size: s = e^μ, where μ grows linearly with the image tokens.
 
-    Source: Black Forest Labs' `flux/sampling.py`; `least` and `most` are μ at `low` and `high` tokens.
+    `least` and `most` are μ at `low` and `high` tokens. Source: Black Forest Labs' `flux/sampling.py`.
     """
     return math.exp(least + (tokens - low) * (most - least) / (high - low))

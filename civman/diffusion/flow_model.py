@@ -41,7 +41,7 @@ def load_flow(
         parts: component → file, for text encoders and the VAE that are not in the checkpoint.
         device: where to put the components.
         dtype: the dtype to compute in; None uses the files' own.
-        config: options that no shape tells, by component.
+        config: options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
 
     Raises: CannotRender, InvalidModelFile: as in `flow_parts.place_parts`; a tensor is missing or has a wrong size; a

@@ -1,6 +1,8 @@
-"""Find every part that a flow-matching model needs in the files given for it, and read its dimensions. No torch.
+"""Find every part that a flow-matching model needs in the files given for it, and read its dimensions.
 
-A plan and the loader ask the same function, so that a missing or wrong part is refused before any weight is read.
+Does not import torch.
+
+Plans and the loader use the same function, so that a missing or wrong part is refused before any weight is read.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +19,7 @@ TRANSFORMER = "transformer"
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One component: the class that computes it, its arguments, and where its tensors are in its file."""
+    """One component: its class, the class's arguments, and where its tensors are in its file."""
 
     title: str
     model: str
@@ -109,7 +111,7 @@ def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
     """Build the error for a checkpoint that lacks a part it needs."""
     return CannotRender(
         f"`{file}` contains no {need.kind.title}, and none was given",
-        hint=f"pass one with {option_of(need)}; {_how_to_fetch(need, family)}",
+        hint=f"pass a file with {option_of(need)}; {_how_to_fetch(need, family)}",
         code=Cause.MISSING_PART, part=need.kind.role, file=file,
     )  # fmt: skip
 
@@ -130,7 +132,8 @@ def wrong_kind(need: Need, file: str) -> CannotRender:
     """Build the error for a file that is not the kind of part it was passed as."""
     return CannotRender(
         f"`{file}` is not the required part ({need.kind.title})",
-        hint=f"pass one with {option_of(need)}", code=Cause.MISMATCHED_PARTS, part=need.kind.role, file=file,
+        hint=f"pass a matching file with {option_of(need)}",
+        code=Cause.MISMATCHED_PARTS, part=need.kind.role, file=file,
     )  # fmt: skip
 
 
@@ -156,7 +159,7 @@ def _require_widths(family: FlowFamily, placed: Mapping[str, Placed], file: str,
             name = names.get(component, file)
             raise CannotRender(
                 f"the {need.kind.title} in `{name}` has a width of {found}, but `{file}` needs one of {width}",
-                hint=f"pass another one with {option_of(need)}", code=Cause.MISMATCHED_PARTS,
+                hint=f"pass a matching file with {option_of(need)}", code=Cause.MISMATCHED_PARTS,
                 part=need.kind.role, file=name,
             )  # fmt: skip
 

@@ -1,8 +1,9 @@
 """The samplers' steps for flow matching, where x = (1 − σ)·clean + σ·noise, as ComfyUI computes them.
 
-Solvers of the plain differential equation are the same as for diffusion models, since dx/dσ = (x − clean)/σ in both.
-Those that add noise are not: Euler, DPM2 and DPM++ 2S ancestral have forms of their own, and the solvers of the
-stochastic equation run in x/(1 − σ), where a flow-matching model looks like a diffusion model with σ/(1 − σ) for σ.
+Solvers of the ordinary differential equation are the same as for diffusion models, since dx/dσ = (x − clean)/σ in both.
+Solvers that add noise differ: Euler, DPM2 and DPM++ 2S ancestral have their own forms, and the solvers of the
+stochastic equation run in x/(1 − σ), where a flow-matching model behaves like a diffusion model with the noise level
+σ/(1 − σ).
 
 Source: ComfyUI, `comfy/k_diffusion/sampling.py`.
 """
@@ -17,7 +18,7 @@ from civman.diffusion.solvers import PLAIN, Noise, Solver, Steps, Tuning, X
 
 
 def _lowered(here: float, after: float, eta: float) -> tuple[float, float, float]:
-    """Return (σ_down, the factor on x, the amount of noise) for an ancestral step to the level `after`."""
+    """Return (σ_down, the factor on x, the amount of noise) for an ancestral step that ends at the level `after`."""
     down = after * (1 + (after / here - 1) * eta)
     kept = (1 - after) / (1 - down)
     return down, kept, math.sqrt(max(after**2 - down**2 * kept**2, 0.0))
@@ -54,7 +55,7 @@ def dpm2_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning =
 
 
 def dpmpp_2s_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM++ 2S ancestral for flow matching: the middle of a step is in log((1 − σ)/σ)."""
+    """DPM++ 2S ancestral for flow matching: a step's midpoint is computed in log((1 − σ)/σ)."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, kept, fresh = _lowered(here, after, tuning.eta)
@@ -85,7 +86,7 @@ def lcm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> 
 
 
 def _in_ratio(solver: Solver) -> Solver:
-    """Run a diffusion model's solver on a flow-matching model, in x/(1 − σ) over the levels σ/(1 − σ)."""
+    """Adapt a diffusion model's solver to flow matching, by running it in x/(1 − σ) over the levels σ/(1 − σ)."""
 
     def made(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
         ratios = [sigma / (1 - sigma) for sigma in sigmas]
@@ -118,6 +119,6 @@ RATIO_SOLVERS: Final[dict[str, Solver]] = {
     "DPM++ 2M SDE": _in_ratio(solvers_dpm.dpmpp_2m_sde), "DPM++ 2M SDE Heun": _in_ratio(solvers_dpm.dpmpp_2m_sde_heun),
     "DPM++ 3M SDE": _in_ratio(solvers_dpm.dpmpp_3m_sde),
 }  # fmt: skip
-"""Maps each sampler that needs a first level below 1 (`FIRST_SHARE`) to its solver."""
+"""Maps each sampler that runs in x/(1 − σ), so that its first level must be below 1 (`FIRST_SHARE`), to its solver."""
 FIRST_SHARE: Final = 1 - 1e-4
-"""The t of the first level of `RATIO_SOLVERS`, before the shift."""
+"""The t of the first noise level for `RATIO_SOLVERS`, before the shift is applied."""

@@ -18,7 +18,7 @@ from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
 
 
 class FlowText:
-    """The text encoders of one model."""
+    """The text encoders of one flow-matching model."""
 
     def __init__(
         self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, PieceTokenizer] = {}
@@ -28,10 +28,11 @@ class FlowText:
         self.notes: list[str] = []
 
     def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Tensor, Tensor]:
-        """Encode the first 75 tokens: hidden states of a layer (1, 77, width), and the pooled text (1, width).
+        """Encode the first 75 tokens: a layer's hidden states (1, 77, width), and the pooled vector (1, width).
 
-        `layer` counts from the end: -1 is the output of the last layer after the final norm, -2 that of the one before
-        without it. The pooled text is the state of the first end token, projected if the encoder has a projection.
+        `layer` counts from the end: -1 is the output of the last layer after the final norm, -2 that of the
+        second-to-last layer without the norm. The pooled vector is the state of the first end token, projected if the
+        encoder has a projection.
         """
         encoder: Any = self._components[component]
         tokenizer = clip_tokenizer()
@@ -52,9 +53,9 @@ class FlowText:
         return _moved(states, [1.0, *weights, 1.0]), pooled
 
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Tensor:
-        """Encode a text, padded to `least` tokens and cut at `most`: (1, tokens, width).
+        """Encode a prompt, padded to `least` tokens and cut off at `most`: (1, tokens, width).
 
-        The encoder attends to the padding like to words, as in ComfyUI and in diffusers' Flux pipeline.
+        The encoder attends to padding tokens as well, as in ComfyUI and in diffusers' Flux pipeline.
         """
         encoder: Any = self._components[component]
         tokenizer = load_tokenizer("t5")
@@ -70,7 +71,7 @@ class FlowText:
 
     @property
     def context_width(self) -> int:
-        """The width of the text that the transformer takes."""
+        """The width of the text embeddings that the transformer takes."""
         transformer: Any = self._components["transformer"]
         return int(transformer.config.joint_attention_dim)
 
@@ -79,7 +80,7 @@ class FlowText:
         return component in self._components
 
     def qwen_ids(self, text: str, most: int) -> list[int]:
-        """Return the token ids of a text for a Qwen model; of a longer one, the first `most`."""
+        """Return a text's token ids for a Qwen model, cut off after `most` tokens."""
         fitted = load_tokenizer("qwen").fit(text, most)
         if fitted.note:
             self.note(fitted.note)
@@ -108,11 +109,11 @@ class FlowText:
         return ids[:most], weights[:most]
 
     def plain(self, parsed: ParsedPrompt) -> str:
-        """Return the prompt without brackets and weights."""
+        """Return the prompt's text without the syntax of weights."""
         return "".join(fragment.text for section in parsed.sections for fragment in section)
 
     def run(self, component: str, *arguments: Any) -> Any:
-        """Call another network of the model."""
+        """Run one of the model's other networks, such as Anima's text adapter, and return its output."""
         with torch.no_grad():
             return self._components[component](*arguments)
 
@@ -142,7 +143,7 @@ class FlowText:
             self.notes.append(words)
 
     def _cut(self, title: str, count: int, most: int) -> None:
-        self.note(f"the prompt has {count} tokens, of which {title} reads {most}")
+        self.note(f"the prompt has {count} tokens, but {title} reads only the first {most}")
 
 
 def _weighted(parsed: ParsedPrompt, encode: Any) -> tuple[list[int], list[float]]:
@@ -172,7 +173,7 @@ def _without(ids: Sequence[int], end: int | None) -> list[int]:
 
 
 def _moved(states: Tensor, weights: Sequence[float]) -> Tensor:
-    """Apply weights to the first row of `states`; the second one, if there is one, is that of the empty text."""
+    """Apply weights to the first row of `states`, relative to the second, the empty prompt's, if there is one."""
     if len(states) == 1:
         return states
     full = torch.ones(states.shape[1])

@@ -1,9 +1,9 @@
-"""FreeU: while a UNet computes, scale the features of its decoder half and the low frequencies of its skip connections.
+"""FreeU: while a UNet computes, scale its decoder's features and the low frequencies of its skip connections.
 
-The features enter a residual block of the decoder half together with those of a skip connection, joined along the
-channels. A hook separates them, changes both and joins them again.
+A residual block of the decoder takes these features and a skip connection's, concatenated along the channels. A hook
+separates the two, changes both and concatenates them again.
 
-Sources: Si et al. 2023, "FreeU"; which blocks are changed, and version 2's scaling by the mean, as in ComfyUI.
+Sources: Si et al. 2023, "FreeU"; ComfyUI, for the choice of blocks and version 2's scaling by the mean.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from civman.domain.recipes.freeu_settings import FreeU
 
 _LOW = 1
-"""How far the low frequencies reach from the zero frequency, in each direction."""
+"""How many frequencies on each side of the zero frequency count as low."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def freed(unet: Any, found: FreeU | None) -> Iterator[None]:
 
 
 def _blocks(unet: Any) -> Iterator[tuple[nn.Module, int]]:
-    """List the residual blocks of the decoder half, each with its number of input channels from the block before."""
+    """Yield the decoder's residual blocks, each with the number of channels that come from the preceding block."""
     channels = int(unet.mid_block.resnets[-1].out_channels)
     for level in unet.up_blocks:
         for block in level.resnets:
@@ -43,7 +43,7 @@ def _blocks(unet: Any) -> Iterator[tuple[nn.Module, int]]:
 
 
 class _Hook:
-    """Changes the input of one residual block, (B, channels + skipped, h, w)."""
+    """A hook that changes the input of one residual block, (B, channels + skipped, h, w)."""
 
     def __init__(self, channels: int, features: float, skipped: float, *, by_mean: bool) -> None:
         self._channels, self._features, self._skipped, self._by_mean = channels, features, skipped, by_mean

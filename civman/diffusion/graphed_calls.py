@@ -77,7 +77,7 @@ class GraphedCalls:
         vars(network)["forward"] = self
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        """Call the network."""
+        """Call the network, by replaying a graph if there is one for these shapes."""
         if not self.is_on or self._is_changed():
             return self._forward(*given, **named)
         flat, shape = trees.tree_flatten((given, named))

@@ -3,7 +3,7 @@
 A table is text with one module or tensor a line: `original = target`. `#` is the number of a block. An original module
 that diffusers splits has several targets, which take its rows in this order; each takes as many rows as it has itself.
 `~` after the equals sign swaps the two halves of the rows (shift and scale). Names that are in no line are the same in
-both layouts. No torch.
+both layouts. Does not import torch.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The kinds of text encoders and VAEs that checkpoints of transformer families need: how to recognise and build each.
 
 A part lies in the checkpoint itself, behind a prefix, or in a file of its own. Its dimensions come from tensor shapes.
-No torch.
+Does not import torch.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,7 @@
 """What a T2I-Adapter's header shows: names of tensors as in diffusers, dimensions, and whether it fits a checkpoint.
 
 Three structures exist: the full adapter and the light adapter of SD 1, and the full adapter of SDXL. TencentARC's files
-number all blocks of a full adapter in one row; diffusers groups them by level. No torch.
+number all blocks of a full adapter in one row; diffusers groups them by level. Does not import torch.
 
 Source: Mou et al. 2023, "T2I-Adapter", and the layouts of TencentARC's and diffusers' files.
 """

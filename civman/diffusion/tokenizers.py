@@ -1,4 +1,6 @@
-"""The tokenizers of T5 v1.1 and of Qwen 2, 2.5 and 3, built from the vocabularies shipped with civman. No torch.
+"""The tokenizers of T5 v1.1 and of Qwen 2, 2.5 and 3, built from the vocabularies shipped with civman.
+
+Does not import torch.
 
 CLIP's tokenizer is `civman.prompts.tokenizer`. The origin and licence of the vocabularies are in
 `tokenizer_data/LICENSE.txt`.

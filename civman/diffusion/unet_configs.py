@@ -1,4 +1,6 @@
-"""Compute the dimensions of the components of a checkpoint with a UNet from tensor names and shapes. No torch.
+"""Compute the dimensions of the components of a checkpoint with a UNet from tensor names and shapes.
+
+Does not import torch.
 
 Dimensions that the shapes reveal take precedence over the family's defaults, so that slim, pruned and tiny variants
 load as well. Three are not visible in any shape: attention heads, norm groups and the VAE's scaling factor. They follow

@@ -1,1 +1,4 @@
-"""The families of checkpoints that civman renders, one module each; `registry` finds the family of a file. No torch."""
+"""The model families that civman renders, one module each; `registry` finds the family of a checkpoint.
+
+Does not import torch.
+"""

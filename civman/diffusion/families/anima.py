@@ -1,4 +1,4 @@
-"""Anima: Cosmos-Predict2's transformer, with an adapter inside that turns Qwen3's states into its text input."""
+"""Anima: Cosmos-Predict2's transformer, with an adapter inside that turns Qwen3's hidden states into its text input."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -38,11 +38,11 @@ blocks.#.{0}_attn.k_norm = transformer_blocks.#.attn{1}.norm_k
 _ADAPTER = "text_conditioner"
 _MOST_TOKENS = 512
 _PADDING = 151643
-"""Qwen's padding token, which an empty text consists of."""
+"""Qwen's padding token, which an empty prompt is encoded as."""
 
 
 class Anima(FlowFamily):
-    """Anima. Its time is σ itself; a mask of padding, which is zero here, is a seventeenth channel of its input."""
+    """Anima. Its timestep is σ itself; its input has a seventeenth channel, a padding mask, always zero here."""
 
     name = "anima"
     title = "Anima"
@@ -62,9 +62,9 @@ class Anima(FlowFamily):
         return ("base", "turbo")
 
     def defaults(self, variant: str) -> Defaults:
-        """Return a variant's values of options that a request does not set.
+        """Return the values of options that a request does not set, for this variant.
 
-        The steps and the sampler are CivitAI's; the scale is within the range of the model's authors.
+        The steps and the sampler are CivitAI's; the scale is within the range that the model's authors recommend.
         """
         if variant == "turbo":
             return Defaults(steps=8, sampler="Euler a", shift=3.0)
@@ -119,7 +119,10 @@ class Anima(FlowFamily):
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode: the adapter looks at Qwen3's last states for each T5 token; weights act on its output per token."""
+        """Encode a prompt: the adapter attends to Qwen3's last hidden states and gives one vector for each T5 token.
+
+        A token's weight multiplies its vector.
+        """
         ids = texts.qwen_ids(texts.plain(parsed), _MOST_TOKENS) or [_PADDING]
         states = texts.language_model("text_encoder", ids, None)
         tokens, weights = texts.t5_ids(parsed, _MOST_TOKENS)

@@ -1,4 +1,4 @@
-"""Chroma: Flux.1 schnell without per-block modulation, which one small network computes, and without CLIP."""
+"""Chroma: Flux.1 schnell without CLIP, in which one small network computes the modulation of all blocks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ class Chroma(FlowFamily):
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return a variant's values of options that a request does not set.
+        """Return the values of options that a request does not set, for this variant.
 
         The shift and the schedule are SwarmUI's, the steps and the scale CivitAI's.
         """
@@ -59,14 +59,14 @@ class Chroma(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width)."""
+        """Return the width that each part must have: component → (name of the option in its config, width)."""
         return {
             "text_encoder": ("d_model", transformer["joint_attention_dim"]),
             "vae": ("latent_channels", transformer["out_channels"] // 4),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with T5, without padding, as in ComfyUI."""
+        """Encode a prompt with T5 without padding, as in ComfyUI."""
         return FlowEncoded(texts.t5("text_encoder", parsed, 1, 512))
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:

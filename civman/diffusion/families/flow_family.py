@@ -1,7 +1,7 @@
-"""What the flow-matching transformer families have in common, and the questions that each of them answers.
+"""What the flow-matching transformer families have in common, and the methods that each of them implements.
 
-Latents are x = (1 − σ)·clean + σ·noise; a model predicts the velocity v = noise − clean, so that clean = x − σ·v.
-Methods that compute take tensors but this package imports no torch: a plan asks a family before torch is imported.
+Latents are x = (1 − σ)·clean + σ·noise; a model predicts the velocity v = noise − clean, so that clean = x − σ·v. This
+package imports torch only inside methods that compute, since plans use families before torch is imported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ PREFIXES = ("model.diffusion_model.", "net.", "model.", "diffusion_model.", "tra
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A part that a family needs besides the transformer, and the component that it becomes."""
+    """A part that a family needs besides the transformer, and the name of the component that it is loaded as."""
 
     component: str
     kind: PartKind
@@ -52,18 +52,21 @@ class Texts(Protocol):
         ...
 
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Any:
-        """Encode with T5: the states (1, tokens, width) of a text padded to `least` tokens and cut at `most`."""
+        """Encode a prompt with T5: the hidden states (1, tokens, width), for `least` to `most` tokens.
+
+        Shorter prompts are padded, longer ones are cut off.
+        """
         ...
 
     context_width: int
-    """The width of the text that the transformer takes."""
+    """The width of the text embeddings that the transformer takes."""
 
     def has(self, component: str) -> bool:
         """Whether the model has this optional text encoder."""
         ...
 
     def qwen_ids(self, text: str, most: int) -> list[int]:
-        """Return the token ids of a text for a Qwen model, at most `most`."""
+        """Return a text's token ids for a Qwen model, cut off after `most` tokens."""
         ...
 
     def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Any, list[float]]:
@@ -71,11 +74,11 @@ class Texts(Protocol):
         ...
 
     def plain(self, parsed: ParsedPrompt) -> str:
-        """Return the prompt without brackets and weights."""
+        """Return the prompt's text without the syntax of weights."""
         ...
 
     def run(self, component: str, *arguments: Any) -> Any:
-        """Call another network of the model."""
+        """Run one of the model's other networks, such as Anima's text adapter, and return its output."""
         ...
 
     def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
@@ -92,7 +95,7 @@ class Texts(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FlowEncoded:
-    """One encoded text: the context (1, tokens, width), and the pooled text (1, width) if the family uses it."""
+    """One encoded text: the context (1, tokens, width), and the pooled vector (1, width) if the family uses it."""
 
     context: Any
     pooled: Any = None
@@ -100,9 +103,9 @@ class FlowEncoded:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """One evaluation: noisy latents (B, channels, h, w), their noise level, and the guidance scale to embed.
+    """The inputs of one evaluation: noisy latents (B, channels, h, w), noise levels and embedded guidance scales.
 
-    `sigmas` and `guidances` have one number for all images, or one for each.
+    `sigmas` and `guidances` contain one value for all images, or one for each.
     """
 
     x: Any
@@ -110,7 +113,7 @@ class Instant:
     guidances: tuple[float, ...] = (0.0,)
 
     def of_each(self, numbers: Sequence[float]) -> Any:
-        """Return these numbers, one for all images or one for each, as a tensor (B,) in the latents' dtype."""
+        """Return `numbers`, one for all images or one for each, as a tensor (B,) in the latents' dtype."""
         if len(set(numbers)) == 1:
             return self.x.new_full((len(self.x),), numbers[0])
         import torch  # imported here, because planning uses this module without importing torch
@@ -119,21 +122,21 @@ class Instant:
 
 
 class FlowFamily:
-    """Base of all flow-matching families. Instances are singletons without state."""
+    """Base class of all flow-matching families. Instances are singletons without state."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     architecture: ClassVar[Architecture]
     model: ClassVar[str]
-    """The class of the transformer, as in `model_classes.construct_class`."""
+    """The name of the transformer's class, as in `model_classes.construct_class`."""
     probes: ClassVar[tuple[str, ...]]
     """Tensors that only this family's transformers have, by original name without prefix."""
     lacks: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[KeyTable]
     needs: ClassVar[tuple[Need, ...]]
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Maps each variant to words in CivitAI's labels and in file names, in lower case, that mean it, if tensors cannot
-    tell.
+    """Maps each variant to words that identify it in CivitAI's labels and in file names, in lower case, for variants
+    that have the same tensors.
     """
     known_extras: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that real files contain and the transformer does not use."""
@@ -159,10 +162,10 @@ class FlowFamily:
         return self.name
 
     def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> None:
-        """Return None: these transformers have no size conditioning."""
+        """Return None: flow-matching transformers have no size conditioning."""
 
     def prefix_in(self, names: Shapes) -> str | None:
-        """Return the prefix under which a file has this family's transformer, or None if it is of another family."""
+        """Return the prefix of this family's transformer in a file, or None if the file is of another family."""
         for prefix in PREFIXES:
             if all(prefix + probe in names for probe in self.probes):
                 return None if any(prefix + name in names for name in self.lacks) else prefix
@@ -173,7 +176,7 @@ class FlowFamily:
         raise NotImplementedError
 
     def defaults(self, variant: str) -> Defaults:
-        """Return this variant's values of options that a request does not set."""
+        """Return the values of options that a request does not set, for this variant."""
         raise NotImplementedError
 
     def config(self, shapes: Shapes) -> Config:
@@ -181,7 +184,7 @@ class FlowFamily:
         raise NotImplementedError
 
     def extra_components(self, shapes: Shapes) -> dict[str, tuple[str, Config]]:  # noqa: ARG002
-        """Return further networks inside the transformer's part of the file: component → (class, arguments)."""
+        """Return the additional networks stored with the transformer: component → (class, arguments)."""
         return {}
 
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
@@ -190,7 +193,7 @@ class FlowFamily:
         return self.keys.sources(wanted, prefix)
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width)."""
+        """Return the width that each part must have: component → (name of the option in its config, width)."""
         raise NotImplementedError
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
@@ -221,9 +224,10 @@ def unpacked(tokens: Any, height: int, width: int) -> Any:
 
 
 def require_head(head: int, wanted: int, title: str) -> None:
-    """Refuse a model whose attention heads have another size than the one its position code is known for."""
+    """Reject a model with an attention head width other than `wanted`, since its position encoding would be unknown."""
     if head != wanted:
         raise CannotRender(
-            f"the attention heads of this {title} model are {head} wide, but its position code is known for {wanted}",
+            f"the attention heads of this {title} model are {head} wide, but civman knows its position"
+            f" encoding only for a width of {wanted}",
             code=Cause.UNKNOWN_FAMILY,
         )

@@ -43,7 +43,7 @@ single_blocks.#.norm.query_norm.scale = single_transformer_blocks.#.attn.norm_q.
 single_blocks.#.norm.key_norm.scale = single_transformer_blocks.#.attn.norm_k.weight
 final_layer.linear = proj_out
 """  # noqa: E501
-"""The rows of the key table that Flux.1 shares with Chroma."""
+"""The rows of the key table that Flux.1 and Chroma have in common."""
 
 _KEYS = """
 time_in.in_layer = time_text_embed.timestep_embedder.linear_1
@@ -82,7 +82,7 @@ def positions(height: int, width: int, device: Any) -> Any:
 
 
 class Flux1(FlowFamily):
-    """Flux.1. Whether guidance is embedded shows in the tensors; dev, Krea and Kontext have the same ones."""
+    """Flux.1. Tensors show whether guidance is embedded, but not whether a model is dev, Krea or Kontext."""
 
     name = "flux1"
     title = "Flux.1"
@@ -102,9 +102,9 @@ class Flux1(FlowFamily):
         return ("dev", "krea", "kontext") if "guidance_in.in_layer.weight" in shapes else ("schnell",)
 
     def defaults(self, variant: str) -> Defaults:
-        """Return a variant's values of options that a request does not set.
+        """Return the values of options that a request does not set, for this variant.
 
-        The shift of dev is ComfyUI's μ of 1.15 at every size.
+        The shift of dev is ComfyUI's: μ = 1.15 for every size.
         """
         if variant == "schnell":
             return Defaults(steps=4, shift=1.0)
@@ -118,7 +118,7 @@ class Flux1(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width)."""
+        """Return the width that each part must have: component → (name of the option in its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["pooled_projection_dim"]),
             "text_encoder_2": ("d_model", transformer["joint_attention_dim"]),
@@ -126,7 +126,7 @@ class Flux1(FlowFamily):
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with T5, padded to at least 256 tokens as in ComfyUI, and with CLIP-L for the pooled text."""
+        """Encode with T5, padded to at least 256 tokens as in ComfyUI, and with CLIP-L for the pooled vector."""
         _, pooled = texts.clip("text_encoder", parsed)
         context = texts.t5("text_encoder_2", parsed, 256, 512)
         return FlowEncoded(context, pooled)

@@ -1,4 +1,4 @@
-"""Qwen-Image: its files have diffusers' names."""
+"""Qwen-Image, whose checkpoints use diffusers' tensor names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,15 +25,15 @@ _SYSTEM = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
 )
-"""The instruction before the prompt; the states of its 34 tokens are dropped after encoding. Source: Qwen-Image's
-pipeline.
+"""The system prompt before the user's prompt; its 34 tokens' hidden states are dropped after encoding. Source:
+Qwen-Image's pipeline.
 """
 _DROPPED = 34
 _MOST_TOKENS = 1024
 
 
 class QwenImage(FlowFamily):
-    """Qwen-Image 1: 2508, 2512, and the Edit models without their pictures."""
+    """Qwen-Image 1: the releases 2508 and 2512, and the Edit models, which are used without their input pictures."""
 
     name = "qwen-image"
     title = "Qwen-Image"
@@ -50,9 +50,9 @@ class QwenImage(FlowFamily):
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return a variant's values of options that a request does not set.
+        """Return the values of options that a request does not set, for this variant.
 
-        CivitAI's scale; SwarmUI's and sd.cpp's shift.
+        The scale is CivitAI's; the shift is that of SwarmUI and sd.cpp.
         """
         return Defaults(steps=20, cfg=3.5, shift=3.0)
 
@@ -69,14 +69,14 @@ class QwenImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width)."""
+        """Return the width that each part must have: component → (name of the option in its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["joint_attention_dim"]),
             "vae": ("z_dim", transformer["out_channels"]),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with Qwen2.5-VL's last states, as a user's message after a fixed instruction."""
+        """Encode the prompt, as a user's message after a fixed system prompt, as Qwen2.5-VL's last hidden states."""
         words = f"{_SYSTEM}{parsed.text}<|im_end|>\n<|im_start|>assistant\n"
         ids = texts.qwen_ids(words, _MOST_TOKENS + _DROPPED)
         return FlowEncoded(texts.language_model("text_encoder", ids, None)[:, _DROPPED:])

@@ -32,12 +32,12 @@ FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (FLUX1, CHROMA, Z_IMAGE, ANIMA, Q
 
 
 def family_of(names: Shapes) -> Family:
-    """Identify a checkpoint's family by its tensors. Raises: CannotRender: civman renders no such family."""
+    """Identify a checkpoint's family by its tensors. Raises: CannotRender: it is of no family that civman renders."""
     return flow_family_of(names) or unet_family_of(names)
 
 
 def flow_family_of(names: Shapes) -> FlowFamily | None:
-    """Return the family of a checkpoint with a transformer, or None if it has none that civman renders."""
+    """Return the flow-matching family of a checkpoint, or None if it is of none that civman renders."""
     return next((family for family in FLOW_FAMILIES if family.prefix_in(names) is not None), None)
 
 

@@ -47,7 +47,7 @@ _HEAD = 64
 
 
 class SD3(FlowFamily):
-    """Stable Diffusion 3 and 3.5. T5 may be missing; the text is then that of the two CLIP encoders alone."""
+    """Stable Diffusion 3 and 3.5. T5 is optional; without it, only the two CLIP encoders encode the prompt."""
 
     name = "sd3"
     title = "Stable Diffusion 3"
@@ -65,7 +65,7 @@ class SD3(FlowFamily):
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return a variant's values of options that a request does not set."""
+        """Return the values of options that a request does not set, for this variant."""
         return Defaults(steps=28, cfg=4.5, schedule="SGM Uniform", shift=3.0)
 
     def config(self, shapes: Shapes) -> Config:

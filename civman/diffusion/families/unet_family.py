@@ -10,13 +10,14 @@ SD_RGB: Final = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0
 XL_RGB: Final = (
     (0.3448, 0.4168, 0.4395), (-0.1953, -0.0290, 0.0250), (0.1074, 0.0886, -0.0163), (-0.3730, -0.2499, -0.2088),
 )  # fmt: skip
-"""From latents to RGB in -1 … 1. Source: keturn, "Decoding latents to RGB without upscaling",
-discuss.huggingface.co/t/23204 (SD 1; SD 2 has the same VAE); AUTOMATIC1111's web UI (SDXL)."""
+"""Matrices that approximate RGB values in -1 … 1 from latents. Source: keturn, "Decoding latents to RGB without
+upscaling", discuss.huggingface.co/t/23204 (SD 1; SD 2 has the same VAE); AUTOMATIC1111's web UI (SDXL).
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class UNetFamily:
-    """What one family needs for rendering. `unet`, `vae` and `text_encoders`: options that no tensor shape reveals.
+    """Describes one UNet family for rendering. `unet`, `vae` and `text_encoders`: options that no tensor shape reveals.
 
     Instances are singletons and compare by identity.
     """
@@ -26,9 +27,9 @@ class UNetFamily:
     native_size: int
     """The side length, in pixels, of the square images that the models were trained on."""
     text_mark: str
-    """The start of tensor names that only the family's own text encoder has."""
+    """A prefix of tensor names that only this family's text encoder has."""
     context_width: int
-    """The width of the text conditioning, by which a UNet without text encoders is recognised."""
+    """The width of the text conditioning, which identifies the family of a UNet without text encoders."""
     unet: Config = field(repr=False)
     vae: Config = field(repr=False)
     text_encoders: Mapping[str, Config] = field(repr=False)
@@ -36,23 +37,23 @@ class UNetFamily:
     is_xl: bool = False
     """Whether the UNet takes image sizes and a pooled text vector in addition to the prompt."""
     needs_picture: bool = False
-    """Whether the model can only change an existing image."""
+    """Whether the model needs an input image, as a refiner does."""
     refines: str = ""
     """The name of another family whose images this family's models can finish, if there is one."""
     takes_clip_skip: bool = False
     """Whether clip skip selects the text encoder's layer."""
     is_silent_about_prediction: bool = False
-    """Whether there are models of both predictions and their files usually do not say which."""
+    """Whether both epsilon and v-prediction models exist whose files usually do not state which they are."""
     epsilon_size: int | None = None
-    """The native size of the models that predict epsilon, if it differs."""
+    """The native size of the models that predict epsilon, if their native size differs."""
     drops_text_layer: bool = False
-    """Whether the text encoder is used without its last layer; adapter files may still change that layer."""
+    """Whether the text encoder's last layer is not used; adapter files may still contain changes of that layer."""
     zero_for_empty_negative: bool = False
-    """Whether diffusers replaces the conditioning of an empty negative prompt by zeros."""
+    """Whether diffusers replaces the conditioning of an empty negative prompt with zeros."""
     latent_rgb: tuple[tuple[float, ...], ...] = field(default=SD_RGB, repr=False)
     """The approximate colour of each latent channel, for previews."""
     scores: tuple[float, float] | None = None
-    """The aesthetic scores of the prompt and of the negative prompt that the UNet takes in place of a target size."""
+    """The aesthetic scores of the prompt and the negative prompt, which the UNet takes instead of a target size."""
 
     def __str__(self) -> str:
         return self.name
@@ -66,12 +67,12 @@ class UNetFamily:
         return other is self
 
     def continues(self, other: Any) -> bool:
-        """Whether a model of this family can continue an image that a model of the family `other` has begun."""
+        """Whether a model of this family can finish an image that a model of the family `other` has begun."""
         return other is self or bool(self.refines and other.name == self.refines)
 
     @property
     def merges_tokens(self) -> bool:
-        """Whether there is attention at full resolution, in which tokens can be merged."""
+        """Whether token merging applies: whether the UNet has attention at the latents' full resolution."""
         return not self.is_xl
 
     def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> list[float] | None:
@@ -88,5 +89,5 @@ class UNetFamily:
 
     @property
     def vae_overflows(self) -> bool:
-        """Whether the original VAE overflows in half precision, so that it is kept in single precision (335 MB)."""
+        """Whether the original VAE overflows in half precision and is therefore kept in single precision (335 MB)."""
         return self.is_xl

@@ -26,7 +26,7 @@ _MOST_TOKENS = 512
 
 
 class ZImage(FlowFamily):
-    """Z-Image. The model takes 1 − σ as its time and predicts the velocity with the opposite sign."""
+    """Z-Image. The model takes 1 − σ as its timestep and predicts the velocity with the opposite sign."""
 
     name = "z-image"
     title = "Z-Image"
@@ -65,14 +65,17 @@ class ZImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width)."""
+        """Return the width that each part must have: component → (name of the option in its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["cap_feat_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with Qwen3's second-to-last layer, as a user's message; weights are ignored, as in ComfyUI."""
+        """Encode the prompt, as a user's message, with Qwen3's second-to-last layer.
+
+        Weights are ignored, as in ComfyUI.
+        """
         words = f"<|im_start|>user\n{parsed.text}<|im_end|>\n<|im_start|>assistant\n"
         ids = texts.qwen_ids(words, _MOST_TOKENS)
         return FlowEncoded(texts.language_model("text_encoder", ids, -2))
