@@ -55,8 +55,7 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
     whole = Image.fromarray(blurred(mask, start.mask_blur))
     box = None
     if start.only_masked:
-        whole = whole if whole.size == image.size else whole.resize(image.size, Image.Resampling.LANCZOS)
-        box = region(whole, start.padding, size)
+        whole, box = _region(start, whole, image.size, size)
         shown = fitted(whole.crop(box), size, modes[1]).convert("L")
         laid = whole
         image_here = fitted(image.crop(box), size, modes[1])
@@ -73,6 +72,32 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
     return StartPicture(
         to_tensor(np.asarray(image_here)), latents, hidden, lambda drawn: _laid_over(drawn, kept, box)
     )  # fmt: skip
+
+
+def cropped_to_region(
+    control: Pixels, mode: str, start: StartImage, mask: Pixels, image_size: tuple[int, int], size: tuple[int, int]
+) -> Pixels:
+    """Crop a control image to the region that is drawn of an input image of `image_size`, at the render size `size`.
+
+    The control image is first resized to the input image, by the resize mode `mode` of A1111's img2img.
+
+    Source: A1111's ControlNet extension, "crop input image based on A1111 mask" (the rule).
+    """
+    from PIL import Image
+
+    _, box = _region(start, Image.fromarray(blurred(mask, start.mask_blur)), image_size, size)
+    whole = fitted(Image.fromarray(control), image_size, mode)
+    return np.asarray(fitted(whole.crop(box), size, "resize and fill"))
+
+
+def _region(
+    start: StartImage, mask: Any, image_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[Any, tuple[int, int, int, int]]:
+    """Resize a blurred Pillow mask to the input image, and find the region that is drawn."""
+    from PIL import Image
+
+    whole = mask if mask.size == image_size else mask.resize(image_size, Image.Resampling.LANCZOS)
+    return whole, region(whole, start.padding, size)
 
 
 def prepare_1(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:

@@ -47,10 +47,11 @@ def controls_for(finder: Finder, request: RenderRequest, checkpoint: Found) -> l
         model, or an option is invalid. Incompatible (`cannot-work`): a control model does not fit the checkpoint.
         CannotRender (`unknown-family`): civman does not support this kind of control model.
     """
-    return [_found(finder, asked, checkpoint) for asked in request.controls]
+    draws_region = bool(request.only_masked) and request.rules != 1
+    return [_found(finder, asked, checkpoint, draws_region=draws_region) for asked in request.controls]
 
 
-def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundControl:
+def _found(finder: Finder, asked: ControlRequest, checkpoint: Found, *, draws_region: bool) -> FoundControl:
     preprocessor = map_of(asked.control_map)
     model = finder.find("controlnet", asked.ref)
     require_fit(model.inspected, checkpoint.inspected)
@@ -59,6 +60,7 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
     use = ControlUse(
         model.sha256, file.sha256, float(asked.weight), float(asked.start), float(asked.end), asked.mode,
         asked.resize_mode, kind, _pools(model) if asked.pools is None else asked.pools,
+        draws_region and asked.crops is not False,
     )  # fmt: skip
     return FoundControl(use, model, file)
 
@@ -177,10 +179,11 @@ def control_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Plan
     return {use.picture: input_file("control image", use.picture, here) for use in recipe.controls}
 
 
-def as_control(use: ControlUse, pictures: Mapping[Sha256, Path]) -> ControlRequest:
+def as_control(use: ControlUse, recipe: Recipe, pictures: Mapping[Sha256, Path]) -> ControlRequest:
     """Convert a control of a recipe back to a request. Raises: UsageError (`no-start-image`): its image is missing."""
+    draws_region = recipe.start is not None and recipe.start.only_masked
     path = input_file("control image", use.picture, pictures).path
     return ControlRequest(
         str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.mode, use.resize_mode,
-        control_type=use.type, pools=use.pools,
+        control_type=use.type, pools=use.pools, crops=use.crops if draws_region else None,
     )  # fmt: skip

@@ -138,7 +138,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         embeddings=tuple(dict.fromkeys(f"sha256:{use.sha256}" for use in own)),
         called=tuple((use.word, f"sha256:{use.sha256}") for use in own),
         hypernetworks=_network_texts(recipe.hypernetworks),
-        controls=tuple(as_control(use, pictures) for use in recipe.controls),
+        controls=tuple(as_control(use, recipe, pictures) for use in recipe.controls),
         references=tuple(as_reference(use, pictures) for use in recipe.references),
         vae=f"sha256:{recipe.vae}" if recipe.vae else None,
         sampler=recipe.sampler, schedule=recipe.schedule, steps=recipe.steps,

@@ -19,6 +19,7 @@ from civman.diffusion.plain_resizing import enlarged_in_tiles
 from civman.diffusion.reference_pictures import Reference
 from civman.diffusion.run_recipe import Inputs, iterate, job_of, run_in_slots
 from civman.diffusion.second_pass import Upscale
+from civman.diffusion.start_picture import cropped_to_region
 from civman.diffusion.tiled_redraw import redraw_in_tiles
 from civman.diffusion.ultimate_upscale import ultimate_upscale
 from civman.diffusion.unet_calls import Calls
@@ -241,18 +242,24 @@ def _upscale(model: AnyUpscaler | None, hires: Hires | None) -> Upscale | None:
 
 
 def read_inputs(planned: Planned) -> Inputs:
-    """Read the pixels of the plan's input image, mask and control images."""
-    data = {file.sha256: file.data for file in planned.files}
-    controls = tuple(
-        read_picture(planned.path(use.picture), data=data[use.picture]).pixels for use in planned.recipe.controls
-    )
-    start = planned.recipe.start
+    """Read the pixels of the start picture and its mask, if the plan has them, and the control images."""
+    recipe, data = planned.recipe, {file.sha256: file.data for file in planned.files}
+    start = recipe.start
+    controls = [read_picture(planned.path(use.picture), data=data[use.picture]).pixels for use in recipe.controls]
     if start is None:
-        return Inputs(controls=controls)
+        return Inputs(controls=tuple(controls))
     mask = None
     if start.mask_sha256:
         mask = read_picture(
-            planned.path(start.mask_sha256), is_mask=True, rules=planned.recipe.rules, channel=start.mask_channel
+            planned.path(start.mask_sha256), is_mask=True, rules=recipe.rules, channel=start.mask_channel
         ).pixels
     image = read_picture(planned.path(start.sha256), channel=channel_of(start.resize_mode))
-    return Inputs(image.pixels, mask, controls)
+    larger = recipe.input_upscale
+    whole = larger.final_size if larger else (image.width, image.height)
+    for number, use in enumerate(recipe.controls):
+        if use.crops and mask is not None:
+            mode = "resize and fill" if use.resize_mode == "resize and pad" else use.resize_mode
+            controls[number] = cropped_to_region(
+                controls[number], mode, start, mask, whole, (recipe.width, recipe.height)
+            )
+    return Inputs(image.pixels, mask, tuple(controls))

@@ -69,18 +69,23 @@ def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[s
 
     Raises: UsageError, CannotRender: a value that civman cannot use. NotFound, AmbiguousRef: a model.
     """
-    units = units_of(body)
-    if units and body.get("mask") and body.get("inpaint_full_res", True):
-        raise CannotRender(
-            "civman does not support ControlNet units when only the masked area is rendered",
-            hint="set `inpaint_full_res` to false, or leave out the ControlNet units",
-        )
+    draws_region = body.get("mask") and body.get("inpaint_full_res", True)
     found: dict[str, list[dict[str, Any]]] = {}
-    for unit in units:
+    for unit in units_of(body):
         is_reference = str(unit.get("module") or "").casefold() in _IP_ADAPTERS
+        if is_reference and draws_region and _crops(unit):
+            raise CannotRender(
+                "civman cannot crop the picture of an IP-Adapter to the masked area that is rendered",
+                hint="set the unit's `inpaint_crop_input_image` to false, or `inpaint_full_res`",
+            )
         name, made = ("references", _reference) if is_reference else ("controls", _control)
         found.setdefault(name, []).append(made(library, unit, body))
     return found
+
+
+def _crops(unit: dict[str, Any]) -> bool:
+    """Whether a unit's image is cropped to the masked area if only that is rendered, the extension's default."""
+    return bool(unit.get("inpaint_crop_input_image", True))
 
 
 def _reference(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +125,7 @@ def _control(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> di
         "picture": _picture(unit, body), **_acting(library, unit),
         "mode": _mode(unit.get("control_mode")), "resize_mode": _resize_mode(unit.get("resize_mode")),
         "control_map": _preprocessor(unit), "control_type": "" if control_type(kind) is None else kind,
+        "crops": None if _crops(unit) else False,
     }  # fmt: skip
 
 

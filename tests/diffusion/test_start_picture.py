@@ -24,6 +24,7 @@ from civman.diffusion.noise_levels import Schedule
 from civman.diffusion.run_recipe import Inputs, render
 from civman.diffusion.second_pass import covering
 from civman.diffusion.skip_sizes import doubled_then_resized
+from civman.diffusion.start_picture import cropped_to_region
 from civman.domain.recipes.complete import Resolved, complete
 from civman.domain.recipes.recipe import HiresRequest, RenderRequest, StartImage
 from civman.errors import UsageError
@@ -68,22 +69,27 @@ def filled(image: Any, mask: Any) -> Any:
     return result.convert("RGB")
 
 
+def square_box(mask: Any, pad: int) -> list[int]:
+    """The region that is drawn of an image of 128x96, for a square."""
+    rows, columns = (np.flatnonzero(np.asarray(mask).any(axis=axis)) for axis in (1, 0))
+    box = [max(columns[0] - pad, 0), max(rows[0] - pad, 0), min(columns[-1] + 1 + pad, 128),
+           min(rows[-1] + 1 + pad, 96)]  # fmt: skip
+    missing = (box[2] - box[0]) - (box[3] - box[1])  # wider than high here, for a square
+    box[1], box[3] = box[1] - missing // 2, box[3] + missing - missing // 2
+    if box[3] >= 96:
+        box[1], box[3] = box[1] - (box[3] - 96), 96
+    if box[1] < 0:
+        box[1], box[3] = 0, box[3] - box[1]
+    box[3] = min(box[3], 96)
+    return box
+
+
 def expected(start: StartImage, name: str = "Euler a", parts: Parts = CLOSED) -> tuple[Any, Any]:
     """(latents, pixels) by A1111's steps at 64x64."""
     mask, picture = Image.fromarray(softened(MASK, start.mask_blur)), Image.fromarray(PICTURE)
     box = None
     if start.only_masked:
-        rows, columns = (np.flatnonzero(np.asarray(mask).any(axis=axis)) for axis in (1, 0))
-        pad = start.padding
-        box = [max(columns[0] - pad, 0), max(rows[0] - pad, 0), min(columns[-1] + 1 + pad, 128),
-               min(rows[-1] + 1 + pad, 96)]  # fmt: skip
-        missing = (box[2] - box[0]) - (box[3] - box[1])  # wider than high here, for a square
-        box[1], box[3] = box[1] - missing // 2, box[3] + missing - missing // 2
-        if box[3] >= 96:
-            box[1], box[3] = box[1] - (box[3] - 96), 96
-        if box[1] < 0:
-            box[1], box[3] = 0, box[3] - box[1]
-        box[3] = min(box[3], 96)
+        box = square_box(mask, start.padding)
         small, here = mask.crop(box), picture.crop(box)
         assert small.width == small.height, "the sides are equal, so that nothing is drawn out"
         shown, overlay = small.resize((64, 64), Image.Resampling.LANCZOS), np.asarray(mask).astype(float)
@@ -381,3 +387,16 @@ def test_odd_sizes_double_a_level_and_resize_it_as_a1111_does() -> None:
     assert torch.allclose(made, wanted, atol=1e-6)
     assert not torch.allclose(made, usual, atol=1e-3)
     assert torch.equal(level(hidden, output_size=(9, 9)), usual)
+
+
+@pytest.mark.parametrize("side", [128, 64])
+def test_a_control_image_is_cropped_to_the_region_as_the_input_image_is(side: int) -> None:
+    start = StartImage(NO_FILE, 0.7, NO_FILE, 2, only_masked=True, padding=6)
+    whole = Image.effect_noise((side, side * 3 // 4), 60).convert("RGB")
+    box = square_box(Image.fromarray(softened(MASK, start.mask_blur)), start.padding)
+    larger = whole.resize((128, 96), Image.Resampling.LANCZOS)  # the same image if it has this size
+    wanted = larger.crop(box).resize((64, 64), Image.Resampling.LANCZOS)
+
+    found = cropped_to_region(np.asarray(whole), "just resize", start, MASK, (128, 96), (64, 64))
+
+    assert np.array_equal(found, np.asarray(wanted))

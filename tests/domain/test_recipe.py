@@ -211,6 +211,16 @@ def test_slots_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
         replace(FULL, **{"batch_size": 1} | change)
 
 
+def test_only_a_recipe_with_a_cropped_control_image_is_written_in_its_schema() -> None:
+    start = StartImage(A, 0.5, B, only_masked=True)
+    for crops, schema in ((True, 20), (False, 6)):
+        recipe = replace(FULL, start=start, controls=(ControlUse(A, B, crops=crops),), files=())
+        assert json.loads(recipe.to_json())["schema"] == schema
+        assert Recipe.from_json(recipe.to_json()) == recipe
+    with pytest.raises(UsageError, match="cropped"):
+        replace(recipe, start=None, controls=(ControlUse(A, B, crops=True),))
+
+
 def test_values_of_the_second_pass_and_a_refiner_need_the_schema_that_added_them() -> None:
     hires, other = Hires(128, 128, 4, 0.7, "latent"), CheckpointUse(A, "v_prediction", is_zero_snr=True)
     own: tuple[dict[str, Any], ...] = (
@@ -249,7 +259,8 @@ def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
     refiner = Refiner(CheckpointUse(A, "epsilon", is_zero_snr=False), 0.8)
     full = replace(
-        FULL, start=StartImage(A, 0.5, B, mask_channel="alpha"), hires=None, variant="kontext", faces=faces,
+        FULL, start=StartImage(A, 0.5, B, only_masked=True), controls=(ControlUse(A, B, crops=True),),
+        hires=None, variant="kontext", faces=faces,
         refiner=refiner, files=(),
         references=(ReferenceUse(A, B, A),),
     )  # fmt: skip

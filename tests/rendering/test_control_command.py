@@ -1,6 +1,7 @@
 # ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """`civman render --control`: found, checked, drawn, recorded, and drawn again without the picture or preprocessor."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from civman.cli.control_options import controls_from
 from civman.diffusion.control_models import load_control
 from civman.diffusion.open_model import load
 from civman.domain.recipes.control import ControlRequest
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import RenderRequest
 from civman.errors import UsageError
 from civman.library import Library
@@ -358,3 +360,37 @@ def test_the_plan_counts_the_memory_of_the_loaded_control_model(
     assert (twice.unet_work > plain.unet_work) == ("sketch" not in kind), (
         "a T2I-Adapter computes once, before the steps"
     )
+
+
+@pytest.mark.usefixtures("with_nets")
+def test_a_control_image_is_cropped_to_the_masked_region_that_is_drawn(
+    civman: Civman, library: Library, tmp_path: Path
+) -> None:
+    start, guide, mask = tmp_path / "start.png", tmp_path / "guide.png", tmp_path / "mask.png"
+    picture(start, (160, 120))
+    Image.effect_noise((160, 120), 60).convert("RGB").save(guide)
+    area = Image.new("L", (160, 120))
+    area.paste(255, (40, 30, 104, 94))
+    area.save(mask)
+    inpaint = ("--init", start, "--mask", mask, "--mask-blur", "0", "--padding", "0")
+    words = ("render", "tiny-sd1", "a cat", *QUICK, *inpaint, "--only-masked", "--json")
+
+    [made] = civman(*words, "--control", f"{guide}:sd1-lines").json["render"]
+
+    with Image.open(guide) as whole:
+        whole.crop((40, 30, 104, 94)).save(tmp_path / "part.png")
+    request = RenderRequest(
+        "tiny-sd1", "a cat", width=64, height=64, steps=2, guidance_scale=3, seed=7, sampler="Euler",
+        precision=made["recipe"]["precision"], init_image=str(start), mask_image=str(mask), mask_blur=0, padding=0,
+        only_masked=True, controls=(ControlRequest(str(tmp_path / "part.png"), "sd1-lines", crops=False),),
+    )  # fmt: skip
+    [by_hand] = library.render([library.plan(request)], output=tmp_path / "out", machine=Machine("cpu"))
+    assert by_hand.record.pixel_sha256 == made["pixel_sha256"]
+    assert json.loads(by_hand.recipe.to_json())["schema"] < made["recipe"]["schema"], "as before the crop was known"
+    assert made["recipe"]["controls"][0]["crops"] is True
+    guide.unlink()
+    assert civman("replay", made["path"]).code == 0
+    [other] = civman("replay", made["path"], "--set", "seed=8", "--json").json["render"]
+    assert other["recipe"]["controls"] == made["recipe"]["controls"]
+    [whole_image] = civman("replay", made["path"], "--set", "only_masked=off", "--json").json["render"]
+    assert "crops" not in whole_image["recipe"]["controls"][0]

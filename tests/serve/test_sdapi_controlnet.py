@@ -132,6 +132,22 @@ def test_img2img_takes_the_start_image_where_a_unit_has_none(server: Served) -> 
     assert "no `image`" in controlled(server, unit, 400)["detail"]
 
 
+def test_a_control_image_is_cropped_where_only_the_masked_area_is_rendered(server: Served) -> None:
+    unit = {"image": base64_of(IMAGE), "model": "control_v11p_canny"}
+    body = {"init_images": [base64_of(IMAGE)], "mask": base64_of(IMAGE)}
+
+    def crops(unit: dict[str, Any], **more: Any) -> list[bool]:
+        made = post(server, {**body, **more, "alwayson_scripts": {"ControlNet": {"args": [unit]}}}, path="img2img")
+        return [each.get("crops", False) for each in recipe_of(server, made)["controls"]]
+
+    assert crops(unit) == [True]
+    assert crops({**unit, "inpaint_crop_input_image": False}) == [False]
+    assert crops(unit, inpaint_full_res=False) == [False]
+    reference = {**unit, "model": "ip-adapter_sd15 [6a3f6166]", "module": "ip-adapter_clip_sd15"}
+    asked = {**body, "alwayson_scripts": {"ControlNet": {"args": [reference]}}}
+    assert "`inpaint_crop_input_image`" in str(post(server, asked, 422, path="img2img"))
+
+
 def test_a_unit_of_an_ip_adapter_is_a_reference_picture(server: Served) -> None:
     unit = {"image": base64_of(IMAGE), "model": "ip-adapter_sd15 [6a3f6166]", "module": "ip-adapter_clip_sd15"}
     both = [{**unit, "weight": 0.6, "guidance_end": 0.5}, {"image": unit["image"], "model": "control_v11p_canny"}]

@@ -73,6 +73,12 @@ class ControlUse:
     ControlNets of the kind "shuffle" were trained so.
     """
 
+    crops: bool = False
+    """Whether the control image belongs to the whole input image and is cropped to the masked region that is drawn.
+
+    Recipes before schema 20 stretch the whole control image over the region.
+    """
+
     def acts_at(self, step: int, steps: int) -> bool:
         """Whether the ControlNet acts in this step, counted from 0."""
         return acts_at(self.start, self.end, step, steps)
@@ -114,6 +120,8 @@ class ControlRequest:
     """The kind of control image, by any name that `control_type` knows; "": not stated."""
     pools: bool | None = None
     """See `ControlUse.pools`; None: by the name of the model's file."""
+    crops: bool | None = None
+    """See `ControlUse.crops`; None: crop if only the masked region is drawn, as A1111's extension does by default."""
 
 
 def control_type(name: str) -> str | None:

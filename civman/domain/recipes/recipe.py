@@ -41,10 +41,10 @@ from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusio
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 19
+SCHEMA: Final = 20
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 19 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 20 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -96,6 +96,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     17: {"": (), "controls": ("pools",)},
     18: {"": ("refiner",), "hires": ("prompt", "negative_prompt", "loras", "hypernetworks", "checkpoint")},
     19: {"": (), "start": ("mask_channel", "grow_mask")},
+    20: {"": (), "controls": ("crops",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -450,7 +451,7 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
         "hires": {each.name: each.default for each in fields(Hires)},
         "sampling": asdict(SAMPLING),
         "loras": {"blocks": "", "keyframes": "", "hires_keyframes": ""},
-        "controls": {"type": "", "pools": False},
+        "controls": {"type": "", "pools": False, "crops": False},
     }
     added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
     whole = added[""] | value

@@ -257,6 +257,8 @@ def _control_problems(recipe: Any) -> Iterator[str]:
             yield f"type of control image `{use.type}` is not one of {', '.join(CONTROL_TYPES)}"
         if use.resize_mode not in CONTROL_RESIZE_MODES:
             yield f"resize mode `{use.resize_mode}` is not one of {', '.join(CONTROL_RESIZE_MODES)}"
+        if use.crops and not (recipe.start and recipe.start.only_masked):
+            yield "a control image is cropped, but not only the masked region of an input image is drawn"
 
 
 def _are_blocks(text: str) -> bool:
