@@ -28,7 +28,7 @@ class CivmanError(Exception):
         self.facts = facts
         self.result: dict[str, object] = {}
         self.is_in_result = False
-        """Whether the error was already printed, as part of a JSON result that it cut short."""
+        """Whether the error was already printed as part of the partial JSON result of the command that failed."""
         if hint is not None:
             self.hint = hint
         if code is not None:
@@ -190,7 +190,7 @@ class Interrupted(CivmanError):
 
 
 class PartlyFailedError(CivmanError):
-    """Some of several items failed, and their errors were shown; the others are done.
+    """Some of several items failed, and their errors were shown; the others succeeded.
 
     Has the first failure's exit code.
     """
@@ -210,7 +210,7 @@ class CannotRender(CivmanError):
 
 
 class NotIdentical(CivmanError):
-    """A replayed image does not have the same pixels as the original: it is `close` or `different`."""
+    """A replayed image does not have the same pixels as the original; the verdict is `close` or `different`."""
 
     code = Cause.DIFFERENT
     exit_code = ExitCode.DIFFERENT
@@ -221,7 +221,7 @@ class NotIdentical(CivmanError):
 
 
 class AnotherPicture(CivmanError):
-    """An image drawn from another program's settings is not the original, or that is not known (`is_known`)."""
+    """An image rendered from another program's settings is not the original; if not `is_known`, it may be."""
 
     code = Cause.ANOTHER_PICTURE
     exit_code = ExitCode.ANOTHER

@@ -35,7 +35,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
 Value = str | int | float | bool | tuple[str | int | float, ...]
-"""A value of a preset; a tuple is for options that may be repeated."""
+"""The value of an option in a preset; a tuple is for an option that may be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class RenderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one run of civman. `sources` maps every other field to where its value comes from.
+    """The settings of one run of civman. `sources` maps the name of every other field to where its value comes from.
 
     The keys for render settings look like "render.checkpoint".
     """
@@ -192,7 +192,7 @@ def _require_render_table(table: object, path: Path) -> None:
             )
         if key == "checkpoint" and (not isinstance(value, str | int) or not str(value).strip()):
             raise ConfigError(
-                f"`render.checkpoint` in `{path}` is not a ref", hint='use a ref such as "4384@128713", or an alias'
+                f"`render.checkpoint` in `{path}` is not a ref", hint='use a ref such as "4384@128713" or an alias'
             )
     presets = table.get("presets", {})
     for name, values in presets.items() if isinstance(presets, dict) else [("presets", None)]:

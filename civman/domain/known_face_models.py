@@ -1,4 +1,4 @@
-"""Published models that restore faces, and those that find and parse faces for them (`data/face_models.json`)."""
+"""Published face models: those that restore faces, and those that find and parse them (`data/face_models.json`)."""
 
 import json
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ class KnownFaceModel:
 
     kind: str
     files: tuple[str, ...]
-    """The names of its files without the suffix."""
+    """The names of the model's files, without suffix."""
     sha256: tuple[Sha256, ...]
-    """The digests of its published files; empty if none is known."""
+    """The digests of the model's published files; empty if none is known."""
     licence: str
     is_commercial: bool
-    """Whether its licence allows commercial use."""
+    """Whether the model's licence allows commercial use."""
 
 
 def known_face_models(kind: str) -> tuple[KnownFaceModel, ...]:
-    """The published models of a kind; the one that A1111 downloads comes first."""
+    """The published models of one kind; the model that A1111 downloads comes first."""
     return tuple(each for each in _all() if each.kind == kind)
 
 

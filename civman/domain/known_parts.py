@@ -1,6 +1,6 @@
 """Published files of the parts that checkpoints need besides their transformer: text encoders and VAEs.
 
-The files are known by SHA-256 (`data/model_parts.json`), so that CivitAI can be asked for them and a file that was
+The files are known by SHA-256 (`data/model_parts.json`), so that they can be looked up on CivitAI, and a file that was
 downloaded elsewhere can be recognised. Which parts a checkpoint needs is decided by its family in `civman.diffusion`.
 """
 
@@ -25,7 +25,7 @@ class KnownPart:
     """The file's usual name, without suffix."""
     sha256: Sha256
     published: str
-    """The public repository that has the file, and its path there."""
+    """The public repository that contains the file, and the file's path there."""
 
 
 @cache

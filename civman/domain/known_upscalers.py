@@ -1,6 +1,7 @@
-"""Upscaler models that are known by name: what A1111 calls them in a picture, and the published files of that name.
+"""Upscaler models that are known by name: the name that A1111 writes into an image, and the model's published files.
 
-A picture names its upscaler but never states a hash, so a name is looked up here first (`data/upscalers.json`).
+An image's metadata names its upscaler but never gives a hash, so the name is looked up here first
+(`data/upscalers.json`).
 """
 
 import json
@@ -13,17 +14,17 @@ from civman.domain.digests import Sha256
 
 @dataclass(frozen=True, slots=True)
 class KnownUpscaler:
-    """A published upscaler model: its names in pictures, its files' names without the suffix, and its licence."""
+    """A published upscaler model: its names in image metadata, its files' names without suffix, and its licence."""
 
     names: tuple[str, ...]
     files: tuple[str, ...]
     sha256: tuple[Sha256, ...]
-    """The digests of its published files; empty if none is known."""
+    """The digests of the model's published files; empty if none is known."""
     licence: str
 
     @property
     def is_commercial(self) -> bool:
-        """Whether its licence allows commercial use."""
+        """Whether the model's licence allows commercial use."""
         return "NC" not in self.licence
 
 

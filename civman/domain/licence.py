@@ -22,7 +22,7 @@ class Answer(StrEnum):
 
     YES = "yes"
     CONDITIONAL = "conditional"
-    """Allowed if a condition is met, which the reasons name."""
+    """Allowed under a condition, which the reasons describe."""
     NO = "no"
     UNKNOWN = "unknown"
 
@@ -69,7 +69,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class BaseLicence:
-    """The licence of a base model. `pictures`: whether images may be sold; `note`: the condition, or the reason."""
+    """The licence of a base model. `pictures`: whether images may be sold; `note`: the condition for it, or why not."""
 
     name: str
     url: str

@@ -5,7 +5,7 @@ from civman.errors import NotFound, UsageError
 
 
 def require_model(ref: Ref) -> None:
-    """Check that a ref can refer to a model file: that it is not an image or a post.
+    """Check that a ref can refer to a model file, and not to an image or a post.
 
     Raises: UsageError: it is an image made with this library, or a post. NotFound: it is an image on CivitAI.
     """

@@ -1,4 +1,4 @@
-"""Which CLIP text encoders and autoencoders belong to an architecture, as far as the widths of tensors show it."""
+"""Which CLIP text encoders and autoencoders an architecture uses, as far as the widths of tensors show it."""
 
 from typing import Final
 

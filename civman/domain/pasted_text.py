@@ -30,9 +30,9 @@ _QUOTED_SCHEME = re.compile(r"https?%3a%2f%2f", re.IGNORECASE)
 
 
 def unwrapped(text: str) -> str:
-    """Remove characters that copying may have added around `text`.
+    """Remove characters that copying and pasting may have added around `text`.
 
-    Use the result only if it is a URL, an id or a digest; for other text the removed characters may be part of it.
+    Use the result only if it is a URL, an id or a digest; in any other text the removed characters may belong to it.
     """
     visible = "".join(char for char in text if unicodedata.category(char) != "Cf").strip()
     if link := _MARKDOWN.fullmatch(visible.rstrip(_ENDINGS)) or _ANCHOR.fullmatch(visible):
@@ -53,7 +53,7 @@ def unwrapped(text: str) -> str:
 
 
 def _peeled(text: str) -> str:
-    """Remove the marks of lists, quotes, emphasis, brackets and punctuation around `text`."""
+    """Remove list markers, quotes, emphasis, brackets and punctuation around `text`."""
     while True:
         bare = text.strip().rstrip(_ENDINGS).strip()
         if mark := _MARKS.match(bare):
@@ -71,7 +71,7 @@ def _peeled(text: str) -> str:
 
 
 def _plain_address(text: str) -> str:
-    """Return the only CivitAI URL in `text`, if there is exactly one among other words, or else `text` itself."""
+    """Return the CivitAI URL in `text` if there is exactly one among other words, or else `text` itself."""
     from urllib.parse import unquote
 
     if _QUOTED_SCHEME.match(text):

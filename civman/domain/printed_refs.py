@@ -1,9 +1,8 @@
-"""How refs are printed: always in a form that identifies one thing, so that all commands accept it as it is.
+"""How refs are printed: always in a form that identifies one thing, so that every command accepts a printed ref.
 
 A file is printed as `model@version+file` if its version lists several files, as `model@version` if it is the only one.
 How many files a version lists does not depend on what was downloaded, so a printed ref keeps its meaning. A file
-without an id on CivitAI is printed as its alias, else as the first digits of its SHA-256. No other module composes such
-texts.
+without an id on CivitAI is printed as its alias, else as the first digits of its SHA-256. No other module formats refs.
 """
 
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ def file_ref(version: ModelVersion, file: ModelFile) -> str:
 
 
 def bare_version_ref(version_id: int, model_id: int | None = None) -> str:
-    """Format the ref of a version without naming a file, even if the version has several."""
+    """Format the ref of a version without specifying a file, even if the version has several."""
     return str(VersionRef(VersionId(version_id), None if model_id is None else ModelId(model_id)))
 
 
@@ -74,7 +73,7 @@ def picture_ref(number: int) -> str:
 
 
 def ambiguous_ref(message: str, candidates: Mapping[str, str]) -> AmbiguousRef:
-    """Build the error for an ambiguous ref. `candidates` maps a printed ref to the name of each possible meaning."""
+    """Build the error for an ambiguous ref. `candidates` maps the ref of each possible meaning to its name."""
     shown = [f"{ref} ({name})" if name else ref for ref, name in candidates.items()]
     more = f"; and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     hint = f"choose one: {'; '.join(shown[:_MOST_SHOWN])}{more}"
@@ -82,9 +81,9 @@ def ambiguous_ref(message: str, candidates: Mapping[str, str]) -> AmbiguousRef:
 
 
 def air_of(version: ModelVersion, *, ecosystem: str | None = None, file_id: FileId | None = None) -> Air:
-    """Return the AIR of `version`: CivitAI's own if it gave one, or else one built from what is known.
+    """Return the AIR of `version`: the one that CivitAI gave, or else one built from what is known.
 
-    Without an ecosystem the type is left out too, as the grammar requires.
+    Without an ecosystem the type is left out too, as the AIR grammar requires.
     """
     given = parse_ref(version.air) if version.air else None
     if isinstance(given, Air):

@@ -1,4 +1,4 @@
-"""The forms by which a ref is recognised, as regular expressions for the module `refs`."""
+"""The forms of refs, as regular expressions for the module `refs`."""
 
 import re
 

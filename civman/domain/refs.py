@@ -129,7 +129,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class VersionRef:
-    """A version. `model_id` is set if the text contained it, but only the version's id counts."""
+    """A version. `model_id` is set if the text contained it, but only the version's id is used."""
 
     version_id: VersionId
     model_id: ModelId | None = None
@@ -145,7 +145,7 @@ class VersionRef:
 
 @dataclass(frozen=True, slots=True)
 class Air:
-    """An AI resource name on CivitAI. Ecosystem and type are stored as given, in lower case, and never relied on.
+    """An AI resource name (AIR) on CivitAI. Ecosystem and type are stored as given, in lower case, but never used.
 
     Without an ecosystem there can be no type: a single word at the beginning is always the ecosystem.
     """
@@ -167,7 +167,7 @@ class Air:
 
     @property
     def target(self) -> "ModelRef | VersionRef":
-        """The model or version that it refers to, without ecosystem and type."""
+        """The model or version that the AIR refers to, without ecosystem and type."""
         return _numbered(self.model_id, self.version_id, FileSelector(self.file_id, format=self.format))
 
     def __str__(self) -> str:
@@ -180,7 +180,7 @@ class Air:
 
 @dataclass(frozen=True, slots=True)
 class HashRef:
-    """A digest in lower case; a SHA-256 has at least 10 digits. If `kind` is None, `kinds` lists what it can be."""
+    """A digest in lower case; a SHA-256 may be shortened to 10 digits or more. If `kind` is None, see `kinds`."""
 
     digest: str
     kind: HashKind | None = None
@@ -190,7 +190,7 @@ class HashRef:
 
     @property
     def kinds(self) -> tuple[HashKind, ...]:
-        """The kinds of digest that it can be, judging by its length."""
+        """The kinds of digest that this can be, judging by its length."""
         if self.kind is HashKind.SHA256 and _SHORTEST_SHA256 <= len(self.digest) <= 64:
             return (HashKind.SHA256,)
         fitting = tuple(kind for kind, digits in _DIGITS.items() if digits == len(self.digest))
@@ -228,7 +228,7 @@ class PostRef:
 
 @dataclass(frozen=True, slots=True)
 class PictureRef:
-    """An image made with this library, by the number that `civman renders` prints."""
+    """An image made with this library, identified by the number that `civman renders` prints."""
 
     number: int
 
@@ -345,7 +345,7 @@ def _forced(word: str, rest: str, text: str) -> Ref:
         raise _invalid(
             f"not a digest: {_shown(text)}",
             text,
-            hint=f"`{word}:` takes {wanted} hex digits, but this has {len(digest)}",
+            hint=f"`{word}:` needs {wanted} hex digits, but this has {len(digest)}",
         )
     return HashRef(digest, kind)
 
@@ -424,7 +424,7 @@ def _from_page(path: str, url: SplitResult, text: str) -> Ref:
 
 
 def _picture(section: str, rest: list[str], query: dict[str, str], text: str) -> ImageRef | PostRef | None:
-    """Return the image or post of `/images/1`, `/posts/1` or the API's `/images?imageId=1` and `?postId=1`."""
+    """Return the image or post of a URL: `/images/1`, `/posts/1`, or the API's `/images?imageId=1` and `?postId=1`."""
     if section == "posts":
         return PostRef(_id(rest[0], text)) if rest else None
     if rest or "imageId" in query:

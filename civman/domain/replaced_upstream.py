@@ -1,4 +1,4 @@
-"""Detect files that CivitAI has replaced: it now declares a different digest than that of the stored file."""
+"""Detect files that CivitAI has replaced, which means that it now declares another digest than the stored file has."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from civman.domain.printed_refs import file_ref
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A file in the library for which CivitAI now declares different contents. Both can be kept."""
+    """A file in the library for which CivitAI now declares different contents. The library can keep both versions."""
 
     ref: str
     model_id: ModelId

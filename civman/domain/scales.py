@@ -25,7 +25,7 @@ class Scaled:
 
     @property
     def acts(self) -> bool:
-        """Whether a scale is not 0."""
+        """Whether at least one of the scales is not 0."""
         return bool(self.unet or self.text_encoder or self.keyframes)
 
 
@@ -48,7 +48,7 @@ def parse_scaled(text: str) -> Scaled:
             if not numbers and not _is_precise(left) and _NUMBER.fullmatch(left.rpartition(":")[2]):
                 raise UsageError(
                     f"the scale of the text encoders cannot change over the steps: `{text}`",
-                    hint="only the first scale, that of the UNet, can", code=Cause.BAD_SCALE,
+                    hint="only the first scale, which is for the UNet, can change", code=Cause.BAD_SCALE,
                 )  # fmt: skip
             first, keyframes = read_scale(tail)
             head = left

@@ -70,7 +70,7 @@ class ModelPage:
     versions: tuple[ModelVersion, ...] = ()
 
     def default_version(self, now: datetime) -> ModelVersion | None:
-        """Return the version that the model's id alone means: the first that is published at `now` and lists files.
+        """Return the version that a ref without a version means: the first that is published at `now` and lists files.
 
         If there is none: the first published one, else the first of all. None: the page lists no versions.
         """
@@ -103,7 +103,7 @@ class SearchQuery:
     include_archived: bool = False
     early_access: bool = False
     page_size: int = 100
-    """How many models to request at once, at most 100; fewer arrive sooner."""
+    """How many models to request at once, at most 100; a smaller page arrives sooner."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -196,5 +196,5 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _key(name: str) -> str:
-    """Normalise a name for comparison, without case, blanks, dashes and underscores."""
+    """Normalise a name for comparison by ignoring case, spaces, dashes and underscores."""
     return "".join(char for char in name.casefold() if char not in " -_")

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Times in seconds. The defaults suit the Internet; a server on loopback or a test may want shorter ones."""
+    """Timeouts and delays in seconds.
+
+    The defaults suit the Internet; a server on loopback or a test may use shorter ones.
+    """
 
     connect_s: float = 15.0
     stall_s: float = 20.0

@@ -14,9 +14,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 _TITLES: Final = {(1280, 1024): "ViT-H/14", (1664, 1280): "ViT-bigG/14", (1024, 768): "ViT-L/14", (768, 512): "ViT-B"}
 """Width and projection width → the usual name of the encoder."""
 _HEADS: Final = {1664: 16, 1280: 16}
-"""Width → number of attention heads, where a head is not 64 wide. Source: OpenCLIP's configurations."""
+"""Width → number of attention heads, for encoders whose heads are not 64 wide. Source: OpenCLIP's configurations."""
 _QUICK: Final = (768, 1024)
-"""The widths of OpenAI's encoders, which approximate GELU by a sigmoid."""
+"""The widths of OpenAI's encoders, which use QuickGELU: GELU approximated with a sigmoid."""
 _LAYER: Final = {
     "transformers": re.compile(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.weight"),
     "open_clip": re.compile(r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc\.weight"),
@@ -58,7 +58,7 @@ class VisionEncoder:
 
 
 def read_vision_encoder(shapes: Shapes) -> VisionEncoder | None:
-    """Read the dimensions of a CLIP vision encoder; None if the tensors are not those of one with a projection."""
+    """Read the dimensions of a CLIP vision encoder; None if the tensors do not make up an encoder with a projection."""
     is_open = "visual.conv1.weight" in shapes
     names = (
         ("visual.conv1.weight", "visual.positional_embedding", "visual.class_embedding", "visual.proj")
@@ -88,7 +88,7 @@ def read_vision_encoder(shapes: Shapes) -> VisionEncoder | None:
 
 
 def title_for(*, projection: int | None = None, width: int | None = None) -> str:
-    """The usual name of the encoder with this projection, or with hidden states of this width."""
+    """Return the usual name of the encoder with a projection, or with hidden states, of this width."""
     if projection is not None:
         return next(
             (title for (_, size), title in _TITLES.items() if size == projection), f"projecting to {projection}"

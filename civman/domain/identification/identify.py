@@ -43,7 +43,10 @@ _FAMILIES = {
 
 
 def identify(header: Header, said: Claims | None = None) -> Identity:
-    """Identify the file; what cannot be determined is unknown. `said` are the claims in its metadata, if known."""
+    """Identify the file; anything that cannot be determined is set to unknown.
+
+    `said`: the claims in its metadata, if read.
+    """
     shapes = header.shapes
     said = said or claims(header.metadata)
     base = Identity(
@@ -131,7 +134,7 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
             shape = ()
         items.append((path if part == "unet" else f":{part}_{path}", shape))
         if means_the_only_encoder(delta.module):
-            parts |= {"single-text", "only-text"}  # kohya numbers the text encoders if a model has several
+            parts |= {"single-text", "only-text"}  # kohya numbers the text encoders only if a model has several
         elif delta.module.startswith("text_encoder."):
             parts.add("single-text")
         if delta.module.startswith("transformer_blocks."):
@@ -160,7 +163,7 @@ _VECTORS = frozenset({"emb_params", "clip_l", "clip_g", "t5xxl"})
 
 def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
     """Recognise an embedding: a file with a few tensors of a few rows."""
-    # the oldest files contain the token's number in addition to the vectors
+    # the oldest files contain the token's id in addition to the vectors
     shapes = {name: shape for name, shape in header.shapes.items() if not name.startswith("string_to_token.")}
     small = 0 < len(shapes) <= 4 and all(
         1 <= len(shape) <= 2 and 0 < shape[-1] <= 8192 and math.prod(shape[:-1]) <= 512 for shape in shapes.values()
@@ -240,7 +243,7 @@ def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity |
 
 
 def _latent_channels(rule: Rule, look: Look) -> int | None:
-    """Read the number of latent channels from the model's last or first layer; None if no row of the table applies."""
+    """Read the number of latent channels from the tensors that `LATENT` lists; None if they do not show it."""
     for spoken, name, axis, pixels in rule_tables.LATENT:
         if rule.id in spoken or rule.says in spoken:
             sizes = {shape[axis] for found in look.found(name) for shape in look.shapes[found] if len(shape) > 1}
@@ -271,8 +274,7 @@ _RISES = r"^decoder\.up(_blocks)?\.#\.(upsample|upsamplers\.#)\.(conv\.)?conv\.w
 _TOLD_BY_LEVELS = frozenset({
     Architecture.SD, Architecture.FLUX1, Architecture.FLUX2, Architecture.COGVIDEOX, Architecture.HUNYUAN_VIDEO,
 })  # fmt: skip
-"""Autoencoders whose downscaling factor follows from their levels: they upscale by two at each level and nowhere else.
-"""
+"""Autoencoders whose levels determine the downscaling factor: they upscale by two at each level and nowhere else."""
 
 
 def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, Shape]) -> Identity:
@@ -403,7 +405,7 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
 
 
 def facts_of(identity: Identity, said: Claims, civitai_base_model: str | None) -> FileFacts:
-    """Collect the facts that `facts` collects, for a file that has already been identified."""
+    """Collect the same facts as `facts` does, for a file that has already been identified."""
     flags = identity.flags
     if identity.kind is Kind.CHECKPOINT:
         lacking = (("no-text-encoder", identity.has_text_encoder), ("no-vae", identity.has_vae))

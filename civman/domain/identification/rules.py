@@ -1,10 +1,10 @@
 """The format of identification rules, and the view of a file that they are matched against.
 
 Rules are matched against *patterns*, one per line: tensor names (for adapters, module names written with underscores)
-without their prefix, with every number between dots (for adapters, between underscores) replaced by `#`. `needs` and
-`lacks` are regular expressions that are searched in those lines: the evidence for the answer and the evidence against
-it. `axis`, `where`, `ratio` and `dims` are conditions on shapes, `top` and `depth` on the highest number in a name. The
-rules themselves are listed in `civman.domain.identification.rule_tables`.
+without their prefix, with every number between dots (for adapters, between underscores) replaced with `#`. `needs` and
+`lacks` are regular expressions that are searched in those lines: `needs` is the evidence for the answer, `lacks` the
+evidence against it. `axis`, `where`, `ratio` and `dims` are conditions on shapes, `top` and `depth` on the highest
+number in a name. The rules themselves are listed in `civman.domain.identification.rule_tables`.
 """
 
 import re
@@ -27,9 +27,9 @@ class Look:
     shapes: Mapping[str, frozenset[Shape]] = field(repr=False)
     """Maps each pattern to the shapes of its tensors."""
     tops: Mapping[str, int] = field(repr=False)
-    """Maps each pattern to the highest number that its first `#` stands for."""
+    """Maps each pattern to the highest number that its first `#` replaces."""
     depth: int = -1
-    """The highest number of a transformer block inside a UNet's attention; -1 if there is none."""
+    """The highest index of a transformer block inside a UNet's attention; -1 if there is none."""
     _found: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -87,7 +87,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
 
 
 def _patterns(names: Collection[str], mark: str) -> list[str]:
-    """Replace each number between two marks by `#`, in all names at once."""
+    """In all names at once, replace each number between two occurrences of `mark` with `#`."""
     ends = f"{mark}\n{mark}"
     parts = ends.join([name.replace("\n", " ") for name in names]).split(mark)
     numbers = {part: "#" for part in set(parts) if part.isascii() and part.isdecimal()}

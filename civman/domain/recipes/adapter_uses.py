@@ -1,4 +1,4 @@
-"""The adapters, hypernetworks and embeddings in a recipe: each by the digest of its file, with how strongly it acts."""
+"""The adapters, hypernetworks and embeddings in a recipe: for each, the digest of its file and its strength."""
 
 from dataclasses import dataclass
 
@@ -15,20 +15,20 @@ class LoraUse:
     scale: float
     text_scale: float
     blocks: str = ""
-    """Block weights (`domain.adapters.block_weights`): numbers with commas; "" if all blocks have the same scale."""
+    """Block weights (`domain.adapters.block_weights`), separated by commas; "" if all blocks have the same scale."""
     keyframes: str = ""
     """How the scale for the UNet changes over the steps (`domain.adapters.scale_keyframes`), starting with `scale`."""
     hires_keyframes: str = ""
-    """How the scale for the UNet changes in the second pass; "": as in the first one."""
+    """How the scale for the UNet changes in the second pass; "" if it changes as in the first pass."""
 
     def scale_at(self, step: int, steps: int, *, is_hires: bool) -> float:
-        """Return the scale for the UNet when A1111 reports `step`, counted from 0, of a pass of `steps` steps."""
+        """Return the UNet's scale while A1111 reports `step`, counted from 0, in a pass of `steps` steps."""
         keyframes = (self.hires_keyframes if is_hires else "") or self.keyframes
         return scale_keyframes.scale_at(keyframes, step, steps) if keyframes else self.scale
 
     @property
     def peak(self) -> float:
-        """The scale for the UNet that is farthest from 0 in any step."""
+        """The UNet's scale with the largest absolute value in any step."""
         both = [scale_keyframes.largest(each) for each in (self.keyframes, self.hires_keyframes) if each]
         return max([self.scale, *both], key=abs)
 
@@ -47,7 +47,7 @@ class HypernetworkUse:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingUse:
-    """An embedding in a recipe: its digest, and the word that stands for it in the prompt."""
+    """An embedding in a recipe: its digest, and the word in the prompt that is replaced with its vectors."""
 
     sha256: Sha256
     word: str

@@ -1,4 +1,4 @@
-"""A further checkpoint of a recipe, which takes over from the first one."""
+"""A further checkpoint in a recipe, for the second pass or as the refiner."""
 
 from dataclasses import dataclass
 

@@ -38,12 +38,12 @@ from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
 REFINER_AT: Final = 0.8
-"""The share of the denoising after which a refiner takes over, A1111's default."""
+"""The share of the denoising after which a refiner takes over by default, as in A1111."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecondResolved:
-    """What the library found for the second pass's own values; None: those of the first pass."""
+    """The values that the library found for a second pass with values of its own; None means the first pass's value."""
 
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -79,7 +79,7 @@ class Resolved:
     is_refiner_same_family: bool = True
     faces: FaceRestoration | None = None
     input_upscaler: Sha256 | None = None
-    """The model that enlarges the input image before it is drawn again, and its factor."""
+    """The model that enlarges the input image before image-to-image rendering, and its factor."""
     input_scale: int | None = None
     last_upscaler: Sha256 | None = None
     """The model that enlarges the finished image, and its factor."""
@@ -96,7 +96,7 @@ class Resolved:
     flow: Flow | None = None
     variant: str = ""
     details: tuple[DetailPass, ...] = ()
-    """The detail passes, with 0 for the size and steps of the image, and a guidance of -1 for that of the image."""
+    """The detail passes. A size or number of steps of 0, or a guidance scale of -1, means that of the image."""
 
 
 def complete(request: RenderRequest, found: Resolved) -> Recipe:
@@ -171,7 +171,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
 
 
 def _slots(request: RenderRequest, found: Resolved) -> int:
-    """The number of slots, 0 for an image that is computed alone: one slot, or a model that changes in between."""
+    """The number of slots; 0 if one is requested, or with tiles, detail passes, changing scales or several models."""
     is_in_tiles = any(
         each is not None
         for each in (request.tiled_upscale, request.ultimate_upscale, request.init_upscale, request.tiled_diffusion)
@@ -185,12 +185,12 @@ def _slots(request: RenderRequest, found: Resolved) -> int:
 def larger_input(
     request: UpscaleRequest, source: tuple[int, int], model: Sha256 | None, scale: int | None
 ) -> Enlargement:
-    """The enlargement of an input image of this size, to multiples of 8 pixels."""
+    """The enlargement of an input image of the size `source`; both sides are rounded down to multiples of 8 pixels."""
     return enlargement_of(replace(request, multiple=8), source, model=model, model_scale=scale)
 
 
 def _upscale(request: RenderRequest, size: tuple[int, int], found: Resolved) -> Enlargement | None:
-    """The enlargement of a finished image of this size: as in A1111, whose text can express it, to multiples of 8."""
+    """The enlargement of a finished image of this size; both sides are rounded down to multiples of 8, as in A1111."""
     if request.upscale is None:
         return None
     asked = replace(request.upscale, multiple=8)
@@ -254,7 +254,7 @@ def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartI
 def _refiner(request: RenderRequest, found: Resolved) -> Refiner | None:
     if found.refiner is None:
         return None
-    # without a second pass, there is no choice of passes
+    # without a second pass there is nothing to choose: use the default
     passes = _or(request.refiner_passes, "second") if request.hires else "second"
     return Refiner(
         found.refiner, float(_or(request.refiner_at, REFINER_AT)), _or(request.refiner_by_steps, False), passes,

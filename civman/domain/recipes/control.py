@@ -1,4 +1,4 @@
-"""Control images in a recipe: a ControlNet, the image that it reads, and how strongly it acts on which steps."""
+"""Control images in a recipe: a ControlNet, its control image, its strength, and the steps in which it acts."""
 
 import math
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ MAPS: Final[dict[str, tuple[_Number, ...]]] = {
     "none": (), "canny": ((100, 1, 255), (200, 1, 255)), "invert": (), "blur": ((9, 0.01, 64),), "tile": ((1, 1, 8),),
     "gray": ((1, 0.1, 2),), "xdog": ((32, 1, 64),),
 }  # fmt: skip
-"""Preprocessor → its numbers, each as (default, least, most): A1111's defaults and limits."""
+"""Preprocessor → its parameters, each as (default, minimum, maximum): A1111's defaults and limits."""
 _A1111_MAPS: Final = {
     "invert (from white bg & black line)": "invert", "blurgaussian": "blur", "tileresample": "tile",
     "recolorluminance": "gray", "scribblexdog": "xdog",
 }  # fmt: skip
 CONTROL_TYPES: Final = ("openpose", "depth", "softedge", "hardedge", "normal", "segment", "tile", "inpaint")
-"""The kinds of control image that a union of ControlNets tells apart, in the order of its trained embeddings.
+"""The kinds of control image that a union ControlNet distinguishes, in the order of its trained embeddings.
 
-The first unions know six of them; "tile" and "inpaint" came with the version called ProMax.
+The first union ControlNets have six of them; "tile" and "inpaint" were added in the version called ProMax.
 """
 _ALIASES: Final = {
     "pose": "openpose", "hed": "softedge", "pidi": "softedge", "scribble": "softedge", "teed": "softedge",
@@ -31,18 +31,18 @@ _ALIASES: Final = {
     "segmentation": "segment", "blur": "tile", "repaint": "inpaint",
 }  # fmt: skip
 MAP_TYPES: Final = {"canny": "hardedge", "blur": "tile", "tile": "tile", "xdog": "softedge"}
-"""Preprocessor → the kind of control image that it makes, if that is one of `CONTROL_TYPES`."""
+"""Preprocessor → the kind of control image that it makes, if that kind is one of `CONTROL_TYPES`."""
 SOFT: Final = 0.825
-"""The factor by which each layer further out is weaker than the layer before, in all modes but "balanced"."""
+"""In all modes but "balanced", each layer's weight is this factor times that of the next layer inwards."""
 SOFT_FEATURES: Final = (0.25, 0.62, 0.825, 1.0)
 """The factors for a T2I-Adapter's features in all modes but "balanced", from the outermost level inwards."""
 
 
 CONTROL_RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "resize and pad")
-"""How a control image gets the size of the rendering.
+"""The ways to resize a control image to the size of the rendering.
 
-"resize and fill" repeats its edges beside it, as A1111's img2img does; "resize and pad" puts it on the median colour
-of its border, as A1111's ControlNet extension does.
+"resize and fill" extends the image by repeating its edges, as A1111's img2img does; "resize and pad" extends it with
+the median colour of its border, as A1111's ControlNet extension does.
 """
 
 
@@ -50,8 +50,8 @@ of its border, as A1111's ControlNet extension does.
 class ControlUse:
     """A ControlNet or T2I-Adapter in a recipe.
 
-    `sha256` is the model's; `picture` is that of the file of the control image, to which any preprocessor was already
-    applied. `start` and `end` are shares of the steps between which it acts, from 0 to 1.
+    `sha256` is the digest of the model's file, `picture` that of the control image's file; any preprocessor was already
+    applied to that image. The model acts between the shares `start` and `end` of the steps, from 0 to 1.
     """
 
     sha256: Sha256
@@ -65,12 +65,12 @@ class ControlUse:
     """How the control image is resized to the size of the rendering; one of `CONTROL_RESIZE_MODES`."""
 
     type: str = ""
-    """For a union of ControlNets: the kind of control image, one of `CONTROL_TYPES`; "" for all other models."""
+    """For a union ControlNet: the kind of control image, one of `CONTROL_TYPES`; "" for all other models."""
 
     pools: bool = False
-    """Whether each of the ControlNet's outputs is averaged over the image and only positive prompts are controlled.
+    """Whether each output of the ControlNet is averaged over the image, and only positive prompts are controlled.
 
-    ControlNets of the kind "shuffle" were trained so.
+    "Shuffle" ControlNets were trained this way.
     """
 
     crops: bool = False
@@ -86,8 +86,8 @@ class ControlUse:
     def weights(self, layers: int) -> tuple[float, ...]:
         """Compute the factor for the output of each layer, from the outermost layer to the middle block.
 
-        Source: Zhang et al. 2023, the code's guess mode; the exponents count from the middle block of an SD 1 model, so
-        that in smaller models the outermost layers' factors are larger.
+        Source: Zhang et al. 2023, guess mode in the published code. The exponents are those of an SD 1 model, counted
+        from the outermost layer, so in a model with fewer layers the middle block's factor stays below 1.
         """
         if self.mode == "balanced":
             return (self.weight,) * layers
@@ -105,7 +105,7 @@ class ControlUse:
 
 @dataclass(frozen=True, slots=True)
 class ControlRequest:
-    """A requested control: the path of a picture, the ref of a ControlNet, and how the picture is processed."""
+    """A requested control: the path of an image, the ref of a ControlNet, and how the image is processed."""
 
     picture: str
     ref: str
@@ -115,24 +115,24 @@ class ControlRequest:
     mode: str = "balanced"
     resize_mode: str = "just resize"
     control_map: str = "none"
-    """A preprocessor of `MAPS` with its numbers in the form that `map_of` parses, such as "canny:50:150"."""
+    """A preprocessor of `MAPS` with its parameters in the form that `map_of` parses, such as "canny:50:150"."""
     control_type: str = ""
-    """The kind of control image, by any name that `control_type` knows; "": not stated."""
+    """The kind of control image, under any name that the function `control_type` knows; "" if not specified."""
     pools: bool | None = None
-    """See `ControlUse.pools`; None: by the name of the model's file."""
+    """The value of `ControlUse.pools`; None: decided by the name of the model's file."""
     crops: bool | None = None
-    """See `ControlUse.crops`; None: crop if only the masked region is drawn, as A1111's extension does by default."""
+    """The value of `ControlUse.crops`; None: crop if only the masked region is drawn, as A1111's extension does."""
 
 
 def control_type(name: str) -> str | None:
-    """Return the kind of control image that a name such as "canny" or "OpenPose" stands for; None if it is unknown."""
+    """Return the kind of control image that a name such as "canny" or "OpenPose" means; None if the name is unknown."""
     plain = name.casefold().replace(" ", "").replace("_", "").replace("-", "")
     found = _ALIASES.get(plain, plain)
     return found if found in CONTROL_TYPES else None
 
 
 def map_named(name: str) -> str | None:
-    """Return the preprocessor of `MAPS` for its name here or in A1111, such as "tile_resample"; None if unknown."""
+    """Return the preprocessor of `MAPS` with this name in civman or A1111, such as "tile_resample"; None if unknown."""
     plain = name.strip().casefold()
     plain = plain if plain in _A1111_MAPS else plain.replace("_", "")
     found = _A1111_MAPS.get(plain, plain)
@@ -140,9 +140,9 @@ def map_named(name: str) -> str | None:
 
 
 def map_of(text: str) -> tuple[str, tuple[float, ...]]:
-    """Parse a preprocessor with its numbers, such as "canny" or "canny:50:150".
+    """Parse a preprocessor with its parameters, such as "canny" or "canny:50:150".
 
-    Raises: UsageError (`bad-value`): the preprocessor is unknown, or a number is outside its limits.
+    Raises: UsageError (`bad-value`): the preprocessor is unknown, or a parameter is outside its limits.
     """
     name, *given = text.split(":")
     found = map_named(name)

@@ -1,7 +1,7 @@
-"""Detail passes: a region of the finished image is drawn again by img2img, at full size, and put back, as by ADetailer.
+"""Detail passes, as in ADetailer: redraw a region of the finished image by img2img at full resolution.
 
-Source: Bing-su/adetailer (the rules, not the code). The seed of a region, such as a face, is that of the image plus the
-number of the region, which counts from 0 in every pass.
+Source: Bing-su/adetailer (the rules, not the code). The seed of a region, such as a face, is the image's seed plus the
+region's index, which counts from 0 in every pass.
 """
 
 import re
@@ -15,15 +15,15 @@ from civman.errors import Cause, UsageError
 
 REGIONS: Final = ("faces", "mask", "box")
 FACE: Final = "face"
-"""The region of a request that stands for all faces."""
+"""The value of `DetailRequest.region` that means all faces."""
 SEPARATOR: Final = "[SEP]"
-"""Divides a prompt into prompts for the first, second … region of a pass; the last one is also for all further ones."""
+"""Separates the prompts for the first, second … region of a pass; the last prompt is also for all further regions."""
 WHOLE_PROMPT: Final = "[PROMPT]"
-"""Stands for the prompt of the image."""
+"""In the prompt of a region: replaced with the image's prompt."""
 SKIP: Final = "[SKIP]"
-"""As the prompt of a region: leave the region as it is."""
+"""The prompt of a region that is to be left unchanged."""
 _MOST: Final = 1000
-"""In pixels, for blurs, offsets and what is added to a mask."""
+"""The largest blur, offset, padding and dilation in pixels."""
 _MOST_PASSES: Final = 20
 _BOX: Final = re.compile(r"(\d{1,5}),(\d{1,5}),(\d{1,5}),(\d{1,5})")
 _SETTINGS: Final = re.compile(r":(?=(?:[a-z]+=|whole(?:,|$)))")
@@ -36,10 +36,10 @@ _NAMES: Final = (*_WHOLE, *_FRACTIONS, *_TEXTS, "whole")
 
 @dataclass(frozen=True, slots=True)
 class DetailRequest:
-    """A requested detail pass. `region`: "face", "X,Y,W,H" in pixels, or the path of a mask, white where to draw.
+    """A requested detail pass. `region`: "face", "X,Y,W,H" in pixels, or the path of a mask, white where to redraw.
 
-    None means ADetailer's default, which for size, steps, guidance scale, sampler and schedule is that of the image. An
-    empty prompt stands for the prompt of the image.
+    None means ADetailer's default; for size, steps, guidance scale, sampler and schedule this is the image's own value.
+    An empty prompt means the image's prompt.
     """
 
     region: str
@@ -64,8 +64,8 @@ class DetailRequest:
 class DetailPass:
     """A detail pass in a recipe.
 
-    `region`: one of `REGIONS`, with the SHA-256 of the detector of faces, that of the file of a mask, or a box
-    "X,Y,W,H" in pixels of the finished image.
+    `region` is one of `REGIONS`; it comes with the SHA-256 of the face detector in `detector`, the SHA-256 of the
+    mask's file in `mask`, or the box "X,Y,W,H" in pixels of the finished image in `box`.
     """
 
     region: str
@@ -75,49 +75,56 @@ class DetailPass:
     guidance_scale: float
     width: int
     height: int
-    """The size in pixels at which a region is drawn; without `only_masked`, the size of the image counts."""
+    """The size in pixels at which a region is redrawn; without `only_masked` it is ignored, and the image's size is
+    used.
+    """
     strength: float = 0.4
     mask: Sha256 | None = None
     box: str = ""
     detector: Sha256 | None = None
     prompts: tuple[str, ...] = ()
-    """The prompts of the first, second … region; the last one is for all further ones. "": the image's prompt."""
+    """The prompts of the first, second … region; the last one is for all further regions. "": the image's prompt."""
     negatives: tuple[str, ...] = ()
     prompt_rules: str = ""
     """The rules for prompts with editing or `AND`; see `Recipe.prompt_rules`."""
     dilate: int = 4
-    """The side in pixels of the square by which a mask grows or, if negative, shrinks."""
+    """The side in pixels of the square by which the mask is dilated or, if negative, eroded."""
     x_offset: int = 0
     y_offset: int = 0
     """How far a mask is moved to the right and upwards, in pixels."""
     mask_blur: int = 4
     only_masked: bool = True
-    """Whether only the region and its surroundings are drawn, at full size, and then pasted into the image."""
+    """Whether only the region and its surroundings are redrawn, at the size `width` x `height`, and pasted into the
+    image.
+    """
     padding: int = 32
     noise_multiplier: float = 1.0
 
     def texts(self, number: int, prompt: str, negative: str) -> tuple[str, str] | None:
-        """Return both prompts of a region of an image with these prompts; None if the region is left as it is."""
+        """Return both prompts of region `number`, given the image's prompts; None if the region is left unchanged."""
         mine, other = _text(self.prompts, number, prompt), _text(self.negatives, number, negative)
         return None if mine.strip() == SKIP else (mine, other)
 
     @property
     def different_texts(self) -> int:
-        """How many regions may have prompts of their own; all further ones have those of the last of them."""
+        """The number of regions that may have different prompts; further regions have the prompts of the last one."""
         return max(len(self.prompts), len(self.negatives), 1)
 
     def seed_of(self, seed: int, number: int) -> int:
-        """The seed of a region of an image with this seed."""
+        """Return the seed of region `number` in an image whose own seed is `seed`."""
         return (seed + number) & MAX_SEED
 
     @property
     def corners(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of the box, whose last pixels are inside. Raises: UsageError: it is no box."""
+        """Left, top, right and bottom of the box; the last two are its last column and row.
+
+        Raises: UsageError: not a box.
+        """
         left, top, width, height = box_of(self.box) or (0, 0, 0, 0)
         return left, top, left + width - 1, top + height - 1
 
     def request(self, region: str) -> DetailRequest:
-        """The pass as a request, for the region in the form of a request."""
+        """Convert the pass back to a request; `region` is the region in the form that a request has."""
         return DetailRequest(
             region, f" {SEPARATOR} ".join(self.prompts), f" {SEPARATOR} ".join(self.negatives), self.strength,
             self.mask_blur, self.dilate, self.x_offset, self.y_offset, self.only_masked, self.padding,
@@ -132,7 +139,7 @@ def _text(texts: tuple[str, ...], number: int, usual: str) -> str:
 
 
 def texts_of(typed: str) -> tuple[str, ...]:
-    """Divide a typed prompt into those of the regions; empty if all regions have the prompt of the image."""
+    """Split a typed prompt into the prompts of the regions; empty if all regions have the image's prompt."""
     parts = tuple(part.strip() for part in typed.split(SEPARATOR))
     return parts if any(parts) else ()
 

@@ -1,4 +1,4 @@
-"""How a finished image is enlarged: the upscaler, the final size, the tiles; as requested and in a recipe."""
+"""How a finished image is enlarged, as requested and in a recipe: the upscaler, the final size and the tiles."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from civman.errors import Cause, UsageError
 
 TILE: Final = 192
 OVERLAP: Final = 8
-"""A1111's defaults in pixels: the side of a tile, and how much of it neighbouring tiles share."""
+"""A1111's defaults in pixels: `TILE` is the side of a tile, `OVERLAP` is by how much neighbouring tiles overlap."""
 METHODS: Final = ("model", "lanczos", "nearest")
 MOST_TIMES: Final = 16.0
 """The largest factor of one enlargement: two passes of a 4x model."""
@@ -23,9 +23,9 @@ _TILES: Final = re.compile(r"([0-9]{1,5})(?::([0-9]{1,4}))?")
 
 @dataclass(frozen=True, slots=True)
 class UpscaleRequest:
-    """A requested enlargement: an upscaler (a ref, A1111's name for it, "lanczos" or "nearest"), and a size.
+    """A requested enlargement: an upscaler (a ref, A1111's name for it, "lanczos" or "nearest") and a size.
 
-    Exactly one of `scale` and `size` is needed; neither means the scale of the upscaler model.
+    The size is given by `scale` or by `size`; if both are None, the upscaler model's own factor is used.
     """
 
     upscaler: str
@@ -40,7 +40,7 @@ class UpscaleRequest:
     """The side of a tile in pixels; 0: the image is not cut into tiles."""
     overlap: int = OVERLAP
     multiple: int = 1
-    """Round both sides of the enlarged image down to multiples of this; A1111 takes 8."""
+    """Both sides of the enlarged image are rounded down to multiples of this number; A1111 uses 8."""
 
     def __post_init__(self) -> None:
         if self.scale is not None and self.size is not None:
@@ -66,7 +66,8 @@ class Enlargement:
     """The upscaler model, if `method` is "model"."""
     crop_width: int = 0
     crop_height: int = 0
-    """The size in pixels of the part that is kept from the centre of the enlarged image; 0: the whole image."""
+    """The size in pixels of the part that is cropped from the centre of the enlarged image; 0: the whole side is kept.
+    """
     tile: int = TILE
     overlap: int = OVERLAP
 
@@ -168,7 +169,7 @@ def upscale_from(text: str) -> UpscaleRequest:
 
 
 def factor_of(made: Enlargement, size: tuple[int, int]) -> float:
-    """The factor by which an image of this size was enlarged, with as few digits as give the same result."""
+    """The factor by which an image of this size was enlarged, with the fewest digits that give the same result."""
     times = max(made.width / size[0], made.height / size[1])
     for digits in range(5):
         found = round(times, digits)

@@ -1,4 +1,4 @@
-"""How the faces in a finished image are restored: as requested, and as a recipe states it."""
+"""How the faces in a finished image are restored, as requested and in a recipe."""
 
 import re
 from collections.abc import Iterator

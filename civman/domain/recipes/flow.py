@@ -1,4 +1,4 @@
-"""What a recipe states for a flow-matching model: its noise levels and embedded guidance, and its parts' files."""
+"""What a recipe contains for a flow-matching model: noise levels, embedded guidance, and separate text encoders."""
 
 import math
 from collections.abc import Iterator
@@ -20,8 +20,9 @@ class PartUse:
 class Flow:
     """The noise levels of a flow-matching model and the guidance that it embeds.
 
-    `shift`: the factor s in σ = s·t / (1 + (s − 1)·t). `entries`: the size of the table that some schedules take their
-    levels from. `guidance`: the scale that the model embeds; 0 if it embeds none.
+    `shift`: the factor s in σ = s·t / (1 + (s − 1)·t). `entries`: the size of the table from which some schedules take
+    their levels. `guidance`: the guidance scale that is embedded as an input of the model; 0 if the model has no such
+    input.
     """
 
     shift: float
@@ -30,7 +31,7 @@ class Flow:
 
 
 def problems(recipe: Any) -> Iterator[str]:
-    """Explain what a recipe states wrongly about flow matching, with one clause for each problem."""
+    """Explain which of a recipe's values for flow matching are invalid, with one clause for each problem."""
     if (recipe.flow is None) == (recipe.prediction == "flow"):
         yield "a recipe has flow-matching noise levels if and only if its model predicts a flow"
     if recipe.flow is not None:

@@ -31,7 +31,7 @@ class FreeU:
 
 
 def freeu_of(text: str) -> FreeU | None:
-    """Parse "v1" or "v2", optionally with the factors b1, b2, s1 and s2: "v2,1.3,1.4,0.9,0.2"; "off" is None.
+    """Parse "v1" or "v2", optionally with the factors b1, b2, s1 and s2: "v2,1.3,1.4,0.9,0.2"; "off" gives None.
 
     Raises: UsageError (`bad-value`).
     """

@@ -10,7 +10,8 @@ class Machine:
     `device` None: the best one available; `low_vram`: use as little of its memory as possible.
 
     `threads`: the number of CPU threads, which can change the last bit of a pixel; None: torch's default. `compiled`:
-    compile the model's blocks, which also changes the last bits; None: no, or in a replay, if the original was.
+    whether to compile the model's blocks, which also changes the last bits; None: only in a replay of an image that was
+    rendered with compiled blocks.
     """
 
     device: str | None = None

@@ -1,7 +1,8 @@
-"""The sources of noise that a recipe may name: the CPU's generator, or a graphics card's.
+"""The sources of noise that a recipe may specify: the CPU's random generator, or a graphics card's.
 
-The numbers of NVIDIA's generator depend on the card if an image has more values than the card has threads. A recipe
-names the number of threads: `nv:43008` is an RTX 3060. `nv` stands for a card with more threads than values.
+NVIDIA's generator gives numbers that depend on the card if an image has more values than the card has threads. A recipe
+therefore contains the number of threads: `nv:43008` is an RTX 3060. `nv` alone means a card with more threads than
+values.
 """
 
 from typing import Final
@@ -11,7 +12,8 @@ THREADS: Final = {
     "t4": 40960, "gtx 1080": 40960, "rtx 3060": 43008, "rtx 3060 ti": 58368, "rtx 2080 ti": 69632, "rtx 3070": 70656,
     "rtx 4070": 70656, "rtx 3080": 104448, "rtx 3090": 125952, "v100": 163840, "rtx 4090": 196608, "a100": 221184,
 }  # fmt: skip
-"""Cards and their threads: multiprocessors times threads per multiprocessor, rounded down to 256 for each of them.
+"""Card → number of threads: multiprocessors times threads per multiprocessor, the latter rounded down to a multiple of
+256.
 
 Source: NVIDIA's tables of the cards and their compute capabilities.
 """

@@ -1,4 +1,4 @@
-"""Further texts of a prompt, joined to it after encoding, as ComfyUI's conditioning nodes do."""
+"""Additional prompt texts, combined with the prompt after encoding, as ComfyUI's conditioning nodes do."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,12 @@ _PART: Final = re.compile(r"(concat|combine|average=([0-9.]+)):(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """A text and how it is joined to the texts before it.
+    """An additional prompt text and how it is combined with the preceding texts.
 
-    "concat" appends its vectors to those of the texts before. "average" mixes the vectors: `kept` is the share of the
-    texts before, the rest is this text's. "combine" evaluates the model for this text, too, and uses the mean of the
-    predictions. Sources: ComfyUI's nodes ConditioningConcat, ConditioningAverage and ConditioningCombine.
+    "concat" appends its vectors to those of the preceding texts. "average" mixes the vectors: `kept` is the share of
+    the preceding texts, the rest is the share of this text. "combine" evaluates the model for this text as well, and
+    uses the mean of the predictions. Sources: ComfyUI's nodes ConditioningConcat, ConditioningAverage and
+    ConditioningCombine.
     """
 
     how: str

@@ -98,7 +98,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     19: {"": (), "start": ("mask_channel", "grow_mask")},
     20: {"": (), "controls": ("crops",)},
 }  # fmt: skip
-"""Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
+"""Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,14 @@ class StartImage:
     resize_mode: str = "just resize"
     """How the image is resized to the size of the rendering.
 
-    One of `recipe_limits.RESIZE_MODES`, or of `COMFYUI_RESIZES`, with which image and mask follow ComfyUI's rules.
+    One of `recipe_limits.RESIZE_MODES` or `COMFYUI_RESIZES`; the latter prepare image and mask by ComfyUI's rules.
     """
     masked_content: str = "original"
     """The initial content of the masked area; one of `recipe_limits.MASKED_CONTENTS`."""
     only_masked: bool = False
-    """Whether only the masked area and its surroundings are rendered, at full size, and then pasted into the image."""
+    """Whether only the masked area and its surroundings are rendered, at the rendering's full size, and then pasted
+    back.
+    """
     padding: int = 32
     """With `only_masked`: the width in pixels of the surroundings that are rendered with the masked area."""
     conditioning_weight: float = 1.0
@@ -129,12 +131,14 @@ class StartImage:
     noise_multiplier: float = 1.0
     """The factor for the noise that is added to the image."""
     mask_channel: str = ""
-    """The channel of its file that the mask is, "red", "green", "blue" or "alpha" (inverted); "": shades of grey."""
+    """The channel of the mask's file that is used as the mask: "red", "green", "blue" or "alpha" (inverted); "": its
+    grey value.
+    """
     grow_mask: int | None = None
     """By how many pixels ComfyUI's "VAE Encode (for Inpainting)" widens the mask; None: that node is not used."""
 
     def pastes_region(self, rules: int, *, is_redrawn: bool) -> bool:
-        """Whether a region is drawn and pasted into this image. `is_redrawn`: a second pass or tiles follow."""
+        """Whether only a region is redrawn and pasted into this image. `is_redrawn`: a second pass or tiles follow."""
         return self.only_masked and rules > 1 and not is_redrawn
 
 
@@ -143,7 +147,7 @@ class RecipeFile:
     """Where a file of a recipe can be downloaded again.
 
     `air`: its AI resource name on CivitAI with model and version, None if it is not from CivitAI. `file_id`: CivitAI's
-    id of the file within the version. Both are only hints: the digest decides whether a file is the right one.
+    id of the file within the version. Both are only hints: a downloaded file is used only if its digest matches.
     """
 
     sha256: Sha256
@@ -190,7 +194,8 @@ class Recipe:
     start: StartImage | None = None
     hires: Hires | None = None
     config: str = ""
-    """The checkpoint's dimensions if they were specified in addition to its file: JSON, component → {option: value}."""
+    """The checkpoint's dimensions if they were specified separately from its file: JSON, component → {option: value}.
+    """
     files: tuple[RecipeFile, ...] = ()
     """One entry for each model file in the recipe, by digest; empty in recipes of schema 1."""
     sampling: Sampling = SAMPLING
@@ -203,41 +208,45 @@ class Recipe:
     """How the UNet upscales at sizes that are not multiples of 64.
 
     "forge" upscales each level to the size of its skip connection, as Forge, ComfyUI and diffusers do; "a1111" doubles
-    it and resizes the result, as A1111 does.
+    each level and then resizes it to that size, as A1111 does.
     """
     prompt_rules: str = ""
     """The rules for prompts with editing or `AND` (`recipe_limits.PROMPT_RULES`); "" if the prompts have neither."""
     variation_seed: int = 0
     variation_strength: float = 0.0
-    """How far the noise of `variation_seed` replaces that of `seed`: 0 not at all, 1 completely."""
+    """How much of the noise of `seed` is replaced with that of `variation_seed`: 0 none of it, 1 all of it."""
     seed_resize_width: int = 0
     seed_resize_height: int = 0
-    """The size in pixels for which the noise is drawn before it is pasted into that of the image; 0: its own size."""
+    """The size in pixels for which the noise is generated before it is pasted into the image's noise; 0: the image's
+    size.
+    """
     token_merging: float = 0.0
     """The share of tokens that are merged before self-attention at full resolution; 0: none."""
     thresholding: Thresholding | None = None
     skip_negative_below: float = 0.0
-    """The noise level below which every second evaluation, or each one with `skip_negative_always`, is not guided."""
+    """The noise level below which every second evaluation is unguided; with `skip_negative_always`, every evaluation
+    is.
+    """
     skip_negative_always: bool = False
     emphasis: str = "original"
     """How weights in brackets act: one of `recipe_limits.EMPHASIS`."""
     fit_negative: bool = False
-    """Cut or extend the negative prompt to the length of the prompt, as A1111 before 1.6 with DDIM, PLMS and UniPC."""
+    """Cut or extend the negative prompt to the prompt's length, as A1111 before 1.6 did with DDIM, PLMS and UniPC."""
     hypernetworks: tuple[HypernetworkUse, ...] = ()
     """The hypernetworks in the order in which they are applied."""
     skip_early_guidance: float = 0.0
-    """The share of the evaluations that are not guided, counted from the first one."""
+    """The share of the evaluations, from the first one on, that are unguided."""
     step_rng: str = ""
-    """The source of the noise that steps add, as a separate stream; "": the stream of the first noise."""
+    """The source of the noise that steps add, as a stream of its own; "": the stream that gave the initial noise."""
     noise_slice: str = ""
-    """This image's slice of noise that is drawn for several images at once, such as "2/4"; "": no slice."""
+    """This image's share of noise that is generated for several images at once, such as "2/4"; "": not shared."""
     prompt_parts: tuple[PromptPart, ...] = ()
     negative_parts: tuple[PromptPart, ...] = ()
     freeu: FreeU | None = None
     told_sizes: str = ""
-    """SDXL's size conditioning instead of the image's own sizes, such as "1024x1024+0+0,832x1216".
+    """The sizes for SDXL's size conditioning in place of the image's own, such as "1024x1024+0+0,832x1216".
 
-    The original size, the left and top crop, and the target size, as in SDXL's training.
+    They are the original size, the left and top crop, and the target size, as in SDXL's training.
     """
     rescales_velocity: bool = False
     """Apply `guidance_rescale` to the velocity (v), whatever the model predicts, as ComfyUI does."""
@@ -252,18 +261,19 @@ class Recipe:
     controls: tuple[ControlUse, ...] = ()
     """The ControlNets that guide the image, each with its control image."""
     faces: FaceRestoration | None = None
-    """How the faces in the finished image are restored, before it is enlarged."""
+    """How faces in the finished image are restored; this precedes `upscale`."""
     tiled: TiledRedraw | None = None
-    """How the input image is enlarged and redrawn in tiles, which have the size `width` x `height`."""
+    """How the input image is enlarged and redrawn in tiles; each tile has the size `width` x `height`."""
     ultimate: UltimateUpscale | None = None
     """How the input image is enlarged to `width` x `height` and redrawn area by area (Ultimate SD upscale)."""
     slots: int = 0
-    """For how many images the UNet is called at once, whichever images these are; 0: for the recipe's own batches.
+    """The number of images for which the UNet is always called at once; 0: the number of images in the recipe's batch.
 
-    An image depends on this number, but not on its neighbours: alone, it is computed beside copies of itself.
+    An image depends on this number but not on the other images: an image that is rendered alone is computed together
+    with copies of itself.
     """
     references: tuple[ReferenceUse, ...] = ()
-    """The reference pictures, each with the IP-Adapter that reads it."""
+    """The reference images, each with the IP-Adapter that reads it."""
     tiled_diffusion: TiledDiffusion | None = None
     """How the UNet's predictions in the first pass are averaged over tiles of the latents."""
     input_upscale: Enlargement | None = None
@@ -272,7 +282,7 @@ class Recipe:
     """The checkpoint that continues the sampling in the middle of a pass."""
 
     details: tuple[DetailPass, ...] = ()
-    """The regions of the finished image that are drawn again, after faces are restored and before it is enlarged."""
+    """The detail passes over the finished image, which follow `faces` and precede `upscale`."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
@@ -308,7 +318,7 @@ class Recipe:
 
     @property
     def at_a_time(self) -> int:
-        """For how many images the UNet is called at once."""
+        """The number of images for which the UNet is called at once."""
         return self.slots or self.batch_size
 
     @property
@@ -351,7 +361,7 @@ class Recipe:
 
     @property
     def changes_model(self) -> bool:
-        """Whether the passes have different checkpoints, adapters or hypernetworks, or a refiner continues one."""
+        """Whether the passes use different checkpoints, adapters or hypernetworks, or a refiner continues a pass."""
         own = (self.hires.loras, self.hires.hypernetworks, self.hires.checkpoint) if self.hires else ()
         return self.refiner is not None or any(each is not None for each in own)
 
@@ -371,12 +381,12 @@ class Recipe:
 
     @property
     def enlarged_input(self) -> TiledRedraw | UltimateUpscale | None:
-        """How the input image is enlarged before it is drawn again."""
+        """How the input image is enlarged before it is redrawn in tiles or area by area; None if it is not."""
         return self.tiled or self.ultimate
 
     @property
     def drawn_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Width and height of all renderings of the UNet, each once."""
+        """Width and height in pixels of everything that the UNet renders for this recipe, each size once."""
         if self.ultimate is not None:
             return self.ultimate.drawn_sizes((self.width, self.height))
         second = [(self.hires.width, self.hires.height)] if self.hires else []
@@ -385,13 +395,13 @@ class Recipe:
 
     @property
     def drawn_size(self) -> tuple[int, int]:
-        """Width and height in pixels of what the last pass draws: the image before `upscale`, or its masked region."""
+        """Width and height in pixels of what the last pass renders: the image before `upscale` or the masked region."""
         last = self.hires or self.tiled or self
         return last.width, last.height
 
     @property
     def pastes_region(self) -> bool:
-        """Whether only the masked region is drawn and pasted into the input image, whose size is then the result's."""
+        """Whether only the masked region is rendered and pasted into the input image, which keeps its size."""
         is_redrawn = self.hires is not None or self.enlarged_input is not None
         return self.start is not None and self.start.pastes_region(self.rules, is_redrawn=is_redrawn)
 

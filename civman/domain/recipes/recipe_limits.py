@@ -29,12 +29,12 @@ UPSCALERS: Final = (
     "bicubic", "area", "model",
 )  # fmt: skip
 RESIZES: Final = ("", "nearest-exact", "bilinear", "bicubic", "area", "lanczos")
-"""The filters by which the result of an upscaler model is resized; "" stands for A1111's way."""
+"""The filters that resize the result of an upscaler model; "" means that it is resized as in A1111."""
 RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "just resize (latent upscale)")
 """A1111's names for the ways to resize the start image."""
 COMFYUI_CROP: Final = "comfyui crop"
 COMFYUI_RESIZES: Final = (COMFYUI_CROP, *(f"comfyui {way}" for way in RESIZES if way))
-"""The ways in which ComfyUI resizes the start image: crop its middle, or resize it by one of its filters."""
+"""ComfyUI's ways to fit the start image: a centre crop to multiples of 8, or resizing with one of its filters."""
 _MOST_GROWN: Final = 64
 """The largest number of pixels by which ComfyUI widens a mask."""
 MASK_CHANNELS: Final = ("", "alpha", "red", "green", "blue")
@@ -44,13 +44,15 @@ MAX_NOISE: Final = 10000
 """The upper limit of the parameters that control how much noise a sampler adds, and at which noise levels."""
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 PROMPT_RULES: Final = ("", "a1111-1.0", "a1111-1.3", "a1111-1.6")
-"""How prompts that change during the steps or are combined with `AND` are read, by A1111's version."""
+"""The rules for prompts that change during the steps or use `AND`, each named after the A1111 version that introduced
+it.
+"""
 EMPHASIS: Final = ("original", "no norm", "ignore", "none", "comfyui")
 """Rules for weights in brackets.
 
-"original" multiplies the vectors and restores their mean; "no norm" leaves the mean as it is; "ignore" removes the
-brackets and their weights; "none" reads brackets as text. "comfyui" reads prompts as ComfyUI does: a weight moves a
-vector away from that of an empty prompt, only round brackets count, and `embedding:NAME` stands for an embedding.
+"original" multiplies the vectors and restores their mean; "no norm" does not restore the mean; "ignore" removes the
+brackets and their weights; "none" reads brackets as text. "comfyui" reads prompts as ComfyUI does: a weight scales a
+vector's distance from that of an empty prompt, only round brackets count, and `embedding:NAME` is an embedding.
 """
 _SIZE: Final = re.compile(r"([0-9]{1,5})\s*[x×]\s*([0-9]{1,5})", re.IGNORECASE)
 _TOLD: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})\+([0-9]{1,5})\+([0-9]{1,5}),([0-9]{1,5})x([0-9]{1,5})")

@@ -40,11 +40,11 @@ class TypedPrompts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image that was made: the one with `seed` from the batch of `recipe`.
+    """One rendered image: the one with `seed` from the batch of `recipe`.
 
     `typed` contains the prompts as typed, if they differ from the recipe's. `pixel_sha256` is the digest of the pixels
     (rows of 8-bit RGB), not of a file. `environment` lists what else determines the pixels. `parent` is the SHA-256 of
-    the recipe that this one was varied from.
+    the recipe of which this one is a variation.
     """
 
     recipe: Recipe
@@ -96,9 +96,9 @@ AnyRecord = Record | UpscaleRecord
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a text or an image contains: a recipe with its record, a recipe alone, or only the digests of both.
+    """The origin that is read from a text or an image: a recipe with its record, a recipe alone, or only their digests.
 
-    `upscaled`: instead of a recipe with its record, those of an image that was upscaled.
+    `upscaled`: for an upscaled image, its upscale recipe or record, in place of `recipe` and `record`.
     """
 
     recipe_sha256: Sha256
@@ -134,8 +134,8 @@ def stripped(record: Record) -> str:
 def read_origin(text: str) -> Origin:
     """Parse the JSON of a record, of a recipe, or of a record without prompts, with keys in any order.
 
-    Raises: UsageError (`bad-recipe`, `newer-recipe`): none of these, or truncated. IntegrityError (`edited-recipe`):
-        the recipe does not match the digest next to it.
+    Raises: UsageError (`bad-recipe`, `newer-recipe`): the text is none of these, or truncated. IntegrityError
+        (`edited-recipe`): the recipe does not match the digest stored with it.
     """
     value = read_json(text)
     if not isinstance(value, dict):
@@ -167,7 +167,7 @@ def read_origin(text: str) -> Origin:
 
 def _unedited(value: object, stated: Sha256) -> Recipe:
     recipe = Recipe.from_value(value)
-    # compare the recipe's text as it is in the record first: that is cheaper than serialising the recipe
+    # first compare the recipe's text as stored in the record: that is cheaper than serialising the recipe
     if hashlib.sha256(canonical(value).encode()).hexdigest() != stated and recipe.sha256 != stated:
         raise IntegrityError(
             f"the recipe was changed after the image was made: its SHA-256 is {recipe.sha256[:12]}…, but the image"

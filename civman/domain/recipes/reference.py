@@ -1,4 +1,4 @@
-"""Reference pictures in a recipe: an IP-Adapter, the picture that it reads, and how strongly it acts on which steps."""
+"""Reference images in a recipe: an IP-Adapter, the image that it reads, its strength, and the steps when it acts."""
 
 import math
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ MOST: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class ReferenceUse:
-    """An IP-Adapter with a picture in a recipe.
+    """An IP-Adapter and its reference image in a recipe.
 
-    `sha256` is the adapter's, `encoder` that of the CLIP vision encoder, `picture` that of the picture's file. `start`
-    and `end` are shares of the steps between which it acts, from 0 to 1.
+    `sha256` is the digest of the adapter's file, `encoder` that of the CLIP vision encoder's, `picture` that of the
+    image's. The adapter acts between the shares `start` and `end` of the steps, from 0 to 1.
     """
 
     sha256: Sha256
@@ -27,16 +27,16 @@ class ReferenceUse:
     start: float = 0.0
     end: float = 1.0
     crop: tuple[int, ...] = ()
-    """The part of the picture that is read: left, top, width and height in pixels; empty for the whole picture."""
+    """The part of the image that is read: left, top, width and height in pixels; empty for the whole image."""
 
     def acts_at(self, step: int, steps: int) -> bool:
-        """Whether it acts in this step, counted from 0."""
+        """Whether the IP-Adapter acts in this step, counted from 0."""
         return acts_at(self.start, self.end, step, steps)
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRequest:
-    """A requested reference: the path of a picture, the ref of an IP-Adapter, and how it acts (see `ReferenceUse`)."""
+    """A requested reference: the path of an image, the ref of an IP-Adapter, and how it acts (see `ReferenceUse`)."""
 
     picture: str
     ref: str

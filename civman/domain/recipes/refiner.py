@@ -1,6 +1,6 @@
 """The refiner of a recipe: a second checkpoint that continues the sampling of a pass in the middle of its steps.
 
-Source: A1111 1.6 to 1.10, which decides by noise level since 1.8 and by steps before.
+Source: A1111 1.6 to 1.10. Since 1.8 it decides by noise level when to switch; earlier versions decided by steps.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any, Final
 from civman.domain.recipes.checkpoint_use import CheckpointUse
 
 PASSES: Final = ("first", "second", "both")
-"""Which passes the refiner continues if there are two."""
+"""The choices of which passes the refiner continues, if there are two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +19,16 @@ class Refiner:
 
     checkpoint: CheckpointUse
     switch_at: float
-    """The share after which the refiner takes over: 0 from the first step on, 1 never."""
+    """The share of the denoising after which the refiner takes over: 0 from the first step on, 1 never."""
     by_steps: bool = False
-    """Whether the share is counted in steps, instead of in timesteps of the model's noise levels."""
+    """Whether `switch_at` is a share of the steps, instead of a share of the training timesteps."""
     passes: str = "second"
     """Which passes the refiner continues if there are two; one of `PASSES`."""
     is_same_family: bool = True
-    """Whether the refiner is of the checkpoint's family. LoRAs and embeddings have no effect on one that is not."""
+    """Whether the refiner has the first checkpoint's family; if not, LoRAs and embeddings have no effect on it."""
 
     def continues(self, *, is_second: bool, has_second: bool) -> bool:
-        """Whether the refiner continues this pass. `has_second`: there are two passes."""
+        """Whether the refiner continues the first or second pass. `has_second`: whether there are two passes."""
         return not has_second or self.passes == "both" or (self.passes == "second") == is_second
 
 

@@ -19,7 +19,7 @@ class LoraRequest:
     text_scale: float | None = None
     """The scale for the text encoders; None means the same as `scale`."""
     blocks: str = ""
-    """Block weights: a preset or numbers with commas; "" if all blocks have the same scale."""
+    """Block weights: a preset, or numbers separated by commas; "" if all blocks have the same scale."""
     keyframes: str = ""
     """How the scale for the UNet changes over the steps, such as "0@0,1@0.5"; "": it does not change."""
     hires_keyframes: str = ""
@@ -31,7 +31,7 @@ class HiresRequest:
     """A requested second pass at a larger size.
 
     None means the default: twice the width and height, as many steps as the first pass, strength 0.7. If only one side
-    is given, or the other one is 0, the aspect ratio of the first pass is kept.
+    is given, or the other side is 0, the aspect ratio of the first pass is kept.
     """
 
     width: int | None = None
@@ -47,16 +47,17 @@ class HiresRequest:
     schedule: str | None = None
     resize: str | None = None
     trim: str | None = None
-    """How much to trim the first image before it is stretched, such as "0x64".
+    """How many pixels to crop from the first pass's image before it is stretched to the second size, such as "0x64".
 
-    None: it is enlarged to cover the second size, and cropped.
+    None: the image is enlarged to cover the second size and then cropped.
     """
     prompt: str | None = None
     negative_prompt: str | None = None
-    """The prompts of the second pass; None: those of the first."""
+    """The prompts of the second pass; None means the first pass's."""
     loras: tuple[LoraRequest, ...] | None = None
     hypernetworks: tuple[str, ...] | None = None
-    """In place of the first pass's `loras` and `hypernetworks`; the tags in the second pass's prompt are added."""
+    """The adapters and hypernetworks that replace those of the first pass; tags in the second pass's prompt are added.
+    """
     checkpoint: str | None = None
     """The ref of the second pass's checkpoint; None: that of the first pass."""
 
@@ -70,13 +71,13 @@ class RenderRequest:
     negative_prompt: str = ""
     typed_prompt: str | None = None
     typed_negative: str | None = None
-    """Both prompts as typed, before styles and wildcards were expanded; None if they are `prompt` and its negative."""
+    """Both prompts as typed, before styles and wildcards were expanded; None if `prompt` and `negative_prompt` are as
+    typed.
+    """
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
     called: tuple[tuple[str, str], ...] = ()
-    """Words in the prompts that stand for embeddings, each with the ref of the embedding's file, whatever that file's
-    name is.
-    """
+    """Words in the prompts that mean embeddings, each with the ref of the embedding's file, which may have any name."""
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     controls: tuple[ControlRequest, ...] = ()
@@ -115,7 +116,9 @@ class RenderRequest:
     """The share of the denoising after which the refiner takes over; None: 0.8."""
     refiner_by_steps: bool | None = None
     refiner_passes: str | None = None
-    """Whether `refiner_at` counts steps; and which passes the refiner continues: "first", "second" or "both"."""
+    """Whether `refiner_at` is a share of the steps, and which passes the refiner continues: "first", "second" or
+    "both".
+    """
     eta: float | None = None
     eta_ddim: float | None = None
     s_churn: float | None = None
@@ -134,7 +137,7 @@ class RenderRequest:
     variation_seed: int | None = None
     variation_strength: float | None = None
     seed_resize: str | None = None
-    """The size for which the noise is drawn before it is pasted into that of the image, such as "512x768"."""
+    """The size for which the noise is generated before it is pasted into the image's noise, such as "512x768"."""
     emphasis: str | None = None
     fit_negative: bool | None = None
     token_merging: float | None = None
@@ -165,10 +168,11 @@ class RenderRequest:
     config: str | None = None
     """Dimensions of the checkpoint that its tensor shapes do not show.
 
-    A folder of diffusers-style `<component>/config.json`, or their JSON as in `Recipe.config`.
+    The path of a folder of diffusers-style `<component>/config.json` files, or their contents as JSON in the form of
+    `Recipe.config`.
     """
     face_restoration: str | None = None
-    """How to restore faces: "codeformer", "codeformer:WEIGHT", "gfpgan", or a ref of such a model."""
+    """How to restore faces: "codeformer", "codeformer:WEIGHT", "gfpgan", or the ref of a face restoration model."""
     tiled_upscale: TiledRequest | None = None
     """How to enlarge the input image and redraw it in tiles."""
     ultimate_upscale: UltimateRequest | None = None
@@ -176,7 +180,7 @@ class RenderRequest:
     init_upscale: UpscaleRequest | None = None
     """How to enlarge the input image before image-to-image rendering."""
     tiled_diffusion: str | None = None
-    """Settings in the form that `tiled_diffusion.tiled_diffusion_of` parses."""
+    """The settings of Tiled Diffusion, in the form that `tiled_diffusion.tiled_diffusion_of` parses."""
     details: tuple[DetailRequest, ...] = ()
     """The regions of the finished image to draw again, pass by pass."""
     upscale: UpscaleRequest | None = None

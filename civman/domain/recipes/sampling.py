@@ -42,4 +42,4 @@ class Sampling:
 
 
 SAMPLING: Final = Sampling()
-"""The default parameters. Other values can be rendered only for those that control how much noise is added."""
+"""The default parameters. Apart from the parameters for how much noise is added, only these values can be rendered."""

@@ -1,6 +1,6 @@
 """The stages of a render: parts that one checkpoint computes with one set of adapters and prompts.
 
-Source: A1111 1.5 to 1.10. Its second pass has the LoRAs and hypernetworks that its own prompt names, and its refiner
+Source: A1111 1.5 to 1.10. The second pass uses the LoRAs and hypernetworks that its own prompt names; the refiner uses
 those of the pass that it continues. The VAE is the one that the user chose, else that of the checkpoint in use.
 """
 
@@ -11,7 +11,7 @@ from civman.domain.recipes.recipe import CheckpointUse, Recipe
 
 
 class Stage(StrEnum):
-    """A stage of a render, in order: each of the two passes, and what the refiner continues of it."""
+    """A stage of a render, in order: each of the two passes, and the rest of each pass that the refiner computes."""
 
     FIRST = "first"
     FIRST_REFINED = "first, refined"
@@ -30,7 +30,7 @@ class Stage(StrEnum):
 
     @property
     def refined(self) -> "Stage":
-        """The stage in which the refiner continues this one."""
+        """The stage in which the refiner continues this stage's pass."""
         return Stage.SECOND_REFINED if self.is_second else Stage.FIRST_REFINED
 
 
@@ -46,10 +46,10 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
 
 def stage_recipe(recipe: Recipe, stage: Stage) -> Recipe:
-    """The recipe with the checkpoint, adapters and prompts of one stage in place of those of the first one.
+    """Return the recipe with its checkpoint, adapters and prompts replaced with those of one stage.
 
-    It lists no files and no refiner, and its second pass has no values of its own. Stages with equal recipes share
-    their model and, except where prompts change during the steps, their conditioning.
+    The result lists no files and no refiner, and its second pass has no prompts, adapters or checkpoint of its own.
+    Stages with equal results share their model and, except where prompts change during the steps, their conditioning.
     """
     hires, refiner = recipe.hires, recipe.refiner
     found = replace(

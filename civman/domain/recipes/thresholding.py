@@ -19,11 +19,12 @@ MODES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Thresholding:
-    """Guide with the recipe's scale, then fit the result into the range that the lower scale `mimic_scale` has.
+    """Guide with the recipe's scale, then fit the result to the value range of the lower scale `mimic_scale`.
 
-    `percentile` (0 to 100) of the values decides which outliers are cut off. Both scales may change during the steps
-    from a minimum by a mode of `MODES`; `power` is the exponent of the Power modes and the frequency of repeating ones.
-    `counts_calls`: the modes count model evaluations; otherwise steps, as in A1111 before 1.6.
+    `percentile` (0 to 100) of the values decides which outliers are cut off. Both scales may start from a minimum and
+    change during the steps as a mode of `MODES` describes; `power` is the exponent of the Power modes and the frequency
+    of the repeating modes. `counts_calls`: the modes count model evaluations; otherwise they count steps, as in A1111
+    before 1.6.
     """
 
     mimic_scale: float = 7.0
@@ -35,11 +36,11 @@ class Thresholding:
     power: float = 4.0
     per_channel: bool = True
     starts_at_mean: bool = True
-    """Scale the values around their mean; otherwise around zero."""
+    """Whether the values are scaled around their mean instead of around zero."""
     by_deviation: bool = False
-    """Compare standard deviations instead of the largest values."""
+    """Whether the value ranges are compared by standard deviation instead of by largest value."""
     phi: float = 1.0
-    """How much of the result replaces the plain guided prediction, 0 to 1."""
+    """The share of the thresholded result in the final prediction, 0 to 1; the rest is the plain guided prediction."""
     counts_calls: bool = True
 
 
@@ -63,7 +64,7 @@ def problems(found: Thresholding) -> Iterator[str]:
 
 
 def thresholding_of(text: str) -> Thresholding | None:
-    """Parse a mimic scale with further settings, such as "7,percentile=99.5,cfg_mode=Half Cosine Up"; "off" is None.
+    """Parse a mimic scale with further settings, such as "7,percentile=99.5,cfg_mode=Half Cosine Up"; "off" gives None.
 
     Raises: UsageError (`bad-value`).
     """

@@ -1,4 +1,4 @@
-"""A redraw in tiles, as by A1111's script "SD upscale": enlarge an image, then draw each tile of it by img2img.
+"""Redraw an image in tiles, as A1111's script "SD upscale" does: enlarge it, then redraw each tile by img2img.
 
 Neighbouring tiles overlap, and the overlaps are blended. Tile n has seed `seed` + n.
 """
@@ -14,7 +14,7 @@ from civman.domain.recipes.recipe_limits import MAX_SEED, MAX_SIDE, size_of
 from civman.errors import Cause, UsageError
 
 OVERLAP: Final = 64
-"""A1111's default in pixels for how much neighbouring tiles share."""
+"""A1111's default for how many pixels neighbouring tiles overlap."""
 SCALE: Final = 2.0
 """The factor by which A1111's script "SD upscale" enlarges the image by default."""
 METHODS: Final = (*UPSCALERS, "none")
@@ -29,7 +29,7 @@ class TiledRequest:
     scale: float | None = None
     """The factor for width and height, after which both are rounded down to multiples of 8; None: 2."""
     size: str | None = None
-    """Instead of a factor, the exact size to which the whole image is enlarged, such as "2048x1536"."""
+    """The exact size to which the whole image is enlarged, such as "2048x1536"; used in place of `scale`."""
     overlap: int = OVERLAP
     batch: int = 1
 
@@ -45,7 +45,7 @@ class TiledRequest:
 class TiledRedraw:
     """A redraw in tiles in a recipe. `width` and `height`: the size in pixels of the enlarged image.
 
-    Tiles have the recipe's own size.
+    Each tile has the recipe's width and height.
     """
 
     method: str
@@ -56,7 +56,11 @@ class TiledRedraw:
     """The upscaler model, if `method` is "model"."""
     overlap: int = OVERLAP
     batch: int = 1
-    """How many tiles A1111 drew together: each batch begins with the seed after the first one of the batch before."""
+    """How many tiles A1111 rendered at once.
+
+    Seeds rise by 1 from tile to tile of a batch, and from the first tile of a batch to the first tile of the next
+    batch.
+    """
 
     def seed_of(self, seed: int, number: int) -> int:
         """The seed of tile `number`, counted from 0, if the image has the seed `seed`."""
@@ -66,7 +70,7 @@ class TiledRedraw:
 def tiled_from(upscaler: str | None, overlap: int | None, batch: int | None) -> TiledRequest | None:
     """Build a request from "REF", "REF:SCALE" or "REF:WxH", such as "4x-UltraSharp:2"; None without an upscaler.
 
-    Raises: UsageError: the factor is out of range, or there are settings of tiles without an upscaler.
+    Raises: UsageError: the factor is out of range, or settings of tiles are given without an upscaler.
     """
     if upscaler is None:
         if overlap is not None or batch is not None:
@@ -85,7 +89,7 @@ def tiled_from(upscaler: str | None, overlap: int | None, batch: int | None) -> 
 def tiled_of(request: TiledRequest, source: tuple[int, int], *, model: Sha256 | None) -> TiledRedraw:
     """Complete a request for an image of the size `source`, in pixels.
 
-    Raises: UsageError (`bad-size`): the image is not enlarged, and a size or a factor was given.
+    Raises: UsageError (`bad-size`): a size or a factor was given, although the upscaler is "none".
     """
     method = "model" if model is not None else request.upscaler.casefold()
     if method == "none":

@@ -12,25 +12,28 @@ from civman.domain.recipes.recipe_limits import size_of
 from civman.errors import Cause, UsageError
 
 METHODS: Final = ("MultiDiffusion", "Mixture of Diffusers")
-"""The extension's methods: a plain average, or one whose weights fall off from the middle of each tile."""
+"""The extension's two methods: a plain average, and an average whose weights decrease from the middle of each tile."""
 _LEAST_TILE: Final = 8
 _KEPT: Final = 4
-"""The extension reduces an overlap until a tile has at least this much of its own."""
+"""The extension limits the overlap to a tile's shorter side minus this number of latent pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class TiledDiffusion:
-    """The settings of Tiled Diffusion in a recipe, for the first pass. Sizes are in latents, 8 pixels each."""
+    """The settings of Tiled Diffusion in a recipe, for the first pass.
+
+    Sizes are in latent pixels, each 8 image pixels wide.
+    """
 
     method: str
     """One of `METHODS`."""
     tile_width: int = 96
     tile_height: int = 96
     overlap: int = 48
-    """How much neighbouring tiles share at least."""
+    """By how many latent pixels neighbouring tiles overlap at least."""
 
     def grid(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]:
-        """Lay tiles over latents of this size: width and height of a tile, and all left and all top edges."""
+        """Divide latents of this size into tiles; return a tile's (width, height), all left edges and all top edges."""
         tile = min(self.tile_width, width), min(self.tile_height, height)
         overlap = max(0, min(self.overlap, min(self.tile_width, self.tile_height) - _KEPT))
         lefts, tops = (
@@ -57,7 +60,7 @@ def _starts(whole: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def tiled_diffusion_of(text: str) -> TiledDiffusion | None:
-    """Parse a method with settings, such as "multidiffusion" or "mixture,tile=96x64,overlap=32"; "off" is None.
+    """Parse a method with settings, such as "multidiffusion" or "mixture,tile=96x64,overlap=32"; "off" gives None.
 
     Raises: UsageError: `bad-value`, `bad-size`.
     """

@@ -1,7 +1,7 @@
 """Ultimate SD upscale, a script for A1111: enlarge an image, redraw it area by area, and redraw the seams in between.
 
-Each area is inpainted through a mask, with its surroundings, in the image as the areas before it have left it. All
-areas have the same seed. Source: Coyote-A/ultimate-upscale-for-automatic1111.
+Each area and its surroundings are inpainted through a mask, starting from the result of the areas before. All areas
+have the same seed. Source: Coyote-A/ultimate-upscale-for-automatic1111.
 """
 
 import math
@@ -20,24 +20,27 @@ SCALE: Final = 2.0
 """The script's default factor."""
 METHODS: Final = (*UPSCALERS, "none")
 REDRAWS: Final = ("linear", "chess", "none")
-"""The order of the tiles: row by row, or first every second tile as on a chessboard; "none": no tile is redrawn."""
+"""The order in which tiles are redrawn: row by row, or alternate tiles first, as on a chessboard; "none": not at all.
+"""
 SEAMS: Final = ("none", "band-pass", "half-tile", "half-tile-intersections")
-"""What is redrawn after the tiles: nothing, bands along their borders, tiles shifted by half, or these and corners."""
+"""What is redrawn after the tiles: nothing, bands along their borders, half-shifted tiles, or these and their corners.
+"""
 _STEP: Final = 64
-"""The script rounds the size at which a tile is rendered, and that of an image enlarged by a factor, up to this."""
+"""The script rounds up to multiples of this: the size at which a tile is rendered, and that of an image after `scale`.
+"""
 _LEAST_TILE: Final = 64
 _NAMES: Final = (
     "blur", "padding", "redraw", "seams", "seams-strength", "seams-width", "seams-blur", "seams-padding",
 )  # fmt: skip
-"""The settings that can be typed, besides the size of the tiles."""
+"""The settings that can be typed, apart from the size of the tiles."""
 _SETTING: Final = re.compile(r",(?=\s*[a-z_-]+\s*=)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class UltimateUpscale:
-    """The settings of Ultimate SD upscale in a recipe, whose size is that of the enlarged image. Sizes are in pixels.
+    """The settings of Ultimate SD upscale in a recipe, whose width and height are those of the enlarged image.
 
-    Default values are those of the script.
+    Sizes are in pixels. The defaults are those of the script.
     """
 
     method: str
@@ -56,13 +59,13 @@ class UltimateUpscale:
     """One of `SEAMS`."""
     seams_strength: float = 0.35
     seams_width: int = 64
-    """The width of a band of "band-pass"."""
+    """The width of a band that is redrawn if `seams` is "band-pass"."""
     seams_blur: int = 4
-    """The blur radius of the masks of "half-tile" and "half-tile-intersections"."""
+    """The blur radius of the masks if `seams` is "half-tile" or "half-tile-intersections"."""
     seams_padding: int = 16
 
     def drawn_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """Width and height of the renderings with which an image of this size is redrawn, each once."""
+        """The sizes (width, height) at which parts of an image of this size are rendered to redraw it, each once."""
         found = []
         if self.redraw != "none":
             found.append(self.tile_size)
@@ -90,11 +93,11 @@ class UltimateRequest:
     scale: float | None = None
     """The factor for width and height, after which both are rounded up to multiples of 64."""
     size: str | None = None
-    """Instead of a factor, the exact size of the enlarged image, such as "2048x1536"."""
+    """The exact size of the enlarged image, such as "2048x1536"; used in place of `scale`."""
     settings: UltimateUpscale = UltimateUpscale("none")
 
     def target(self, source: tuple[int, int], asked: tuple[int | None, int | None]) -> tuple[int, int]:
-        """The size of the enlarged image for a source of this size; `asked` is the size of the rendering, if given."""
+        """Return the size of the enlarged image; `source`: the input image's size, `asked`: the requested size."""
         if self.size is not None:
             return size_of(self.size)
         if self.scale is None and None not in asked:
@@ -153,7 +156,7 @@ def ultimate_of(request: UltimateRequest, *, model: Sha256 | None) -> UltimateUp
 def factors(source: tuple[int, int], target: tuple[int, int]) -> list[int]:
     """The factors by which the script enlarges an image one after the other, before it resizes the result to `target`.
 
-    The whole factor is the ratio of the longer sides, rounded up until 4, 3 or 2 divides it.
+    The whole factor is the ratio of the longer sides, rounded up to a whole number that 4, 3 or 2 divides.
     """
     whole = math.ceil(max(target) / max(source))
     if whole == 1:
@@ -164,7 +167,7 @@ def factors(source: tuple[int, int], target: tuple[int, int]) -> list[int]:
     while (rest := whole // math.prod(found)) > 1:
         divisor = next((each for each in (4, 3, 2) if rest % each == 0), 0)
         if not divisor:
-            break  # the script fails at such a factor
+            break  # the script fails if a factor other than 4, 3 and 2 remains
         found.append(divisor)
     return found
 

@@ -34,7 +34,7 @@ KIND: Final = "upscale"
 class UpscaleRecipe:
     """Everything that determines an upscaled image, except the machine and library versions.
 
-    `picture`: the SHA-256 of the file of the image that is enlarged. Raises: UsageError (`bad-recipe`).
+    `picture`: the SHA-256 of the source image's file. Raises: UsageError (`bad-recipe`).
     """
 
     picture: Sha256
@@ -89,7 +89,7 @@ class UpscaleRecipe:
 
 
 def is_upscale(value: object) -> bool:
-    """Whether a parsed JSON value is meant as an upscale recipe."""
+    """Whether a parsed JSON value claims to be an upscale recipe, valid or not."""
     return isinstance(value, dict) and value.get("kind") == KIND
 
 
@@ -178,7 +178,7 @@ AnyUpscale = UpscaleRecord | UpscaleRecipe
 
 
 def read_upscale(value: Any) -> AnyUpscale | None:
-    """The record or recipe of an upscaled image in a parsed JSON value; None if the value is neither.
+    """Return the record or recipe of an upscaled image in a parsed JSON value; None if the value contains neither.
 
     Raises: UsageError, IntegrityError: as `UpscaleRecord.from_value`.
     """
