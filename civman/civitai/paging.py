@@ -123,8 +123,8 @@ def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage |
     if query.base_models and item.versions:
         fitting = tuple(version for version in item.versions if version.base_model in query.base_models)
         return ModelPage(item.model, fitting) if fitting else None
-    # with a search text, the site does not apply all filters; removing versions by base model here may also remove the
-    # latest version, whose date decides whether the model is in the requested period
+    # with a search text, the site does not apply all filters, so the period is checked here, except with a base model
+    # filter: it may have removed the latest version, whose date decides whether the model is in the period
     return None if query.text and not query.base_models and not _is_young(item, query, now) else item
 
 

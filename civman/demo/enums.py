@@ -16,7 +16,7 @@ class Vocabulary:
     enums: dict[str, list[str]]
     """The response of `GET /api/v1/enums`."""
     sets: dict[str, tuple[str, ...]]
-    """The values a query parameter may take: "model_sort", "period", "file_format" …"""
+    """Maps the name of a list ("model_sort", "period" …) to the values that a query parameter may take."""
     air_types: dict[str, str]
     air_ecosystems: dict[str, str]
 

@@ -44,7 +44,7 @@ class Wire:
         """Whether the connection is closed after this response."""
 
     def send(self, answer: Answer) -> None:
-        """Send the whole response, well formed."""
+        """Send a complete, well-formed response."""
         self.head(answer.status, {"Content-Length": str(len(answer.body)), **answer.headers})
         self.data(answer.body)
 

@@ -249,7 +249,8 @@ class BrownianPath:
         mean = (middle - start) * whole * reciprocal
         spread = math.sqrt((middle - start) * (end - middle) * reciprocal)
         left = mean + spread * self._draw(seeds)
-        # every step passes the nodes near the root, so they are kept; deeper ones only until the next step
+        # every step passes through the nodes near the root, so they are kept for good; deeper nodes are kept only
+        # until the next step
         (self._cache if depth <= _CACHED_DEPTH else self._passed)[key, depth] = left
         return left
 

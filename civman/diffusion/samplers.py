@@ -256,7 +256,10 @@ class Plan:
         return len(self.sigmas) - 1
 
     def tail(self, steps: int) -> "Plan":
-        """Return the last `steps` steps, for img2img under recipe rules 1. Their first level sets the added noise."""
+        """Return a plan with only the last `steps` steps, for img2img under version 1 of the recipe rules.
+
+        The first remaining noise level determines how much noise is added.
+        """
         sigmas = self.sigmas[-(steps + 1) :]
         return replace(self, sigmas=sigmas, start_scale=sigmas[0], span=_span(sigmas))
 

@@ -190,11 +190,11 @@ class FilesPart(Part):
         return adapter_norms(planned)
 
     def fits(self, checkpoint: str, *, on_event: OnEvent = ignore) -> Fits:
-        """Create a value for `AssetFilter.fits` that selects the stored files that `check` accepts with a checkpoint.
+        """Return a value for `AssetFilter.fits` that selects the stored files compatible with `checkpoint`.
 
-        Every file is checked once for each stored checkpoint, and the verdicts are saved in the index. If the
-        checkpoint is not in the library, the result is an estimate from the architectures that the tensors show; files
-        whose header was not read are compared by CivitAI's base model labels.
+        Every file is checked once for each stored checkpoint, as `check` does, and the verdicts are saved in the index.
+        If the checkpoint is not in the library, compatibility is estimated from the architectures that the tensors
+        show, or from CivitAI's base model labels for files whose header has not been read.
         """
         from civman.domain.architecture import Architecture
         from civman.domain.base_models import compatible_labels

@@ -185,7 +185,7 @@ class Finder:
         _require_kind(role, inspected)
         known = next(iter(self._index.held_files([asset.blob.sha256])), None)
         seen, kept_path = (known.seen, known.kept_path) if known is not None else (None, None)
-        # what was last read was another copy of the file, so look up when the file at this path was read
+        # the copy that was read last is at another path, so look up when the file at this path was last read
         if known is not None and known.path != asset.path:
             seen, kept_path = self._index.seen_files([asset.path]).get(asset.path), None
         now = seen_now(asset.path, asset.blob.sha256, kept_path=kept_path)
