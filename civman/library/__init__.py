@@ -133,8 +133,8 @@ class Library:
         """Search CivitAI for models, page by page; each page is requested when it is needed.
 
         `fits`: only models with a version that works, at least in part, with this checkpoint (a ref as for `inspect`).
-        This goes by CivitAI's base model labels; `civman download --for` compares the tensors. `before_page` is called
-        before each page after the first is requested.
+        This is judged by CivitAI's base model labels, whereas `civman download --for` compares the tensors.
+        `before_page` is called before each page after the first is requested.
         """
         if fits is None:
             return self.context.client.search(query, before_page=before_page)
@@ -185,9 +185,9 @@ class Library:
     ) -> Asset:
         """Download the file that `ref` means, verify it, store it and index it.
 
-        A file already in the library is returned. Raises: NotFound, NotAllowed, Refused: it cannot be downloaded.
-        IntegrityError: it is not what CivitAI declares. NetworkError, StoreError: the bytes received so far are kept
-        for the next attempt.
+        A file already in the library is returned. Raises: NotFound, NotAllowed, Refused: the file cannot be downloaded.
+        IntegrityError: the bytes are not what CivitAI declares. NetworkError, StoreError: the bytes received so far are
+        kept for the next attempt.
         """
         return self.downloads.fetch(ref, file=file, permits=permits, options=options, on_event=on_event)
 
@@ -288,8 +288,9 @@ class Library:
         """Render a plan, a recipe or several plans and save the pictures in `output` (default: the library's renders/).
 
         `on`: the workers to render on: "auto", a number of processes, "ray" or "ray://HOST:PORT"; None: this process.
-        `resume`: leave out images that were rendered before, with the same recipe in the same folder.
-        `on_failure`, with `on` or `resume`: is called with a plan that fails and its error; the others are rendered.
+        `resume`: leave out images that were rendered before, with the same recipe in the same folder. `on_failure`,
+        with `on` or `resume`: is called with each plan that fails and its error, while the other plans are still
+        rendered.
 
         Uses the network only for Ray. Raises: CannotRender, Incompatible, StoreError; Interrupted: pictures finished
         before are kept.
@@ -403,6 +404,6 @@ class Library:
         require_all(self.pictures.missing_files(source))
         inputs = kept_inputs(self.context.root, recipe_of(source), pictures)
         planned = plan_replay(self.context.index, source, tuple(inputs.values()), on_event=on_event)
-        from civman.rendering.replay import replay  # imports torch, which takes 2 s or more
+        from civman.rendering.replay import replay  # importing torch takes 2 s or more, so do it last
 
         return replay(source, planned, machine=machine or Machine(), on_event=on_event)

@@ -15,10 +15,10 @@ class AccountPart(Part):
     def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
         """Check the API key `token` with CivitAI and store it. Returns its account and where the key is stored.
 
-        Raises: NotAllowed (`bad-key`): CivitAI rejects the key. UsageError: civman is offline, or `token` has no valid
-            form.
+        Raises: NotAllowed (`bad-key`): CivitAI rejects the key. UsageError: civman is offline. ConfigError: `token`
+        does not look like an API key.
         """
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.civitai import credentials
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport

@@ -33,8 +33,8 @@ class BundlesPart(Part):
 
         `file` selects some of a version's files.
 
-        Raises: NotFound, AmbiguousRef: a ref. UsageError: there is nothing to write, or `target` exists. HashMismatch:
-            a stored file is corrupt.
+        Raises: NotFound, AmbiguousRef: a ref matches no file or several. UsageError: there is nothing to write, or
+            `target` exists. HashMismatch: a stored file is corrupt.
         """
         from civman.exchange.bundle_export import export_bundle
 

@@ -79,7 +79,7 @@ class LibraryContext:
     @cached_property
     def client(self) -> "CivitaiClient":
         """The client for CivitAI's API, with the stored API key, if any."""
-        # importing this, httpx and pydantic takes 0.3 s, which commands that need no network can skip
+        # importing the client, httpx and pydantic takes 0.3 s, which commands that need no network can skip
         from civman.civitai import credentials
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
@@ -98,7 +98,7 @@ class LibraryContext:
     @property
     def network(self) -> "Network":
         """The settings for connections to CivitAI's storage servers, with the stored API key, if any."""
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.civitai import credentials
         from civman.civitai.allowed_urls import is_loopback
         from civman.civitai.site import user_agent

@@ -51,7 +51,7 @@ class DownloadsPart(Part):
 
     def place_of(self, job: "Job | Outcome") -> Path | None:
         """Where a job's file is or will be stored; None if that is unknown because CivitAI declares no SHA-256."""
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.download.job import Outcome
 
         if isinstance(job, Outcome):
@@ -70,7 +70,7 @@ class DownloadsPart(Part):
         options: "DownloadOptions | None" = None,
         on_event: OnEvent = ignore,
     ) -> Asset:
-        """Download the file that `ref` means; see `Library.download`."""
+        """Download the file that `ref` means, verify it, store it and index it, as `Library.download` does."""
         outcome = self.fetch_all([ref], file=file, permits=permits, options=options, on_event=on_event)[0]
         if outcome.error is not None:
             raise outcome.error
@@ -96,7 +96,7 @@ class DownloadsPart(Part):
 
         Raises: an error that concerns all downloads, such as a library that is not writable.
         """
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.download.job import DownloadOptions
 
         return self._downloads().run(
@@ -108,7 +108,7 @@ class DownloadsPart(Part):
 
         `force`: return a notice instead of refusing.
         """
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.manage.remote_headers import require_fit
 
         files = FilesPart(self._context)
@@ -116,16 +116,16 @@ class DownloadsPart(Part):
         return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
 
     def needed_parts(self, asset: Asset) -> "tuple[NeededPart, ...]":
-        """List the text encoders and the VAE that a stored checkpoint needs besides itself, or an IP-Adapter's encoder.
+        """List the text encoders and the VAE that a checkpoint lacks, or the image encoder that an IP-Adapter needs.
 
-        CivitAI is asked for published files of the parts that the library does not have; if it cannot be reached, their
-        `was_asked` is False.
+        `asset` is the stored checkpoint or IP-Adapter. CivitAI is asked for published files of the parts that the
+        library does not have; if it cannot be reached, their `was_asked` is False.
 
-        Raises: the errors of reading the checkpoint.
+        Raises: the errors of reading the file.
         """
         if asset.facts.kind not in (Kind.CHECKPOINT.value, Kind.IP_ADAPTER.value):
             return ()
-        # imported here: planning imports all model families, which takes 0.1 s
+        # imported on first use: planning imports all model families, which takes 0.1 s
         from civman.planning.find_files import Finder
         from civman.planning.needed_parts import needed_parts, with_offers
 
@@ -141,7 +141,7 @@ class DownloadsPart(Part):
         return self._downloads().preview_bytes(preview)
 
     def _downloads(self) -> "Downloads":
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.download.job import Downloads
 
         context = self._context

@@ -89,7 +89,7 @@ class FilesPart(Part):
         Every file is hashed once, and CivitAI is asked once about all of them (never when offline). After an
         interruption, the next call continues where this one stopped.
         """
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.manage.import_files import ImportMode, import_files
 
         context = self._context
@@ -112,7 +112,7 @@ class FilesPart(Part):
         from civman.store.trash import blob_lock
 
         context, name = self._context, safe_name(joined_name(index_file))
-        # open the library first, so that one that cannot be used is reported before the files are read
+        # open the library first, so that an unusable library is reported before the files are read
         _ = context.index
         stored = join_shards(
             index_file, context.store, lambda done, total: on_event(Verifying("join", done, total, name))
@@ -128,7 +128,7 @@ class FilesPart(Part):
         return asset
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
-        """Identify a model file; see `Library.inspect`."""
+        """Identify a model file on this computer, in the library or on CivitAI, as `Library.inspect` does."""
         from civman.manage.find_assets import find_asset
         from civman.manage.inspection import inspect_asset, inspect_path, path_of
         from civman.manage.places import at_its_place
@@ -149,7 +149,7 @@ class FilesPart(Part):
 
     def remote_headers(self) -> "RemoteHeaders":
         """Create a reader for the headers of files on CivitAI."""
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.civitai.storage_connection import StorageConnection, tls_context
         from civman.manage.remote_headers import RemoteHeaders
 

@@ -27,7 +27,9 @@ class MaintenancePart(Part):
     """Repair files, rebuild the index, free disk space, and diagnose problems."""
 
     def repair(self, verdicts: "Iterable[Verdict]", *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
-        """Replace corrupt and missing files, from another place or by downloading. Yields a verdict for each file.
+        """Replace corrupt and missing files with intact copies from elsewhere or by downloading.
+
+        Yields a verdict for each file.
 
         Files that the object store in the settings has are downloaded from there, the others from CivitAI.
         """
@@ -75,13 +77,14 @@ class MaintenancePart(Part):
     ) -> "Collection":  # fmt: skip
         """Plan what to delete: files that are not in the index, and partial downloads and trash older than these ages.
 
-        `all_copies`: also delete all safetensors copies of pickles, which are recreated when they are next needed.
-        The object store in the settings, if any, is asked for copies of the files that are in old trash only.
-        `trusts_store`: also delete pinned ones, if their copy in the store was read in full and has the right SHA-256.
-        `drops_leftovers`: also delete what stopped uploads left in the store. Without these two, errors of the store
-        are notices, and the plan is made without it.
+        `all_copies`: also delete all safetensors copies of pickles, which are recreated when they are next needed. If
+        the settings name an object store, it is asked for copies of files that are otherwise only in old trash.
+        `trusts_store`: also delete such files if they are pinned, provided that their copy in the object store was read
+        completely and has the right SHA-256. `drops_leftovers`: also delete what interrupted uploads left in the object
+        store. Without `trusts_store` and `drops_leftovers`, errors of the object store are only reported as notices.
 
-        Raises, with one of these two: UsageError: there is no object store in the settings. NotAllowed, NetworkError.
+        Raises, with `trusts_store` or `drops_leftovers`: UsageError: the settings name no object store. NotAllowed,
+        NetworkError.
         """
         from civman.manage.remove import plan_collection
 
@@ -131,7 +134,8 @@ class MaintenancePart(Part):
     def gc(self, plan: "Collection") -> int:
         """Delete what a plan lists. Returns the number of bytes freed in the library.
 
-        Raises: NetworkError, NotAllowed: remains in the object store cannot be deleted; the library's part is done.
+        Raises: NetworkError, NotAllowed: what interrupted uploads left in the object store could not be deleted;
+        everything in the library was.
         """
         from civman.manage.remove import collect
 

@@ -43,9 +43,9 @@ class NamedFilesPart(Part):
     ) -> "Prepared":  # fmt: skip
         """Read an image's settings and find the files that they name in the library.
 
-        `settings`: A1111's `parameters` text, or an image on CivitAI. `asks_site`: ask CivitAI what the model versions
-        contain that the settings name by their ids; otherwise only the library knows. `must_draw=False`: also return
-        settings with which the image cannot be drawn again.
+        `settings`: A1111's `parameters` text, or an image on CivitAI. `asks_site`: if the settings name model versions
+        by ids that the library does not know, ask CivitAI which files these versions contain. `must_draw=False`: also
+        return settings with which the image cannot be drawn again.
 
         Raises: CannotRender (`not-drawable`); NotFound (`no-recipe`): CivitAI shows no settings; NetworkError.
         """
@@ -62,9 +62,9 @@ class NamedFilesPart(Part):
         )
 
     def offers(self, prepared: "Prepared") -> "Sequence[JudgedOffer]":
-        """Find the files on CivitAI that are not certainly in the library, and check how they fit the checkpoint.
+        """Find on CivitAI the files that may not be in the library, and check how they fit the checkpoint.
 
-        Nothing is downloaded but headers. Raises: NetworkError: CivitAI cannot be reached.
+        Only headers are downloaded. Raises: NetworkError: CivitAI cannot be reached.
         """
         from civman.download.find_named import NamedFinder
 

@@ -99,7 +99,7 @@ class ObjectStorePart(Part):
         permits: Permits | None = None,
         on_event: OnEvent = ignore,
     ) -> "Iterator[Moved]":
-        """Download the files with these digests, as far as the store has them. Yields a result for each of these."""
+        """Download the files with these digests that the store has. Yields a result for each of them."""
         return pull_digests(self._context, digests, url=url, permits=permits or Permits(), on_event=on_event)
 
     def verify(

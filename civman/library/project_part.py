@@ -96,7 +96,7 @@ class ProjectPart(Part):
         return [each.asset for each in synced if each.asset is not None]
 
     def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.download.job import DownloadOptions
         from civman.exchange.project import Project
         from civman.exchange.sync import Syncing

@@ -17,7 +17,7 @@ class UpdatesPart(Part):
 
         `any_base`: include versions for other base models. Raises: NotFound, AmbiguousRef, NetworkError.
         """
-        # imported here: it takes 0.3 s, which commands without network need not spend
+        # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.manage.outdated import find_updates
 
         context = self._context

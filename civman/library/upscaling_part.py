@@ -112,7 +112,7 @@ class UpscalingPart(Part):
     def plan_extras(
         self, picture: Path, *, source: Path | None = None, on_event: OnEvent = ignore
     ) -> "PlannedUpscale | None":
-        """Plan the upscale that A1111's Extras tab made of `source`, as the settings in `picture` say.
+        """Plan the upscale that A1111's Extras tab made of `source`, with the settings that `picture` contains.
 
         None if `picture` contains no such settings. Raises: UsageError (`no-start-image`): `source` is None, but
         needed. CannotRender (`not-drawable`): more than an upscale changed the image; and what `plan` raises.

@@ -33,8 +33,8 @@ class Edit:
 def apply(index: Index, store: BlobStore, assets: Sequence[Asset], edit: Edit, *, now: datetime) -> list[Asset]:
     """Apply an edit to each of `assets`, in the index and in the sidecars. Returns the assets in their new state.
 
-    Raises: UsageError: the edit changes nothing, the rating is invalid, or the alias is in use, or `assets` are several
-        files.
+    Raises: UsageError: the edit changes nothing, the rating is invalid, or the alias is in use or is set for several
+    files at once.
     """
     if edit == Edit():
         raise UsageError(

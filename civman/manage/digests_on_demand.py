@@ -1,7 +1,7 @@
 """Compute digests (AutoV1, AutoV3, CRC32, BLAKE3) of files in the library that the index does not have yet.
 
-An import computes them only for files that CivitAI does not know, and not for very large ones: each takes another read
-of the file. `civman verify --full` computes what is missing.
+An import computes them only for files that CivitAI does not know, and not for very large ones, because computing them
+takes another read of the file. `civman verify --full` computes the missing ones.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from civman.index import Index
 from civman.store.other_digests import computed_kinds, other_digests
 
 _MOST_BYTES = 8 << 30
-"""At most this much is read to find one digest; the smallest files come first."""
+"""The maximum number of bytes that are read to find one digest; the smallest files are read first."""
 
 
 def find_computed(index: Index, ref: HashRef) -> list[Asset]:
@@ -29,7 +29,7 @@ def find_computed(index: Index, ref: HashRef) -> list[Asset]:
         left_bytes -= blob.size_bytes
         with contextlib.suppress(CivmanError):  # skip a file that is on a disconnected drive or cannot be read
             found = other_digests(Path(blob.path), whole=True)
-            # do not save the digests in a read-only library, which can be searched, too
+            # a read-only library can be searched too, but cannot save the digests
             with contextlib.suppress(LibraryError):
                 index.save_hashes({blob.sha256: found})
             if any(getattr(found, kind.value) == ref.digest for kind in kinds):

@@ -36,9 +36,9 @@ class Usage:
 def usage(index: Index, store: BlobStore, group: str) -> Usage:
     """Compute the library's disk usage.
 
-    Model files count with their length, everything else with the space allocated on disk.
+    For model files, the length of the file counts; for everything else, the space allocated on disk.
 
-    Raises: UsageError: `group` is none of `GROUPS`.
+    Raises: UsageError: `group` is not one of `GROUPS`.
     """
     group = group.replace("-", "_")
     if group not in GROUPS:

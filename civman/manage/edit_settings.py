@@ -24,7 +24,7 @@ def settings_file(settings: Settings, folder: Path | None) -> Path:
 
 
 def set_value(file: Path, key: str, texts: list[str]) -> Any:
-    """Set a setting to the typed value and return it as stored. Several texts become a list.
+    """Set a setting to the value typed as `texts`, and return the value as stored. Several texts become a list.
 
     Comments in the file are kept.
 
@@ -78,7 +78,7 @@ def unset(file: Path, key: str) -> bool:
 
 
 def _split(key: str) -> list[str]:
-    """The tables and the name of a setting. Raises: UsageError (`unknown-name`): there is no such setting."""
+    """Split a setting's key into its TOML tables and its name. Raises: UsageError (`unknown-name`): no such setting."""
     parts = key.split(".")
     is_preset_value = key.startswith(PRESETS) and len(parts) == 4 and all(parts)
     if key not in PLAIN_KEYS and not is_preset_value:
@@ -110,7 +110,7 @@ def _value(key: str, texts: list[str]) -> Any:
 
 
 def _number_or_text(text: str) -> str | int | float | bool:
-    """Convert text that is exactly how a number, true or false is written; return any other text unchanged."""
+    """Convert the text of a number or boolean to its value; return any other text, such as `007`, unchanged."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):

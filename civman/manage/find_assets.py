@@ -27,7 +27,7 @@ from civman.manage.digests_on_demand import find_computed
 
 _MOST_SHOWN = 8
 SHORT_HASHES = (8, 10)
-"""The numbers of digits of hashes that can look like an id: CRC32 and AutoV1 (8), AutoV2 (10)."""
+"""The lengths of hashes that look like an id if all their digits are decimal: CRC32 and AutoV1 (8), AutoV2 (10)."""
 LEAST_PREFIX = 10
 """The minimum number of digits of a SHA-256 that identify a file of the library."""
 
@@ -37,7 +37,7 @@ def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
 
     `file` selects some of them.
 
-    Raises: NotFound: no asset matches. AmbiguousRef: a number, name or digest matches several things.
+    Raises: NotFound: no asset matches. AmbiguousRef: a number, name or digest has several meanings.
     """
     assets = _matching(index, ref, file)
     if isinstance(ref, NameRef | PathRef | HashRef) and len({asset.blob.sha256 for asset in assets}) > 1:
@@ -48,7 +48,7 @@ def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
 def find_asset(
     index: Index, ref: Ref, file: str | None = None, *, suits: Callable[[Asset], bool] | None = None
 ) -> Asset:
-    """Find the one stored file that `ref` means. `suits` limits several matches to the files that can be used.
+    """Find the one stored file that `ref` means. If several files match, those that `suits` accepts are preferred.
 
     Raises: NotFound: no file matches. AmbiguousRef: several files match, and none is the primary file of the only
         version.
@@ -65,7 +65,7 @@ def find_asset(
 
 
 def find_unlisted(index: Index, ref: Ref) -> Asset | None:
-    """Find the stored file that `ref` means, if there is one and CivitAI does not know it. Raises: AmbiguousRef."""
+    """Find the stored file that `ref` means; None if there is none or CivitAI knows the file. Raises: AmbiguousRef."""
     try:
         asset = find_asset(index, ref)
     except NotFound:
@@ -159,7 +159,10 @@ def _listed_file(index: Index, asset: Asset) -> ModelFile:
 
 
 def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
-    """Choose the primary file of a version, with the bytes that CivitAI has now; None if several versions are given."""
+    """Choose the primary file of a version; if it was replaced, the file that CivitAI has now.
+
+    None if `assets` belong to several versions, or the choice is ambiguous.
+    """
     version_ids, file_ids = {asset.version_id for asset in assets}, {asset.file_id for asset in assets}
     if len(version_ids) > 1 or None in version_ids:
         return None
@@ -173,12 +176,14 @@ def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
 def not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | None) -> NotFound:
     """Build the error for a ref without a stored file.
 
-    `found`: the files of the ref, if there are some but `words` select none of them.
+    `found`: the stored files of the ref's model or version, if `words` selects none of them.
     """
     if found:
         files = "; ".join(f"{asset.ref} {asset.name}" for asset in found[:_MOST_SHOWN])
         message = f"`{ref}` has no file `{words}` in the library"
-        return NotFound(message, hint=f"the library has {files} of it", code=Cause.NO_SUCH_FILE)
+        return NotFound(
+            message, hint=f"the library has these files of this model or version: {files}", code=Cause.NO_SUCH_FILE
+        )
     if isinstance(ref, NumberRef) and has_picture(index, ref.number):
         return NotFound(
             f"no model or version {ref.number} is in the library",
@@ -194,7 +199,7 @@ def is_missing_path(ref: Ref) -> bool:
 
 
 def has_picture(index: Index, number: int) -> bool:
-    """Whether an image with this number was made with the library."""
+    """Whether the library has recorded an image with this number."""
     # imported here: it loads the recipe types (0.02 s), which only this error needs
     from civman.index.read_pictures import PictureFilter
 

@@ -34,9 +34,9 @@ class Hashed:
 def hash_files(index: Index, files: Sequence[Path], on_event: OnEvent) -> Hashed:
     """Find the SHA-256 of each file. Each digest is saved at once, so that little is lost by an interruption.
 
-    A file is not read if its device, inode, size and time of change are those of a file that was read before, under the
-    same or another path. Times of whole seconds, which archives and copies restore, are not enough for another path.
-    Several links to one file are read once.
+    A file is not read again if its device, inode, size and modification time are those of a file that was read before,
+    under the same or another path. Under another path, a time in whole seconds does not count, because unpacking and
+    copying restore such times. Several links to one file are read once.
     """
     remembered = index.seen_files()
     by_state = {_state(seen): seen for seen in remembered.values()}

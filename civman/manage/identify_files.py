@@ -1,8 +1,8 @@
 """Find out which CivitAI version each file is: by its SHA-256, by the digest of its tensors, or from a note next to it.
 
-CivitAI is asked about all files in one request. Files that it does not know by SHA-256 are asked about again by AutoV3,
-the digest of the tensors alone, which stays the same when another program edits the header. An answer that cannot be
-used leaves only its own file unidentified, until the next import asks again.
+CivitAI is asked about all files in one request. Files that it does not know by SHA-256 are looked up by AutoV3, the
+digest of the tensors alone, which stays the same when another program edits the header. If a response cannot be used,
+only the file that it is about stays unidentified; the next import asks again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,11 +26,13 @@ _ASKERS = 4
 _MOST_BY_TENSORS = 200
 """The number of files that one import looks up by AutoV3, because CivitAI has no batch request for it."""
 _MOST_FAILURES_AT_FIRST, _MOST_FAILURES = 3, 12
-"""After this many failed requests in a row, before or after the first answer, CivitAI is not asked any further."""
+"""After this many failed requests in a row, CivitAI is not asked any further: the first limit applies until a request
+has succeeded, the second one afterwards.
+"""
 _NOT_REACHED = frozenset(
     {Cause.UNREACHABLE, Cause.TIMEOUT, Cause.TLS, Cause.PROXY, Cause.OFFLINE, Cause.BLOCKED_CLIENT, Cause.RATE_LIMITED}
 )
-"""Causes of failure that would affect other requests, too."""
+"""Causes of failure that would probably make the other requests fail too."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -151,7 +153,7 @@ class _Asking:
         return found
 
     def _known_tensors(self, files: Sequence[Unidentified]) -> dict[Sha256, ModelVersion]:
-        """Find versions with the same tensors for `files` that CivitAI does not know by SHA-256, in their order."""
+        """For `files` that CivitAI does not know by SHA-256, find versions with the same tensors."""
         digests: dict[Sha256, str] = {}
         for file in files:
             if len(digests) < _MOST_BY_TENSORS and (digest := file.autov3()) is not None:

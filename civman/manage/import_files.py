@@ -72,7 +72,7 @@ class ImportResult:
     on_civitai: int
     """The number of imported files that CivitAI knows."""
     identified_later: int
-    """The number of files that were in the library before without a version, and are identified now."""
+    """The number of files that were already in the library, without a version, and are identified now."""
     same_tensors: int
     """The number of files with the same tensors as a file on CivitAI, but another header."""
     noted: int
@@ -95,7 +95,7 @@ class ImportResult:
     left_out: tuple[LeftOut, ...]
     """The files that are not model files, by reason."""
     kept: tuple[Kept, ...]
-    """Files that were to be moved but also stay at their old place: they were copied instead."""
+    """Files that should have been moved but were copied: they are still at their old place too."""
 
 
 @dataclass(slots=True)

@@ -17,10 +17,11 @@ _MOST_BYTES = 256 << 20
 
 
 def move_companions(store: BlobStore, moved: Mapping[Sha256, Iterable[Path]]) -> tuple[int, list[Kept]]:
-    """Move the companions of models that were moved into the store. Returns their number, and those that stay.
+    """Move the companion files of models that were moved into the store.
 
-    `moved` are the old paths of the models. A companion stays if the model is still there, if another model of the same
-    name needs it, or if the library has a different file of this kind already.
+    Returns the number of files moved, and the files that stay where they are. `moved` has the old paths of the models.
+    A companion stays if its model is still there, if another model of the same name needs it, or if the library already
+    has a different file of this kind.
     """
     count, kept = 0, list[Kept]()
     for sha256, paths in moved.items():

@@ -39,8 +39,9 @@ class Rehomed:
 def presence(path: str, seen: SeenFile | None) -> Presence:
     """Whether the file at `path` exists; `seen` is its state when it was last read.
 
-    A missing file is unavailable, not deleted, if neither its folder has anything in it nor the closest folder that
-    exists is on the device that the file was on: that folder is then the empty mount point of a drive, or above it.
+    If a file is missing because its drive is not connected, the result is AWAY. This is assumed if the file's folder is
+    empty or missing, and the nearest existing folder is on another device than the file was: then that folder is the
+    empty mount point of the drive, or is above it.
     """
     try:
         os.stat(path)  # noqa: PTH116
@@ -49,7 +50,7 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
     except PermissionError:
         # the path cannot be examined: report the file as present, so that reading it shows the actual error
         return Presence.HERE
-    except OSError:  # an error such as that of a network share that does not respond
+    except OSError:  # for example, a network share does not respond
         return Presence.AWAY
     else:
         return Presence.HERE
@@ -63,15 +64,16 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
         pass
     while not folder.is_dir():
         if folder == folder.parent:
-            return Presence.AWAY  # on Windows: a drive letter that does not exist
+            return Presence.AWAY  # on Windows, the drive letter does not exist
         folder = folder.parent
     return Presence.MISSING if folder.stat().st_dev == seen.device else Presence.AWAY
 
 
 def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> list[Rehomed]:
-    """Update the recorded paths of files that have moved to those at which the same bytes were just found.
+    """Replace the recorded paths of moved files with the paths at which the same bytes were just found.
 
-    `found` has the states of files that were read or recognised now. Old paths at which there is no file are removed.
+    `found` has the current states of files that were read or recognised. Old paths at which no file exists any more are
+    removed.
     """
     by_digest: dict[Sha256, list[SeenFile]] = {}
     for seen in found.values():
@@ -102,8 +104,8 @@ def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> lis
 def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: str = "") -> Path | None:
     """Find a path outside the store at which a file with this SHA-256 is now; None if there is none.
 
-    A place whose file is unchanged since it was last read is preferred; others are read. The first one that has the
-    bytes is returned.
+    A file that is unchanged since it was last read is preferred. Otherwise, the files at all known paths are read until
+    one has this SHA-256.
     """
     places = [(seen, _absolute(store, seen.path)) for seen in index.places([sha256])]
     places = [(seen, path) for seen, path in places if path != except_path]
@@ -123,9 +125,9 @@ def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: 
 
 
 def absences(index: Index, assets: Iterable[Asset]) -> dict[Sha256, Presence]:
-    """Return which of the files are missing or away (on a drive that is not connected). The others are left out.
+    """Return which of the files are missing or away (on a drive that is not connected); other files are left out.
 
-    A file that is missing at its path but unchanged at another place where it was read is not missing.
+    A file that is no longer at its path, but is unchanged at another recorded path, does not count as missing.
     """
     absent = {asset.blob.sha256: asset for asset in assets if not os.path.exists(asset.path)}  # noqa: PTH110
     if not absent:
@@ -145,7 +147,7 @@ def absences(index: Index, assets: Iterable[Asset]) -> dict[Sha256, Presence]:
 def at_its_place(index: Index, asset: Asset) -> Asset:
     """Return the asset with a path that exists: its own, or else that of an unchanged file with the same bytes.
 
-    Raises: NotFound: its file is at none of them (`missing`), or its drive is not connected (`away`).
+    Raises: NotFound: no such path exists (`missing`), or the drive of the file is not connected (`away`).
     """
     if os.path.exists(asset.path):  # noqa: PTH110  # unlike Path.exists, it reports no errors
         return asset

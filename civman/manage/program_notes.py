@@ -258,7 +258,7 @@ def _swarm(value: Mapping[str, Any]) -> _Note:
 
 
 def _file_digests(version: Mapping[str, Any]) -> tuple[str, ...]:
-    """The SHA-256 and AutoV3 digests of the files of a version; AutoV2 of those that have no SHA-256."""
+    """The SHA-256 and AutoV3 digests of a version's files; for files without a SHA-256, the AutoV2 instead."""
     files = version.get("files")
     digests = []
     for file in files if isinstance(files, list) else ():

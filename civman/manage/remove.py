@@ -78,7 +78,7 @@ class Collection:
     originals: tuple[Path, ...] = ()
     """Originals of images on CivitAI, which can be downloaded again."""
     elsewhere: tuple[SecondCopy, ...] = ()
-    """Files of old trash without another copy in the library, of which the object store has one."""
+    """Files in old trash whose only other copy is in the object store."""
     leftovers: tuple[StoreLeftover, ...] = ()
     """Sidecars and previews in the object store without their files. They take no space on this disk."""
     drops_leftovers: bool = False
@@ -236,7 +236,7 @@ def plan_collection(
 
     Partial downloads are collected if they were not used for `partials_after`, trash if it is older than `trash_after`.
 
-    Safetensors copies of pickles are collected if they cannot be used any more, with `all_copies` all of them.
+    Safetensors copies of pickles are collected if they can no longer be used, or all of them with `all_copies`.
 
     The last copy of a pinned file is kept, unless `ask_second_home` returns a verified copy of the file.
 
@@ -305,7 +305,7 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
         with trash.held(old):
             freed += trash.empty(old)
     _tidy(store.root)
-    # recognise a file that was moved by its old state
+    # keep the saved states of files that are in the index: a file that was moved is recognised by its old state
     known = {file.sha256 for file in index.held_files()}
     gone = [
         seen.path

@@ -315,7 +315,9 @@ class Resolver:
         )
         if not made_with:
             raise AmbiguousRef(
-                message, hint="the picture's page may mention the model in its description", candidates=[]
+                message,
+                hint="look at the picture's page on CivitAI, whose description may mention the model",
+                candidates=[],
             )
         raise ambiguous_ref(message, made_with)
 

@@ -90,7 +90,7 @@ TOLD_BY_PATH = (
     Reason.UNFINISHED, Reason.DEAD_LINK, Reason.DIFFUSERS, Reason.SHARDS, Reason.UNREADABLE, Reason.BAD_NAME,
     Reason.ARCHIVE,
 )  # fmt: skip
-"""Reasons that a user probably wants to see with the paths."""
+"""Reasons for which users probably want to see the paths of the entries that were left out."""
 FAULTS = (Reason.UNREADABLE, Reason.BAD_NAME)
 """Reasons for which a model that should have been imported may have been left out."""
 
@@ -335,7 +335,7 @@ def _reason(entry: os.DirEntry[str], names: set[str], models: set[str], stems: s
 
 
 def _heads(name: str) -> Iterator[str]:
-    """The parts of a file name that end before each of its dots."""
+    """The prefixes of a file name that end before each of its dots."""
     position = name.find(".")
     while position > 0:
         yield name[:position]

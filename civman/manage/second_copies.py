@@ -1,4 +1,4 @@
-"""What garbage collection knows about a library's second home, such as an object store."""
+"""What garbage collection knows about the second copies of a library's files, such as those in an object store."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from civman.domain.digests import Sha256
 
 @dataclass(frozen=True, slots=True)
 class SecondCopy:
-    """A file that the second home has, and of which the library has no copy except in its trash.
+    """A file with a second copy elsewhere, such as in an object store; the library's own copy is only in its trash.
 
-    `is_verified`: the copy was read from start to end just now and has this SHA-256. Otherwise only its presence and
+    `is_verified`: the second copy has just been read completely and has this SHA-256. Otherwise only its presence and
     size are known.
     """
 
@@ -31,14 +31,14 @@ class StoreLeftover:
 
 
 AskSecondHome = Callable[[Collection[Sha256], Collection[Sha256]], Collection[SecondCopy]]
-"""A function that says which files a second home has, and whether each was verified.
+"""A function that returns which files have a second copy elsewhere, and whether each copy was verified.
 
-It is called with the digests of files whose last copy in the library is in the trash, and with those of them that are
-pinned.
+It is called with the digests of files whose last copy in the library is in the trash, and with the digests of the
+pinned files among them.
 """
 
 
 def no_second_home(last: Collection[Sha256], pinned: Collection[Sha256]) -> Collection[SecondCopy]:
-    """Return nothing: the library has no second home, or it is not asked."""
+    """Return nothing, for a library without second copies elsewhere, or if they are not to be looked for."""
     del last, pinned
     return ()

@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file that was copied instead of moved. `is_fault`: it could not be deleted."""
+    """A file that was copied instead of moved. `is_fault`: the original should have been deleted, but could not be."""
 
     path: str
     message: str
@@ -58,7 +58,7 @@ class Taking:
     def __init__(
         self, index: Index, store: BlobStore, mode: ImportMode, hashed: Hashed, links: Set[Path] = frozenset()
     ) -> None:
-        """`hashed` has the files by path; `links` are those that are symbolic links."""
+        """`hashed` has the files by path; `links` are the paths that are symbolic links."""
         self.kept: list[Kept] = []
         self._index, self._store, self._mode, self._links = index, store, mode, links
         self._paths: dict[Sha256, list[SeenFile]] = {}
@@ -89,7 +89,9 @@ class Taking:
 
     @contextmanager
     def into_store(self, sha256: Sha256) -> Iterator[Path]:
-        """Bring a file into the store. The block must write its index row; then a moved file's original is deleted.
+        """Bring a file into the store.
+
+        The block must write its index row; with mode MOVE, the original is then deleted.
 
         The blob is locked, so that garbage collection does not remove it before its row exists.
         """
@@ -101,7 +103,7 @@ class Taking:
                     self._remove(seen, stored, modes.get(seen.path))
 
     def take_known(self, digests: Iterable[Sha256]) -> None:
-        """Bring files that are already in the index into the store; if the mode is to move, delete the originals."""
+        """Bring files that are already in the index into the store; with mode MOVE, delete the originals."""
         for sha256 in digests:
             old = next(iter(self._index.held_files([sha256])), None)
             with self.into_store(sha256) as path:
@@ -109,11 +111,11 @@ class Taking:
                     self._index.rehome([(sha256, old.path, str(path))])
 
     def _source(self, sha256: Sha256) -> SeenFile:
-        """Choose the path to copy or link a file from, preferably one that may be linked."""
+        """Choose the path to copy or link a file from, preferably one that may be hard-linked."""
         return min(self._paths[sha256], key=lambda seen: not self._links_to_store(Path(seen.path)))
 
     def _stored(self, sha256: Sha256) -> tuple[StoredBlob, dict[str, int]]:
-        """Store the file and verify it. Returns its path, and the permissions of a source that became a hard link."""
+        """Store and verify the file. Returns its blob, and by path the permissions that its source had before."""
         found = self._store.find(sha256)
         if found is not None and (self._mode is not ImportMode.MOVE or self._is_sound(found)):
             return found, {}
@@ -136,8 +138,8 @@ class Taking:
     def _links_to_store(self, path: Path) -> bool:
         """Whether a file may be hard-linked into the store, which makes it read-only.
 
-        It may not if it belongs to another user or is a symbolic link, or if moving the file would leave it or another
-        hard link to it in place.
+        Symbolic links, files of other users and files on another disk may not. With mode MOVE, neither may a file that
+        has other hard links or cannot be deleted, because it would stay in place as a read-only file.
         """
         if self._mode is ImportMode.COPY or path in self._links:
             return False
@@ -150,7 +152,7 @@ class Taking:
         return self._mode is ImportMode.LINK or (found.st_nlink == 1 and os.access(path.parent, os.W_OK))
 
     def _remove(self, seen: SeenFile, stored: StoredBlob, mode: int | None) -> None:
-        """Delete a file whose bytes are in the store. If it cannot be deleted, it keeps its permissions, too."""
+        """Delete a file whose bytes are in the store. If it cannot be deleted, restore its original permissions."""
         path = Path(seen.path)
         if path in self._links:
             self.kept.append(Kept(str(path), f"it is a link to `{path.resolve()}`, which was copied", is_fault=False))

@@ -202,8 +202,8 @@ def refetch(
 ) -> Asset:
     """Download an asset's file again, by version and file or else by SHA-256, if CivitAI still has the same bytes.
 
-    `plan` and `download` are the library's. Raises: IntegrityError: CivitAI now has a different file; and what `plan`
-    and `download` raise.
+    `plan` and `download` are `library.downloads.plan` and `library.downloads.fetch`. Raises: IntegrityError: CivitAI
+    now has a different file; and what `plan` and `download` raise.
     """
     ref = f"sha256:{asset.blob.sha256}"
     if asset.version_id is not None:
@@ -308,7 +308,7 @@ def _save(
 def _read_again(file: HeldFile, digests: dict[Sha256, Hashes], on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
     """Read a file. Returns the verdict, and the file's state before reading if its SHA-256 matches.
 
-    If `digests` has an entry for a file, its other digests are missing in the index and are computed, too.
+    `digests` has an entry for each file whose other digests the index lacks; these are computed, too.
     """
     path = Path(file.path)
     seen = seen_now(file.path, file.sha256, kept_path=file.kept_path)
@@ -399,7 +399,7 @@ def _with_sidecars(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any
 
 
 def _verify_copies(store: BlobStore, files: list[HeldFile], *, is_full: bool, now: datetime) -> Iterator[Verdict]:
-    """Verify the safetensors copies of pickles. A wrong one is deleted; the next use makes it again."""
+    """Verify the safetensors copies of pickles. A corrupt copy is deleted; the next use makes it again."""
     by_digest = {file.sha256: file for file in files}
     for place in copies(store):
         file = by_digest.get(Sha256(place.name[:64]))
