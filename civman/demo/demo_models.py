@@ -39,9 +39,9 @@ _MAKERS: dict[str, Callable[..., bytes]] = {
 
 
 class Shelf:
-    """A set of contents, each of which is created once. Catalogues that share one shelf also share the bytes.
+    """File contents, each of which is created only once. Catalogues that share one shelf also share the bytes.
 
-    With `folder`, they are stored for later processes.
+    With `folder`, the bytes are stored there for later processes.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

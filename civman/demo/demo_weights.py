@@ -101,7 +101,7 @@ def packaged(name: str) -> bytes:
 
 
 def stronger(name: str, factor: float) -> bytes:
-    """Multiply every alpha of a packaged F16 adapter by `factor`, which multiplies its effect at any scale."""
+    """Multiply every alpha of a packaged F16 adapter by `factor`, which makes its effect that many times as strong."""
     data = bytearray(packaged(name))
     body = 8 + int.from_bytes(data[:8], "little")
     for key, tensor in json.loads(data[8:body]).items():
@@ -113,7 +113,8 @@ def stronger(name: str, factor: float) -> bytes:
 
 def _values(seed: str, dtype: str, count_bytes: int) -> bytes:
     random = int.from_bytes(hashlib.shake_256(seed.encode()).digest(count_bytes), "little")
-    # the size of `position_ids` may not be a multiple of the value's size; the caller overwrites its bytes
+    # round up: the byte count of `position_ids` may not be a multiple of the masks' width; the caller replaces its
+    # bytes
     repeats = -(-count_bytes // len(_KEEP[dtype]))
     keep = int.from_bytes((_KEEP[dtype] * repeats)[:count_bytes], "little")
     pin = int.from_bytes((_PIN[dtype] * repeats)[:count_bytes], "little")

@@ -62,7 +62,7 @@ def vae() -> Shapes:
 
 
 def kohya_lora(checkpoint: Shapes, rank: int) -> Shapes:
-    """Build the layout of a kohya LoRA over the attention and text encoder modules of a checkpoint made above."""
+    """Build the layout of a kohya LoRA over the attention and text encoder modules of the layout `checkpoint`."""
     shapes: Shapes = {}
     for name, (out_width, in_width, *kernel) in _lora_targets(checkpoint):
         ones = (1,) * len(kernel)
@@ -73,7 +73,7 @@ def kohya_lora(checkpoint: Shapes, rank: int) -> Shapes:
 
 
 def sd1_embedding(vectors: int) -> Shapes:
-    """Return the layout of a textual inversion for SD 1.x with that many vectors."""
+    """Return the layout of a textual inversion for SD 1.x with `vectors` vectors."""
     return {"emb_params": (vectors, 768)}
 
 

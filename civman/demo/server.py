@@ -64,7 +64,7 @@ class Wire:
         self._connection.sendall(data)
 
     def wait(self, seconds: float) -> None:
-        """Wait for this time, or until the server stops."""
+        """Wait for `seconds`, or until the server stops."""
         self._stopped.wait(seconds)
 
     @property

@@ -62,7 +62,9 @@ class Index:
         self._path = path
         self._reader = Reader(path)
         self._asked: tuple[object, Understood] = ((), Understood())
-        """The last query with the database state it was parsed for: `civman list` needs the same one three times."""
+        """The last parsed query, with the database state that it was parsed for; `civman list` needs the same query
+        three times.
+        """
 
     @property
     def folder(self) -> Path:
@@ -102,7 +104,7 @@ class Index:
         limit: int | None = None,
         offset: int = 0,
     ) -> list[Asset]:
-        """Assets that match the filter, in the order of `sort`, else best match first, or newest without words."""
+        """Assets that match the filter. `sort` None: best match first, or newest first without search words."""
         asked = self.understood(wanted.words)
         return read_assets.select(self._reader, wanted, asked, sort=sort, limit=limit, offset=offset)
 
@@ -460,7 +462,7 @@ class Index:
                 write_assets.save_hashes(connection, sha256, hashes)
 
     def rehome(self, moves: Iterable[tuple[Sha256, str, str]]) -> None:
-        """Change the paths of files: SHA-256, old path, new path. Assets are renamed with their files."""
+        """Change the paths of files, given as SHA-256, old path and new path. Assets are renamed with their files."""
         from civman.index import write_places
 
         with self._writer.transaction() as connection:

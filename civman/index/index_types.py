@@ -20,7 +20,7 @@ class Source(StrEnum):
     HASH = "by-hash"
     SIDECAR = "sidecar"
     RECORD = "record"
-    """Saved together with a file, when nothing was known of the version before."""
+    """Saved when a file was added whose version was not yet in the index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,10 @@ class SeenFile:
 class Fits:
     """Which files fit a checkpoint.
 
-    With `checkpoint` (its SHA-256): those whose saved verdict is one of `verdicts`; `label` is the checkpoint's base
-    model, and `rules` the version of the rules that the verdicts must come from. Without it, an estimate: files of
-    these architectures, and files that have not been read with these base models.
+    With `checkpoint` (its SHA-256): the files whose saved verdict is one of `verdicts`; `label` is the checkpoint's
+    base model, and `rules` the version of the rules that the verdicts must come from. Without `checkpoint`, an
+    estimate: files of these `architectures`; files whose header has not been read count if their base model is in
+    `base_models`.
     """
 
     architectures: tuple[str, ...] = ()
@@ -151,7 +152,8 @@ class AssetFilter:
 
     `words` must all occur in names, alias, creator, tags, trigger words, base model, notes or descriptions. Case and
     accents are ignored and a prefix of a word is enough; a word that is not a prefix of anything is searched for inside
-    words, then by similar spelling. `creator` ignores case, `base_models` also blanks, dashes and underscores.
+    words, then by similar spelling. `creator` and `base_models` ignore case; `base_models` also ignores blanks, dashes
+    and underscores.
     """
 
     types: tuple[ModelType, ...] = ()

@@ -34,7 +34,7 @@ def migrations_folder() -> Path:
 def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head") -> None:
     """Create or upgrade the database at `path` to `target`, completely or not at all.
 
-    A copy of the older one is kept next to it.
+    A copy of the old database is kept next to the new one.
 
     Several processes may call this at once: the first one does the work, the others wait.
 

@@ -39,7 +39,10 @@ FIT_ROW = (
     "EXISTS (SELECT 1 FROM fit f WHERE f.checkpoint_sha256 = ? AND f.part_sha256 = a.blob_sha256"
     " AND f.labels = ? || coalesce(a.base_model, '') AND f.rules = ?"
 )
-"""The saved verdict on an asset; the parameters are those of `fit_key`. The parenthesis is left open."""
+"""The SQL condition that an asset has a saved verdict; its parameters are those of `fit_key`.
+
+Its parenthesis is left open, so that conditions on the verdict can be added.
+"""
 Condition = tuple[str, list[object]]
 
 

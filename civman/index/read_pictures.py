@@ -69,7 +69,9 @@ def paths(reader: Reader) -> set[str]:
 def seeds_of(reader: Reader, recipes: Iterable[str]) -> list[tuple[str, str, int | None]]:
     """List the images made with these recipes: the recipe's SHA-256, the absolute path, the seed (None: upscaled)."""
     found = (
-        reader.all(  # with two paths, SQLite returns the numbers as text: as values, those of 64 bits become inexact
+        # with two JSON paths, json_extract returns the seeds as JSON text: as SQL numbers, 64-bit seeds would lose
+        # precision
+        reader.all(
             "SELECT recipe_sha256, path, json_extract(record, '$.seed', '$.seed') FROM rendering "
             "WHERE recipe_sha256 IN (SELECT value FROM json_each(?))",
             [json.dumps(sorted(set(recipes)))],

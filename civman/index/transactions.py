@@ -17,7 +17,7 @@ from civman.index.database import connect, translated, use_wal
 Connection = sqlite3.Connection
 Values = Mapping[str, Any]
 IN_LIST = "IN (SELECT value FROM json_each(?))"
-"""An SQL expression for `IN`, whose parameter `listed` makes: one statement works for any number of values."""
+"""An SQL expression for `IN` whose one parameter, made by `listed`, may contain any number of values."""
 
 
 class Writer:

@@ -110,7 +110,10 @@ def file_identity(file: ModelFile) -> str:
 
 
 def refresh_assets(connection: Connection, condition: str, parameter: object) -> None:
-    """Update what assets (`a`) copy from their version, and their search text."""
+    """Update what the assets that satisfy `condition` copy from their version, and their search text.
+
+    The condition may use the columns of the tables in `_REPEATED`, in which `a` is the asset.
+    """
     found = named(connection, f"{_REPEATED} WHERE {condition}", [parameter])
     changes = [{"id": row["id"], **_repeated(row)} for row in found]
     if changes:

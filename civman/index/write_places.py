@@ -1,4 +1,4 @@
-"""Write where a file is, when it was moved or renamed."""
+"""Record the new path of a file that was moved or renamed."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -59,8 +59,8 @@ def vm_stat_bytes(text: str) -> int | None:
 def processor() -> str:
     """The processor's name with its family, model and stepping; an empty string if the system does not report it.
 
-    Two processors with the same instructions may still compute other last bits, because libraries choose their
-    routines by the model.
+    Two processors with the same instructions may still compute results that differ in the last bits, because libraries
+    choose their routines by the processor's model.
     """
     try:
         first = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n\n")[0]

@@ -21,7 +21,7 @@ from civman.workers.tasks import Task, TaskQueue
 Made = Drawn | UpscaledPicture
 """An image that a worker made."""
 OnFailure = Callable[[Task, CivmanError], None]
-"""Called with a task that failed and its error, if the other tasks are to go on."""
+"""Called with a task that failed and its error, if the other tasks are to continue."""
 
 _AHEAD = 2
 """Tasks that a worker has at once: the one that it works on and the next one."""
@@ -39,7 +39,7 @@ class Report:
 
 
 class Pool(Protocol):
-    """A number of workers, each identified by a number. A lost worker is replaced by a new one with the same number."""
+    """A pool of workers, each identified by a number. A lost worker is replaced by a new one with the same number."""
 
     @property
     def size(self) -> int:
@@ -62,12 +62,13 @@ class Pool(Protocol):
 def work_off(
     tasks: Sequence[Task], pool: Pool, on_event: OnEvent, on_failure: OnFailure | None = None
 ) -> Iterator[tuple[Task, tuple[Made, ...]]]:
-    """Render all `tasks` and those beside them, yielding each one's images as soon as they arrive, in any order.
+    """Carry out all `tasks` and those joined to them, yielding each one's images as soon as they arrive, in any order.
 
     `on_failure` receives each task that fails with its error; without it, the first error ends the job.
 
-    Raises: the first error of a task, after which nothing more is given out; CannotRender (`worker-lost`): a task's
-        workers are lost again and again; IntegrityError (`worker-lied`): a worker's images do not match its records.
+    Raises: the first error of a task, after which no further tasks are given to workers; CannotRender (`worker-lost`):
+        a task's workers are lost again and again; IntegrityError (`worker-lied`): a worker's images do not match its
+        records.
     """
     queue, attempts = TaskQueue.of(tasks), dict.fromkeys((task.number for task in tasks), 0)
     given: list[list[Task]] = [[] for _ in range(pool.size)]
@@ -117,7 +118,7 @@ def work_off(
 
 
 def _report_failure(task: Task, error: Exception, on_failure: OnFailure | None) -> None:
-    """Report a failed task and those beside it to `on_failure`; without it, or for a bug, raise the error."""
+    """Report a failed task and the tasks joined to it to `on_failure`; without it, or for a bug, raise the error."""
     if on_failure is None or not isinstance(error, CivmanError):
         raise error
     for each in task.together:

@@ -36,7 +36,7 @@ def with_local_files(planned: Work, source: Source, cache: Path) -> Work:
 
 
 def _local(file: PlannedFile, source: Source, store: BlobStore) -> PlannedFile:
-    if file.data is not None:  # an image that travels with its plan
+    if file.data is not None:  # the plan itself contains the bytes of this image
         return file
     stored = store.find(file.sha256)
     if stored is None:

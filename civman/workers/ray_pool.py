@@ -3,7 +3,7 @@
 Ray places actors and starts lost ones again. Everything else is as with processes: tasks are given out a few at a time,
 results are saved by the head, and models are fetched by digest. Ray's own object store carries no models.
 
-Ray runs code that is sent to it, so a cluster belongs into a private network.
+Ray runs any code that is sent to it, so a cluster should only be reachable from a private network.
 """
 
 import importlib
@@ -82,7 +82,7 @@ class RayPool:
         self._server.__exit__()
 
     def _share(self, machine: Machine) -> tuple[float, dict[str, float]]:
-        """How many actors the cluster has room for, and what each one takes."""
+        """How many actors the cluster has room for, and the resources that each actor gets."""
         here = self._ray.cluster_resources()
         if here.get("GPU") and machine.device in (None, "cuda"):
             return here["GPU"], {"num_gpus": 1.0}

@@ -1,7 +1,8 @@
 """The units of work of a large job, and the order in which workers take them.
 
-A task is one batch of one plan, and images in slots that are computed beside it, or the upscale of one image. It is
-fixed before the work is distributed, so what it makes does not depend on how many workers there are.
+A task is one batch of one plan or the upscale of one image. Tasks whose images share slots are joined, so that one
+worker computes them together. Tasks are fixed before the work is distributed, so the images do not depend on the number
+of workers.
 """
 
 from collections import deque
@@ -33,17 +34,20 @@ class Task:
 
     @property
     def together(self) -> tuple["Task", ...]:
-        """This task and those that are computed beside it."""
+        """This task and the tasks that are computed together with it, in other slots."""
         return (self, *self.others)
 
     @property
     def count(self) -> int:
-        """The number of images that the task makes, without those beside it."""
+        """The number of images that this task makes, without those of the tasks in other slots."""
         return self.planned.recipe.count if isinstance(self.planned, Planned) else 1
 
     @property
     def model(self) -> tuple[object, ...]:
-        """What a worker has to load and merge for this task; equal for tasks that can follow each other at no cost."""
+        """What a worker has to load and merge for this task.
+
+        Tasks with equal values can follow each other without reloading.
+        """
         if isinstance(self.planned, PlannedUpscale):
             return ("upscaler", self.planned.recipe.enlargement.model)
         recipe = self.planned.recipe
@@ -61,7 +65,7 @@ def tasks_of(plans: Iterable[Work]) -> list[Task]:
 
 
 def side_by_side(tasks: Sequence[Task]) -> list[Task]:
-    """Join tasks whose images can share slots, as many as there are slots; other tasks are unchanged."""
+    """Join tasks whose images can share slots, one task for each slot; other tasks are unchanged."""
     renders = [(task, task.planned) for task in tasks if isinstance(task.planned, Planned)]
     joined = [task for task in tasks if not isinstance(task.planned, Planned)]
     for places in slot_groups([planned for _, planned in renders]):
@@ -103,7 +107,7 @@ class TaskQueue:
         """Take the next task for a worker that holds the model `held`; None if no task is left.
 
         A worker stays with its model as long as there are tasks for it. After that, it takes the group with the most
-        tasks for each of its workers.
+        tasks per worker.
         """
         if held not in self.groups:
             if held is not None:

@@ -23,7 +23,7 @@ class WarmWorker:
         self._upscaler: Upscaler | None = None
 
     def draw(self, plans: Sequence[Work]) -> tuple[Made, ...]:
-        """Carry out plans and return their images in order; several plans are renders that share slots.
+        """Carry out plans and return their images in order. Several plans must be renders that share slots.
 
         Raises: what `civman.rendering.draw.draw` and `civman.rendering.upscale.upscale` raise.
         """
@@ -43,4 +43,5 @@ class WarmWorker:
         with threads(self._machine.threads):
             self._upscaler = self._upscaler or Upscaler(self._machine)
             made = self._upscaler.upscale(planned, lambda _tile, _tiles: None)
-        return replace(made, source=replace(made.source, image=None))  # the source's pixels need not travel
+        # the head does not need the pixels of the source image
+        return replace(made, source=replace(made.source, image=None))
