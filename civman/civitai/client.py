@@ -298,7 +298,7 @@ class CivitaiClient:
         if own is None:
             raise NotFound(
                 f"CivitAI gives no URL for file `{file.name}` of version {version_id}",
-                hint="look at its page on the site; archived models have no download URL", version_id=version_id,
+                hint="look at the model's page; archived models have no download URL", version_id=version_id,
             )  # fmt: skip
         return [own]
 
@@ -350,7 +350,7 @@ class CivitaiClient:
 def _check_same(given: int, asked: int, what: str) -> None:
     if given != asked:
         raise BadAnswer(
-            f"asked for {what} {asked}, CivitAI returned {what} {given}",
+            f"CivitAI returned {what} {given} instead of {what} {asked}",
             code=Cause.WRONG_ANSWER, hint="a proxy may be returning a wrong cached response",
         )  # fmt: skip
 

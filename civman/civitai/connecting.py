@@ -123,7 +123,7 @@ def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> No
     sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
     head = bytearray()
     while b"\r\n\r\n" not in head and len(head) < _LONGEST_HEAD_BYTES:
-        # the server sends nothing through the tunnel before TLS starts, so no tunnelled data is consumed here
+        # the server sends nothing through the tunnel before TLS starts, so these bytes come from the proxy alone
         part = sock.recv(4096)
         if not part:
             raise _proxy_error(proxy, "it closed the connection")

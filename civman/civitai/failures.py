@@ -1,8 +1,8 @@
 """Translates an error response (status, headers, body) into one error with one cause and one next step.
 
 CivitAI distinguishes most causes only by a sentence in the body, and endpoints put it in different places, so this
-module compares texts. The result is an error with a `Cause`, which says whether a retry may help.
-Source: CivitAI's handlers (civitai/civitai, August 2026) and published answers of the live site.
+module compares texts. The result is an error with a `Cause`, which says whether a retry may help. Source: CivitAI's
+handlers (civitai/civitai, August 2026) and published responses of the live site.
 """
 
 import json
@@ -200,7 +200,7 @@ def _bad_request(said: _Said, asked: Asked) -> CivmanError:
     return UsageError(
         f"CivitAI refuses the request for {asked.what}{_quoted(_issue(said.text))}",
         code=Cause.BAD_REQUEST,
-        hint="change what the message mentions; if it should be valid, civman may be out of date",
+        hint="change the value that the message mentions; if it should be valid, civman may be out of date",
         status=400,
     )
 
@@ -228,8 +228,8 @@ def _forbidden(said: _Said, asked: Asked) -> CivmanError:
         return _early_access(asked, deadline if isinstance(deadline, str) else None)
     if "do not have access" in words:
         return NotAllowed(
-            f"private, and this key has no access: {asked.what}",
-            code=Cause.PRIVATE, hint="ask its creator, or use the key of an account that has access", status=403,
+            f"private, and this API key has no access: {asked.what}",
+            code=Cause.PRIVATE, hint="ask the creator, or use the API key of an account that has access", status=403,
         )  # fmt: skip
     if said.text.strip().casefold() == "forbidden":
         return NotAllowed(
@@ -238,7 +238,7 @@ def _forbidden(said: _Said, asked: Asked) -> CivmanError:
         )  # fmt: skip
     return NotAllowed(
         f"CivitAI does not provide {asked.what}{_quoted(said.text)}",
-        hint="its page on the site may say why", status=403,
+        hint="the page on the site may give the reason", status=403,
     )  # fmt: skip
 
 
@@ -246,12 +246,12 @@ def _early_access(asked: Asked, deadline: str | None) -> CivmanError:
     if deadline:
         return NotAllowed(
             f"in early access until {_day(deadline)}: {asked.what}",
-            code=Cause.EARLY_ACCESS, hint="wait until then, or buy access on its page on the site",
+            code=Cause.EARLY_ACCESS, hint="wait until then, or buy access on the model's page",
             status=403, deadline=deadline,
         )  # fmt: skip
     return NotAllowed(
         f"only for users who paid for access, with no end announced: {asked.what}",
-        code=Cause.PAID_ACCESS, hint="buy access on its page on the site", status=403,
+        code=Cause.PAID_ACCESS, hint="buy access on the model's page", status=403,
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def matches(
 
 
 def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
-    """Build the query parameters of the page after `page`, from its cursor or else its `nextPage`, without the key."""
+    """Build the query parameters of the page after `page`, from its cursor or else its `nextPage`, without a key."""
     if page.next_cursor:
         return [*first, ("cursor", page.next_cursor)]
     if not page.next_page:

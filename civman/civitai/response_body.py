@@ -33,7 +33,9 @@ class Body:
         self.is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
         self.etag = response.headers.get("ETag")
         self.left_bytes = length
-        """None: the body ends when the connection closes, so a broken connection cannot be detected."""
+        """The bytes still to come. None: the body ends when the connection closes, so a broken connection cannot be
+        detected.
+        """
         self.is_over = False
         """Whether the end of the body was reached."""
         self._response = response

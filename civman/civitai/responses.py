@@ -26,7 +26,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """One page of search results. Without a cursor and a next page it is the last one."""
+    """One page of search results; the last one if it has neither `next_cursor` nor `next_page`."""
 
     items: tuple[ModelPage, ...]
     next_cursor: str | None = None

@@ -17,7 +17,7 @@ _REFUSALS = {
 
 
 class SocksError(Exception):
-    """The proxy did not establish the connection; the text gives the reason."""
+    """The proxy did not establish the connection; the message gives the reason."""
 
 
 def connect_through(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> None:

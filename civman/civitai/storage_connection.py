@@ -157,7 +157,7 @@ class StorageConnection:
                 f"the certificate of `{host}` is not trusted: {error.verify_message}",
                 code=Cause.TLS,
                 host=host,
-                hint="check the clock and SSL_CERT_FILE; a proxy that decrypts TLS needs its certificate there",
+                hint="check this computer's clock; if a proxy decrypts TLS, its certificate must be in SSL_CERT_FILE",
             ) from error
         except http.client.HTTPException as error:
             self.close()
@@ -202,7 +202,7 @@ class StorageConnection:
             if response.status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 unsatisfied = _UNSATISFIED.fullmatch(response.headers.get("Content-Range") or "")
                 raise BadAnswer(
-                    f"`{host}` has no bytes from {start} on",
+                    f"the file on `{host}` has no bytes from {start} on",
                     code=Cause.RANGE_NOT_SATISFIABLE,
                     host=host,
                     total_bytes=int(unsatisfied[1]) if unsatisfied else None,
@@ -294,7 +294,7 @@ def _as_text(header: str) -> str:
 def _target(parts: SplitResult) -> str:
     """Build the path and query to send.
 
-    Characters that servers forget to quote (spaces, non-ASCII) are quoted, as in browsers.
+    Characters that servers forget to percent-encode (spaces, non-ASCII) are encoded, as browsers do.
     """
     path, query = (quote(part, safe=_KEPT) for part in (parts.path or "/", parts.query))
     return f"{path}?{query}" if query else path

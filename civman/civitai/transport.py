@@ -283,7 +283,7 @@ class Transport:
 
 _ONLINE_HINT = "try again; if it happens again, check the network"
 _PROXY_HINT = "check the network, or HTTPS_PROXY and NO_PROXY if you are behind a proxy"
-_TLS_HINT = "check the clock and SSL_CERT_FILE; a proxy that decrypts TLS needs its certificate there"
+_TLS_HINT = "check this computer's clock; if a proxy decrypts TLS, its certificate must be in SSL_CERT_FILE"
 
 
 class _UnreachedError(Exception):

@@ -1,9 +1,9 @@
 """Read JSON that has no fixed schema, with pydantic models that tolerate two kinds of errors.
 
-Every field may be missing, null or `[]`, and every word may be new. The requested object itself must have the right
-form and an id, else BadAnswer is raised. Inside it, a field that cannot be read counts as missing (`Maybe`), and a list
-entry that cannot be read is skipped (`Each`). Both are reported through `Reading.tell`, so that one broken entry
-neither hides the others nor goes unnoticed.
+Every field may be missing, null or `[]`, and every enumerated value may be a new one. The requested object itself must
+have the right form and an id, else BadAnswer is raised. Inside it, a field that cannot be read counts as missing
+(`Maybe`), and a list entry that cannot be read is skipped (`Each`). Both are reported through `Reading.tell`, so that
+one broken entry neither hides the others nor goes unnoticed.
 """
 
 import json

@@ -55,7 +55,7 @@ class Wanted:
     key: str
     file: ModelFile
     request_url: Callable[[], DownloadAddress]
-    """Asks for a fresh signed URL. It is called again when the storage server says that the last one has expired."""
+    """Requests a fresh signed URL. It is called again when the storage server reports that the last one has expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class Fetcher:
         raise IntegrityError(
             f"`{file.name}` keeps changing while it is downloaded: {reason}",
             code=Cause.CHANGED,
-            hint="wait until its creator has finished uploading, then try again",
+            hint="wait until the creator has finished uploading, then try again",
         )
 
     def _download(

@@ -9,7 +9,7 @@ from civman.civitai.storage_connection import StorageConnection
 from civman.errors import Cause, UsageError
 
 MOST_BYTES: Final = 64 << 20
-"""The size of the largest image that is downloaded."""
+"""The maximum size in bytes of an image that is downloaded."""
 _SIZED: Final = re.compile(r"/(?:[a-z]+=[^/]*)(/[^/]*)$")
 
 

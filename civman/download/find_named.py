@@ -35,7 +35,7 @@ _SEARCHED: Final = 20
 """The number of models that are requested to find a file by its name."""
 _MOST_STAND_INS: Final = 4
 _LENGTHS: Final = (8, 10, 12, 64)
-"""The numbers of digits of the hashes by which CivitAI finds files."""
+"""The lengths, in hexadecimal digits, of the hashes by which CivitAI finds files."""
 
 Hit = tuple[ModelVersion, ModelFile]
 
@@ -107,7 +107,9 @@ class NamedFinder:
     plan: Callable[[str, str | None], Job]
 
     def find(self, files: Sequence[Wanted], listed: Collection[VersionId] = ()) -> list[Offer]:
-        """Find the files. `listed`: the versions that the image lists, which decide between versions with one file.
+        """Find the files.
+
+        `listed`: the image's versions, which are preferred if several versions contain the same file.
 
         Raises: NetworkError: CivitAI cannot be reached.
         """
@@ -128,7 +130,7 @@ class NamedFinder:
         return found
 
     def _by_hash(self, digest: str) -> Hit | None:
-        """Look up a hash; a cut SHA-256 or AutoV3 is looked up by its first digits."""
+        """Look up a hash; one whose length CivitAI does not support is shortened to 12 or 10 digits."""
         forms = [digest] if len(digest) in _LENGTHS else []
         forms += [digest[:12], digest[:10]] if len(digest) > 10 else []
         for form in dict.fromkeys(each for each in forms if len(each) in _LENGTHS):

@@ -297,7 +297,7 @@ class Downloads:
                 raise StoreError(
                     f"`{job.name}` was removed by another program before it could be added to the index",
                     code=Cause.REMOVED_MEANWHILE,
-                    hint="download it again",
+                    hint="download the file again",
                 )
             asset = self._index.record(
                 blob=blob,

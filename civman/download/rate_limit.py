@@ -38,6 +38,6 @@ def parse_rate(text: str) -> float:
     rate = float(match[1]) * step ** " kmgt".index(match[2].lower() or " ") if match else 0.0
     if rate < 1:
         raise UsageError(
-            f"`{text}` is not a valid speed", hint="give it in bytes per second, such as 500K, 20M or 20MiB"
+            f"`{text}` is not a valid speed", hint="give the speed in bytes per second, such as 500K, 20M or 20MiB"
         )
     return rate

@@ -74,10 +74,7 @@ class SpanQueue:
             self._changed.notify_all()
 
     def abort_unanswered(self, longest_s: float) -> None:
-        """Abort connections that have not received all headers of their response within `longest_s`.
-
-        Not all of them have to be aborted.
-        """
+        """Abort connections that have waited more than `longest_s` seconds for the headers of their response."""
         with self._changed:
             self._spans.abort_unanswered(longest_s)
 
@@ -171,9 +168,9 @@ class SpanQueue:
             self._changed.notify_all()
 
     def leave_to_others(self, span: Span) -> int:
-        """Release `span` if it received almost nothing while others are being downloaded.
+        """Release `span` if it received almost nothing while other spans are being downloaded.
 
-        Returns how many others, else 0.
+        Returns the number of other spans if `span` was released, else 0.
 
         Checking and releasing happen under one lock. Otherwise two connections could each give up because of the other.
         """

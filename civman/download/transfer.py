@@ -2,8 +2,8 @@
 
 Each connection has its own thread. Threads claim the lowest missing span, so that the unbroken run of bytes from the
 start of the file, which the digest follows, stays close to the last byte received. When no span is left to claim, an
-idle thread takes half of the slowest one, or all of it if that connection is silent. A connection that fails without
-having received anything is closed for good as long as others are working; the last one waits and tries again.
+idle thread takes over half of the slowest span, or all of it if that connection is silent. A connection that fails
+without having received anything is closed for good as long as others are working; the last one waits and tries again.
 
 The parts, each with its own lock: `Workers` (the threads and their number), `SpanQueue` (which thread downloads which
 bytes), `CurrentUrl` (the download URL), `Retries` (whether and when to retry). `Ramp` decides how many connections to

@@ -21,9 +21,8 @@ class Worker:
     def join(self) -> None:
         """Wait until the thread has ended.
 
-        Do not wait for one that is resolving a host name, connecting or requesting a URL.
-
-        Such a thread ends by itself later. Its connection has been aborted by then, so it receives no more bytes.
+        A thread that is resolving a host name, connecting or requesting a URL is not waited for: it ends by itself
+        later, and receives no more bytes because its connection has been aborted.
         """
         while self.thread.is_alive() and not self.is_requesting_url and not self.connection.is_dialling:
             self.thread.join(0.02)

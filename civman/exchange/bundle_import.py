@@ -50,7 +50,8 @@ def import_bundle(
     """Import every file of the bundle at `path`. Needs no network and a few megabytes of memory.
 
     Raises: IntegrityError: the bundle is damaged or was changed (`bad-bundle`), or a file has wrong contents. Refused:
-        a pickle in it could run code. StoreError, DiskFull. Files that were verified before it stay in the library.
+        a pickle in it could run code. StoreError, DiskFull. Files that were verified before the error stay in the
+        library.
     """
     with open_bundle(path) as file:
         reader = Reader(file, path.stat().st_size)
@@ -111,7 +112,10 @@ class _Taker:
             return present, True
         partial = self._store.partial(packed.sha256)
         if not partial.acquire():
-            raise StoreError(f"another civman process is downloading `{name}`", hint="try again when it has finished")
+            raise StoreError(
+                f"another civman process is downloading `{name}`",
+                hint="wait until the other process has finished, then try again",
+            )
         try:
             return self._receive(reader, member, packed, partial, name), False
         finally:

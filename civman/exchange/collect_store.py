@@ -19,9 +19,9 @@ def second_copies(
     remote: ObjectStore, last: Collection[Sha256], read: Collection[Sha256], *, now: datetime,
     on_event: OnEvent = ignore,
 ) -> list[SecondCopy]:  # fmt: skip
-    """Which of the files `last` can be pulled from the store again. Those in `read` are read there and verified.
+    """Find out which of the files `last` can be pulled from the store. Those in `read` are read there and verified.
 
-    A file without a readable sidecar cannot be pulled, and a file with other bytes is worthless; both are left out.
+    Left out are files without a readable sidecar, which cannot be pulled, and files whose bytes are wrong.
 
     Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """

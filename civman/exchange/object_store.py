@@ -155,7 +155,7 @@ class ObjectStore:
                 _obstore().delete(self._store, keys)
 
     def size_of(self, sha256: Sha256) -> int | None:
-        """The size in bytes of a blob in the store, or None if it is not there."""
+        """The size in bytes of a blob in the store; None if the store does not have it."""
         try:
             with self._errors():
                 return int(_obstore().head(self._store, _key(sha256))["size"])
@@ -163,7 +163,10 @@ class ObjectStore:
             return None
 
     def upload(self, sha256: Sha256, pieces: Iterable[bytes]) -> None:
-        """Write a blob. If `pieces` raises, nothing is written. Each part is sent with a SHA-256 for the server."""
+        """Write a blob, in parts with a checksum each, which the server verifies.
+
+        If `pieces` raises, nothing is written.
+        """
         with self._errors():
             _obstore().put(
                 self._store, _key(sha256), iter(pieces), use_multipart=True, chunk_size=_PART_BYTES,
@@ -194,7 +197,7 @@ class ObjectStore:
             _obstore().put(self._store, _key(sha256) + ending, data)
 
     def read_beside(self, sha256: Sha256, ending: str) -> bytes | None:
-        """Read a small file next to a blob; None if there is none. Raises: BadAnswer: it is not small."""
+        """Read a small file next to a blob; None if there is none. Raises: BadAnswer: the file is too large."""
         try:
             with self._errors():
                 found = _obstore().get(self._store, _key(sha256) + ending)
@@ -230,7 +233,7 @@ class ObjectStore:
         except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
             raise NotAllowed(
                 f"the object store refused access to `{self.address}`{_reason(error)}",
-                hint="check the access keys and what they allow", code=Cause.STORAGE_REFUSED,
+                hint="check the access keys and their permissions", code=Cause.STORAGE_REFUSED,
             ) from error  # fmt: skip
         except known.BaseError as error:
             raise self._network_error(error) from error

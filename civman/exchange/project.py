@@ -179,7 +179,7 @@ class Project:
             return {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(
-                f"cannot read `{self.manifest}`: {error}", hint="check its permissions and its TOML syntax"
+                f"cannot read `{self.manifest}`: {error}", hint="check the file's permissions and its TOML syntax"
             ) from error
 
     def _document(self) -> str:
@@ -189,7 +189,7 @@ class Project:
     def _spoilt(self, error: Exception) -> ConfigError:
         return ConfigError(
             f"`{self.lock}` is damaged: {error}",
-            hint="restore it from version control, or write it again with `civman sync --lock`",
+            hint="restore the file from version control, or write a new one with `civman sync --lock`",
         )
 
     @staticmethod
@@ -226,7 +226,7 @@ def locked_file(ref: str, version: ModelVersion, file: ModelFile) -> Locked:
     if file.hashes.sha256 is None or file.size_bytes is None:
         raise UsageError(
             f"CivitAI gives no SHA-256 for `{file.name}`, so it cannot be locked without downloading it first",
-            hint="add it without --no-download",
+            hint="leave out --no-download, so that civman computes the SHA-256",
         )
     return Locked(
         ref=_canonical(ref),

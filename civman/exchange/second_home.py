@@ -44,7 +44,7 @@ instead.
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The result for one file. `was_present`: it was there already, so that nothing was transferred."""
+    """The result for one file. `was_present`: the file was there already, so nothing was transferred."""
 
     sha256: Sha256
     name: str
@@ -114,7 +114,7 @@ def _upload(remote: ObjectStore, asset: Asset, portable: Portable, on_event: OnE
         remote.write_beside(sha256, f".preview{preview[0]}", preview[1])
     remote.upload(sha256, _hashed(Path(asset.path), sha256, asset.name, on_event))
     if remote.size_of(sha256) != asset.blob.size_bytes:
-        raise IntegrityError(f"after its upload, `{asset.name}` has another size in the object store")
+        raise IntegrityError(f"after its upload, `{asset.name}` has a different size in the object store")
 
 
 def offers(remote: ObjectStore, digests: Iterable[Sha256] | None = None, *, now: datetime) -> list[Offer]:
@@ -201,7 +201,7 @@ class Puller:
             if not take_back(self.store, offer.sha256):
                 raise StoreError(
                     f"`{offer.name}` was removed by another program before it could be added to the index",
-                    code=Cause.REMOVED_MEANWHILE, hint="pull it again",
+                    code=Cause.REMOVED_MEANWHILE, hint="pull the file again",
                 )  # fmt: skip
             try:
                 facts = file_facts(stored, offer.facts, tell)
@@ -253,7 +253,7 @@ def _sizes(remote: ObjectStore, digests: Iterable[Sha256]) -> dict[Sha256, int]:
 
 
 def _hashed(path: Path, sha256: Sha256, name: str, on_event: OnEvent) -> Iterator[bytes]:
-    """The contents of a file in pieces. Raises: HashMismatch, at its end: they do not have this SHA-256. StoreError."""
+    """Read a file in pieces. Raises: StoreError. HashMismatch, after the last piece: it does not match `sha256`."""
     actual = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
@@ -262,6 +262,8 @@ def _hashed(path: Path, sha256: Sha256, name: str, on_event: OnEvent) -> Iterato
                 yield piece
                 on_event(Received(sha256, len(piece)))
     except OSError as error:
-        raise StoreError(f"`{name}` cannot be read: {error.strerror}", hint="run `civman verify`") from error
+        raise StoreError(
+            f"`{name}` cannot be read: {error.strerror}", hint="check the library's files with `civman verify`"
+        ) from error
     if actual.hexdigest() != sha256:
         raise HashMismatch(name=name, expected=sha256, actual=Sha256(actual.hexdigest()))

@@ -86,14 +86,14 @@ class Syncing:
         return [self._synced(entry, None) for entry in self.entries()]
 
     def entries(self) -> list[Locked]:
-        """The entries of the lock, if it matches civman.toml. Raises: ConfigError: `lock-missing`, `lock-stale`.
+        """The entries of the lock, if it matches civman.toml.
 
-        NotFound: `no-project`.
+        Raises: ConfigError: `lock-missing`, `lock-stale`. NotFound: `no-project`.
         """
         if not self.project.manifest.exists() and not self.project.lock.exists():
             raise NotFound(
                 f"there is no project in `{self.project.manifest.parent}` or a folder above it",
-                hint="`civman add REF` starts one: it writes civman.toml and civman.lock",
+                hint="run `civman add REF` to start a project: it writes civman.toml and civman.lock",
                 code=Cause.NO_PROJECT,
             )
         entries, stale = self.project.locked(), self.project.stale()
@@ -101,14 +101,14 @@ class Syncing:
             raise ConfigError(
                 f"there is no `{self.project.lock.name}` next to `{self.project.manifest}`",
                 code=Cause.LOCK_MISSING,
-                hint="`civman sync --lock` writes it",
+                hint="run `civman sync --lock` to write the lock",
             )
         if stale:
             words = [f"lacks {ref}" for ref in stale.missing] + [f"still has {ref}" for ref in stale.extra]
             raise ConfigError(
                 f"`{self.project.lock}` is out of date: it {', '.join(words)}",
                 code=Cause.LOCK_STALE,
-                hint="`civman sync --lock` updates it",
+                hint="run `civman sync --lock` to update the lock",
                 missing=list(stale.missing),
                 extra=list(stale.extra),
             )
@@ -125,11 +125,13 @@ class Syncing:
         elif entry.exact_ref is None:
             error = NotFound(
                 f"`{entry.name}` is not in the library, and CivitAI does not know it",
-                hint="import it from a bundle: `civman import FILE.civman`",
+                hint="import the file from a bundle: `civman import FILE.civman`",
             )
         else:
             error = NotFound(
-                f"`{entry.name}` is not in the library", code=Cause.MISSING, hint="`civman sync` downloads it"
+                f"`{entry.name}` is not in the library",
+                code=Cause.MISSING,
+                hint="run `civman sync` to download the file",
             )
         return Synced(entry, error=error)
 
@@ -138,7 +140,10 @@ class Syncing:
         return next(found, None)
 
     def _locked_held(self, refs: Sequence[str]) -> dict[str, Locked | CivmanError]:
-        """Resolve names, digests and paths to lock entries of stored files; an ambiguous one gets its error."""
+        """Resolve names, digests and paths of stored files to lock entries.
+
+        An ambiguous ref gets its error instead; refs that match no stored file are left out.
+        """
         found: dict[str, Locked | CivmanError] = {}
         for ref in refs:
             parsed = parse_ref(ref)

@@ -62,7 +62,7 @@ def remove_entry_file(folder: Path, entry: Entry, store: BlobStore) -> None:
 
 
 def _twin(entry: Entry, store: BlobStore) -> Path | None:
-    """The file in the store that shares the entry's bytes."""
+    """The file in the store to which the entry is a hard link: the blob or its safetensors copy."""
     if entry.sha256 == entry.of:
         return _blob_path(entry.of, store)
     copy = copy_place(store, entry.of)
@@ -76,7 +76,7 @@ def _blob_path(sha256: Sha256, store: BlobStore) -> Path | None:
     return stored.path if stored is not None else found[1] if found is not None else None
 
 
-# Each function returns why its method does not work between these two places; "" means that the file was created.
+# Each function creates `path` with one method. It returns why this failed, or "" if the file was created.
 
 
 def _reflink(blob: Path, path: Path, _: Sha256) -> str:

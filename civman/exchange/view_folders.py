@@ -1,4 +1,4 @@
-"""The folder in which a program expects each kind of file, and the kind that a file is.
+"""Determine the kind of a file, and the folder in which a program expects files of this kind.
 
 The facts are in view_folders.json. Source: the programs' defaults (ComfyUI `folder_paths`, A1111 and Forge `models/`
 and `embeddings/`, SwarmUI `Paths` settings); InvokeAI scans any folder and identifies files itself.

@@ -1,6 +1,6 @@
 """Create, refresh and remove a view. It changes only files that its manifest lists and that are still unchanged.
 
-A name once given stays with its blob as long as the blob is in the view.
+Once a blob has a name in the view, it keeps this name for as long as it is in the view.
 """
 
 import hashlib
@@ -169,7 +169,7 @@ class _Planner:
     def plan(self, assets: Iterable[Asset]) -> ViewPlan:
         placed, skipped = self._placed(assets)
         shown = {asset.blob.sha256: self._digest_and_size(asset)[0] for _, asset in placed}
-        # a view that now shows the safetensors copy of a pickle, or no longer, has to drop the other file
+        # if the view has switched between a pickle and its safetensors copy, the file shown before is dropped
         fitting = [each for each in self._before if each.kind == "model" and shown.get(each.of, "") == each.sha256]
         models = {(entry.folder, entry.of): entry for entry in fitting}
         elsewhere = {entry.of: entry for entry in fitting}
@@ -430,7 +430,7 @@ def _removal(folder: Path, entry: Entry, store: BlobStore) -> Step:
 
 
 def _remove_folders(folder: Path, made: Sequence[str]) -> set[str]:
-    """Remove the empty folders of `made`, the deepest first. Returns the folders that are not empty."""
+    """Remove those of the folders `made` that are empty, the deepest first. Returns the folders that are not empty."""
     kept = set()
     for name in sorted(made, key=lambda name: name.count("/"), reverse=True):
         path = folder / name
@@ -445,6 +445,7 @@ def _locked(folder: Path) -> FileLock:
     lock = FileLock(folder / _LOCK)
     if not lock.acquire():
         raise StoreError(
-            f"another civman process is working on `{folder}`", hint="wait until it has finished, then try again"
+            f"another civman process is working on `{folder}`",
+            hint="wait until the other process has finished, then try again",
         )
     return lock

@@ -22,7 +22,7 @@ _FORMAT = 1
 
 
 class Method(StrEnum):
-    """The methods of giving a file to another program, in the order in which they are tried."""
+    """The ways to make a stored file available to another program, in the order in which they are tried."""
 
     REFLINK = "reflink"
     HARDLINK = "hardlink"
@@ -121,7 +121,7 @@ def read(folder: Path) -> Manifest | None:
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"`{path}` is damaged, so civman cannot distinguish its own links from other files",
-            hint="delete it and the links you no longer want, then run `civman link` again",
+            hint="delete this file and the links you no longer want, then run `civman link` again",
             path=str(path),
         ) from error
 

@@ -67,7 +67,7 @@ def _joined(before: Manifest | None, request: ViewRequest, root: Path, folder: P
     if layout is None:
         raise UsageError(
             f"civman does not know which program uses `{folder}`",
-            hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; it is remembered for later runs",
+            hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; later runs remember the layout",
         )
     if request.method not in (None, "auto", *Method):
         raise UsageError(f"`{request.method}` is not a method", hint=f"choose one of: auto, {', '.join(Method)}")

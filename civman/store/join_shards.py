@@ -57,7 +57,10 @@ def join_shards(index_file: Path, store: BlobStore, on_progress: Callable[[int, 
     start = len(text).to_bytes(8, "little") + text
     partial = store.partial(f"joined-{digest_of(index_file)}")
     if not partial.acquire():
-        raise StoreError("another civman process is joining these files", hint="try again when it has finished")
+        raise StoreError(
+            "another civman process is joining these files",
+            hint="wait until the other process has finished, then try again",
+        )
     try:
         return _written(partial, store, start, pieces, len(start) + at, joined_name(index_file), on_progress)
     finally:

@@ -24,17 +24,17 @@ Only checkpoints are that large, and programs name those by AutoV2, a part of th
 
 @cache
 def computed_kinds() -> frozenset[HashKind]:
-    """The kinds of digests that can be computed here: BLAKE3 only with the extra `blake3`."""
+    """The kinds of digests that civman can compute here; BLAKE3 only if the extra `blake3` is installed."""
     usual = frozenset({HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32})
     return usual | {HashKind.BLAKE3} if find_spec("blake3") is not None else usual
 
 
 def other_digests(path: Path, *, whole: bool = False) -> Hashes:
-    """Compute AutoV1 of the file at `path`, and the others if it has at most 512 MiB or `whole` is set.
+    """Compute AutoV1 of the file, and the other short hashes if it has at most 512 MiB or `whole` is set.
 
     Only safetensors files have an AutoV3. BLAKE3 is computed if it is among `computed_kinds`.
 
-    Raises: StoreError: it cannot be read.
+    Raises: StoreError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:

@@ -53,7 +53,7 @@ class PickleFile:
 
 
 def read_pickle(path: Path) -> PickleFile:
-    """Read names, shapes and types of the tensors in the file at `path`, and check everything that it states.
+    """Read the names, shapes and types of the tensors in the file at `path`, and check all declarations in it.
 
     Raises: Refused (`pickle`): the file could run code; the message says what and in which part of the file.
         InvalidModelFile: it is broken, or is not a file of torch.save. StoreError: it cannot be read.
@@ -67,7 +67,10 @@ def read_pickle(path: Path) -> PickleFile:
 
 
 def read_pickle_bytes(data: bytes) -> PickleFile:
-    """Read a file that is in memory; see `read_pickle`. Raises: Refused, InvalidModelFile."""
+    """Read the names, shapes and types of the tensors in a torch.save file that is in memory, as `read_pickle` does.
+
+    Raises: Refused, InvalidModelFile.
+    """
     return _read(lambda start, count: data[start : start + count], len(data))
 
 
@@ -96,7 +99,8 @@ def read_or_refusal(path: Path, name: str) -> PickleFile | CivmanError:
 def require_readable(path: Path, name: str) -> None:
     """Check that a file named like a pickle contains nothing that could run code, whatever loads it.
 
-    Raises: Refused (`pickle`): it does, or civman cannot read it and so does not know. StoreError.
+    Raises: Refused (`pickle`): the file could run code, or civman cannot read it and so cannot rule that out.
+    StoreError.
     """
     if sniff(read_first(path)) in (Sniffed.SAFETENSORS, Sniffed.GGUF):
         return
@@ -105,7 +109,7 @@ def require_readable(path: Path, name: str) -> None:
         raise Refused(
             f"{found.message}",
             code=Cause.PICKLE,
-            hint="--allow-pickle stores it all the same; civman never runs it",
+            hint="pass --allow-pickle to store the file anyway; civman never runs it",
             **found.facts,
         )
 
@@ -196,7 +200,7 @@ def _run(data: bytes, member: str) -> Unpickled:
     try:
         return pickle_machine.run(data, member=member)
     except NeedsMore:
-        refuse(f"truncated: {member} has no end", cause="truncated", hint="download it again")
+        refuse(f"truncated: {member} has no end", cause="truncated", hint="download the file again")
 
 
 def _unpacked(read: ReadAt, member: Member, limit: int) -> bytes:
@@ -242,13 +246,19 @@ def _read_sequence(read: ReadAt, size: int) -> tuple[Any, dict[str, Member], int
     for key in keys:
         raw, storage = read(at, 8), found.storages.get(key)
         if len(raw) < 8:
-            refuse("truncated: a storage is missing at the file's end", cause="truncated", hint="download it again")
+            refuse(
+                "truncated: a storage is missing at the file's end", cause="truncated", hint="download the file again"
+            )
         if storage is None:
             refuse(f"storage {key[:20]!r} belongs to no tensor, so its size is unknown", cause="bad-layout")
         count = struct.unpack("<q", raw)[0]
         length = count * (BITS[storage.dtype] // 8 if storage.dtype else 1)
         if count != storage.count or at + 8 + length > size:
-            refuse("truncated: a storage is shorter than its tensors need", cause="truncated", hint="download it again")
+            refuse(
+                "truncated: a storage is shorter than its tensors need",
+                cause="truncated",
+                hint="download the file again",
+            )
         places[key] = Member(key, at + 8, length, length, is_deflated=False, crc32=0)
         at += 8 + length
     if at != size:
@@ -276,7 +286,7 @@ class _Sequence:
                 found = pickle_machine.run(data, member=member)
             except NeedsMore:
                 if len(data) < count:
-                    refuse(f"truncated: {member} has no end", cause="truncated", hint="download it again")
+                    refuse(f"truncated: {member} has no end", cause="truncated", hint="download the file again")
                 if count >= MAX_PICKLE_BYTES:
                     refuse(f"{member} is longer than in any model", cause="too-long-pickle")
                 count = min(count * 8, MAX_PICKLE_BYTES)
@@ -308,7 +318,7 @@ class _Source:
         self._file.close()
 
     def bytes_of(self, tensor: StoredTensor) -> bytes:
-        """All bytes of a tensor, in its own order."""
+        """All bytes of a tensor, in the order of its elements."""
         return b"".join(map(bytes, self.pieces(tensor)))
 
     def pieces(self, tensor: StoredTensor) -> Iterator[bytes | memoryview]:

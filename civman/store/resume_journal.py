@@ -20,9 +20,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """An ETag with its host.
+    """An ETag and the host that sent it.
 
-    It distinguishes different contents behind one URL; ETags of different hosts differ anyway.
+    An ETag distinguishes different contents behind one URL, but different hosts send different ETags even for the same
+    contents.
     """
 
     host: str

@@ -24,7 +24,7 @@ from civman.system.file_io import sync_folder
 from civman.system.move_files import remove_file, replace_file
 
 READER: Final = 1
-"""The version of the reader. A copy that another version made is made again."""
+"""The version of the code that reads pickles. A copy that another version made is made again."""
 _COPY = ".safe.safetensors"
 _NOTE = ".safe.json"
 
@@ -76,8 +76,8 @@ def make_copy(original: Path, place: Path) -> SafeCopy:
 
     The original is hashed, its tensors are written, and the copy is read back from disk, before it gets its name.
 
-    Raises: Refused: the original could run code. HashMismatch: it does not have the digest in `place`'s name.
-        InvalidModelFile: it is damaged. StoreError, DiskFull.
+    Raises: Refused: the original could run code. HashMismatch: the original does not have the digest in `place`'s name.
+        InvalidModelFile: the original is damaged. StoreError, DiskFull.
     """
     if (present := find_copy(place)) is not None:
         return present
@@ -99,7 +99,9 @@ def make_copy(original: Path, place: Path) -> SafeCopy:
         if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
             raise IntegrityError(f"`{original.name}` changed while it was read", hint="try again")
         if read_header(temporary).tensors != pickle.header.tensors:
-            raise IntegrityError(f"the safetensors copy of `{original.name}` is not what was written", hint="try again")
+            raise IntegrityError(
+                f"the safetensors copy of `{original.name}` does not contain what was written to it", hint="try again"
+            )
         sha256 = digest_of(temporary)
         temporary.chmod(0o444)
         replace_file(temporary, place)

@@ -26,7 +26,7 @@ def original_images(library: Path, before: datetime) -> Iterator[Path]:
 
 def _older(folder: Path, before: datetime) -> Iterator[Path]:
     for path in sorted(folder.glob("*")):
-        with contextlib.suppress(OSError):  # somebody else has deleted it
+        with contextlib.suppress(OSError):  # another process has deleted the file
             if path.stat().st_mtime < before.timestamp():
                 yield path
 

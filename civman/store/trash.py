@@ -97,7 +97,10 @@ class Trash:
         return _move(self._store.place_of(sha256, "").parent, removal.folder, sha256)
 
     def give_back(self, removal: Removal, sha256: Sha256) -> StoredBlob | None:
-        """Move a blob, its sidecar and its preview back to the store. Returns None if the file is in neither place."""
+        """Move a blob, its sidecar and its preview back to the store.
+
+        Returns None if the file is neither in the trash nor in the store.
+        """
         if self._store.find(sha256) is None:
             _move(removal.folder, self._store.place_of(sha256, "").parent, sha256)
         return self._store.find(sha256)
@@ -186,7 +189,7 @@ def _locked(path: Path, what: str, code: Cause, wait_s: float = 60.0, **facts: s
             raise StoreError(
                 f"another civman process is working on {what}",
                 code=code,
-                hint="wait until it has finished, then try again",
+                hint="wait until the other process has finished, then try again",
                 **facts,
             )
         sleep(_POLL_S)
