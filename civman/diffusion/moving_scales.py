@@ -1,4 +1,4 @@
-"""Change the scales of merged adapters between the steps of a rendering.
+"""Changes the scales of merged adapters between the steps of a rendering.
 
 Only weights that an adapter with a new scale changes are computed again, each from the checkpoint's own tensor, so that
 every weight has the bits that `merge_adapters.apply` would give it at these scales.
@@ -17,14 +17,14 @@ from civman.diffusion.tensor_files import open_tensors
 
 
 class MovingScales:
-    """Adapters that `merge_adapters.apply` has merged, with their files open."""
+    """Adapters that `merge_adapters.apply` has merged and whose scales can change; keeps their files open."""
 
     def __init__(
         self, components: Mapping[str, nn.Module], base: Base, adapters: Sequence[Adapter], *,
         unused: Iterable[tuple[str, str]] = (), sources: Mapping[str, Mapping[str, Source]] = {},
         later: Later | None = None,
     ) -> None:  # fmt: skip
-        """The arguments are those of `merge_adapters.apply`, which has been called with them.
+        """Open the adapters' files. The arguments are those with which `merge_adapters.apply` was called.
 
         Raises: InvalidModelFile, Refused: a file cannot be read.
         """
@@ -35,7 +35,7 @@ class MovingScales:
             self._files = files.pop_all()
 
     def set(self, scales: Sequence[float]) -> None:
-        """Merge the adapters, in their order, at these scales for the UNet; their scales for text encoders stay."""
+        """Merge the adapters at these scales for the UNet, given in their order; scales for text encoders stay."""
         changed = []
         for plan, scale in zip(self._plans, scales, strict=True):
             if plan.adapter.unet_scale != scale:
@@ -50,5 +50,5 @@ class MovingScales:
         rewrite(self._components, self._base, places, self._later)
 
     def close(self) -> None:
-        """Close the adapters' files; the weights keep their present scales."""
+        """Close the adapters' files; the weights keep their current scales."""
         self._files.close()

@@ -1,4 +1,4 @@
-"""Keep torch's compiler from being imported by libraries that only mark functions for it."""
+"""Prevents libraries from importing torch's compiler only to mark functions for it."""
 
 import importlib.machinery
 import sys
@@ -16,9 +16,9 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def no_compiler() -> Iterator[None]:
-    """Replace `torch._dynamo` inside this block by a stub, unless it is imported already.
+    """Replace `torch._dynamo` by a stub inside this context, unless it is imported already.
 
-    The stub's decorators do nothing: they would only mark functions for the compiler.
+    The stub's decorators do nothing; the real ones would only mark functions for the compiler.
     """
     with _LOCK:
         if "torch._dynamo" in sys.modules:

@@ -20,9 +20,9 @@ from civman.domain.recipes.recipe import Recipe
 
 
 class Rng(StrEnum):
-    """The random number generator that a seed is for.
+    """The random generator for which a seed is meant.
 
-    `nv:THREADS`, which is no member, is also possible: see the module's docstring.
+    `nv:THREADS`, which is not a member of this class, is also possible: see the module's docstring.
     """
 
     CPU = "cpu"
@@ -205,7 +205,7 @@ class BrownianPath:
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
-        # compute the length of the whole interval before rounding
+        # compute the length of the whole interval before rounding to single precision
         self._whole = self._draw(np.random.SeedSequence(seed, pool_size=_POOL)) * math.sqrt(high - low)
         self._cache: dict[tuple[int, int], Tensor] = {}
         self._deep: dict[tuple[int, int], Tensor] = {}

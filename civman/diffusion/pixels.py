@@ -29,12 +29,13 @@ class Picture:
     notes: tuple[str, ...] = ()
 
     def noted(self, note: str) -> "Picture":
-        """Return the same image with a further note."""
+        """Return the same picture with one more note."""
         return replace(self, notes=(*self.notes, note))
 
     def to_image(self) -> Any:
         """Convert to a `PIL.Image.Image`."""
-        from PIL import Image  # imported here: it takes 0.1 s, which a caller of `pixels` need not spend
+        # imported here, because importing Pillow takes 0.1 s and not every use of `pixels` needs it
+        from PIL import Image
 
         return Image.fromarray(self.pixels)
 
@@ -73,7 +74,7 @@ def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
     """Resize an image or mask with Lanczos; return it unchanged if it already has this size."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    from PIL import Image  # imported here: it is only needed if the size changes
+    from PIL import Image  # imported here, because Pillow is only needed if the size changes
 
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
@@ -86,7 +87,7 @@ def latent_mask(mask: NDArray[np.uint8], width: int, height: int) -> Tensor:
 
 def composite(painted: Tensor, original: Tensor, mask: NDArray[np.uint8], blur: int) -> Tensor:
     """Blend (3, H, W) tensors: `painted` where the mask is white, `original` where it is black. `blur` is in pixels."""
-    from PIL import Image, ImageFilter  # imported here: only inpainting needs it
+    from PIL import Image, ImageFilter  # imported here, because Pillow is only needed for inpainting
 
     soft = Image.fromarray(mask).filter(ImageFilter.GaussianBlur(blur)) if blur else Image.fromarray(mask)
     share = torch.from_numpy(np.array(soft)).float().to(painted.device) / 255

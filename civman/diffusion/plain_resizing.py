@@ -61,9 +61,9 @@ def _starts(length: int) -> list[int]:
 
 
 def _ramp(length: int, feather: int) -> Tensor:
-    """Compute the weights along one side of a tile.
+    """Compute the blending weights along one side of a tile.
 
-    They rise over the overlap at both ends, if the tile is long enough.
+    The weights rise over the overlap at both ends, if the tile is long enough.
     """
     weights = torch.ones(length)
     if feather < length:
@@ -74,7 +74,7 @@ def _ramp(length: int, feather: int) -> Tensor:
 
 
 def _lanczos(pixels: Tensor, width: int, height: int) -> Tensor:
-    from PIL import Image  # imported here: it takes 0.1 s, and few recipes need it
+    from PIL import Image  # imported here, because importing Pillow takes 0.1 s and few recipes need it
 
     eight = finished(pixels, seed=0, rounding="down", decoded_in="", notes=()).pixels
     larger = np.array(Image.fromarray(eight).resize((width, height), Image.Resampling.LANCZOS))

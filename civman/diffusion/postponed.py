@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Postponed(ModuleType):
-    """A package or module that has not run yet, but can be imported, and whose submodules can be imported, too.
+    """A module that can be imported but runs only when an attribute is used that it does not have yet.
 
-    A missing attribute runs it.
+    Its submodules can be imported without running it.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -22,7 +22,8 @@ class Postponed(ModuleType):
             self.__spec__.loader.exec_module(self)
             if name in vars(self):
                 return vars(self)[name]
-        real = sys.modules[self.__name__]  # look again: transformers replaces itself in sys.modules by another module
+        # look up the module again, because transformers replaces itself in sys.modules by another one
+        real = sys.modules[self.__name__]
         if real is self:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(real, name)

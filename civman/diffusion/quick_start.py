@@ -1,6 +1,7 @@
-"""Load torch's largest library while this process still reads its command line and plans.
+"""Loads torch's largest library while this process still reads its command line and plans.
 
-The system's loader does not need Python, so a thread can load a library at the same time. Nothing here imports torch.
+The system's loader does not need Python's lock, so a thread can load a library in parallel. This module does not import
+torch.
 """
 
 import contextlib
@@ -17,9 +18,9 @@ _FIRST: Final = (
     "array", "binascii", "bisect", "csv", "decimal", "hashlib", "mmap", "pydantic_core", "random", "socket", "sqlite3",
     "ssl", "unicodedata", "zoneinfo",
 )  # fmt: skip
-"""Modules that a render imports before torch and that contain libraries.
+"""Modules with libraries that a render imports before torch.
 
-The system's loader loads one library at a time, so these would have to wait for torch's.
+The system's loader loads one library at a time, so these modules would otherwise wait for torch's library.
 """
 
 
@@ -35,7 +36,7 @@ def begin() -> None:
 
 
 def _is_for_cpu(folder: Path) -> bool:
-    """Whether this is a build for the CPU on Linux: others search for further libraries before they load this one."""
+    """Whether torch is a CPU build on Linux; other builds search for further libraries before they load this one."""
     return sys.platform == "linux" and not any((folder / f"libtorch_{kind}.so").exists() for kind in _GPUS)
 
 
@@ -43,7 +44,7 @@ _GPUS: Final = ("cuda", "hip", "xpu")
 
 
 def _load_libraries(folder: Path) -> None:
-    """Load torch's libraries as torch itself would, in its order; what fails here is left to torch."""
+    """Load torch's libraries in the same order as torch itself; errors are ignored, as torch will report them."""
     with contextlib.suppress(OSError, AttributeError):
         # call the loader as a C function, because ctypes releases Python's global interpreter lock only around such
         # calls

@@ -87,7 +87,7 @@ class _Method:
         return self.sampler.tuning(self.recipe.sampling, self.recipe.rules)
 
     def with_levels(self, *, is_zero_snr: bool) -> "_Method":
-        """The same method with the noise levels of another model."""
+        """Return the same sampling method with the noise levels of another model."""
         sampling = self.recipe.sampling
         levels = self.sampler.levels(
             is_zero_snr=is_zero_snr, rules=self.recipe.rules, is_half=sampling.half_levels, program=sampling.program
@@ -110,7 +110,7 @@ class RecipeJob:
             raise UsageError("the recipe starts from an input image, which was not passed", code=Cause.NO_START_IMAGE)
         self._recipe, self._on_event, self._keeps_noise = recipe, on_event, keeps_noise
         self.stages = stages
-        """Makes the models of the recipe's stages ready."""
+        """Prepares the model of each stage of the recipe."""
         self._stages = stages_of(recipe)
         self._stage: Stage | None = None
         self._now: StageModel | None = None
@@ -134,12 +134,12 @@ class RecipeJob:
 
     @property
     def _model(self) -> LoadedModel:
-        """The model that computes the present stage."""
+        """The model of the current stage."""
         assert self._now is not None
         return self._now.model
 
     def _enter(self, stage: Stage) -> None:
-        """Make the model of a stage ready; before that, the model of the present stage is released."""
+        """Prepare the model of a stage, after releasing the model of the current stage."""
         if stage is not self._stage:
             self._now = None
             self._now, self._stage = self.stages(stage), stage
@@ -193,7 +193,7 @@ class RecipeJob:
         if self._start.mask is not None:
             mask = sent(self._start.mask, kept.device)
             if recipe.start.masked_content == "latent noise":
-                # without a variation, which has no effect on this noise
+                # a variation has no effect on this noise, so it is left out
                 plain = [PictureNoise(seed, rng=recipe.rng) for seed in seeds]
                 fresh = self._start_noise(plain, recipe.width, recipe.height)
                 kept = kept * (1 - mask) + fresh * mask
@@ -211,7 +211,7 @@ class RecipeJob:
         return encoded.latents
 
     def _decoded(self, latents: Tensor) -> vae_codec.Decoded:
-        # run the checks now: these pixels are about to be read, so waiting gains nothing
+        # run the checks now, because these pixels are about to be read, so that waiting for them costs nothing extra
         self._checks.settle(latents.device)
         decoded = vae_codec.decode(self._model, latents)
         self._notes += decoded.notes
@@ -221,7 +221,7 @@ class RecipeJob:
         size = (hires.width, hires.height)
 
         def encode(pixels: Tensor) -> Tensor:
-            self._enter(Stage.SECOND)  # as in A1111, the second pass's checkpoint is loaded before its VAE encodes
+            self._enter(Stage.SECOND)  # as in A1111, load the second pass's checkpoint before its VAE encodes the image
             return self._encoded(pixels)
 
         latents = second_pass.enlarged(
@@ -299,7 +299,7 @@ class RecipeJob:
     def _acting(
         plan: samplers.Plan, wanted: solvers.Requests | None, active: Sequence[Acting]
     ) -> Callable[[int], Sequence[Acting]]:
-        """Return a function from the number of an evaluation to those of `active` that act in it."""
+        """Return a function that takes an evaluation's number and returns those of `active` that act in it."""
         if wanted is None or not active:
             return lambda _: active
         calls = len(wanted.evaluations)
@@ -310,7 +310,7 @@ class RecipeJob:
     def _scaling(
         self, plan: samplers.Plan, wanted: solvers.Requests | None, *, is_hires: bool
     ) -> Callable[[int], None]:
-        """Return a function that merges the LoRAs at their scales in the evaluation with a number."""
+        """Return a function that takes an evaluation's number and merges the LoRAs at their scales in it."""
         if not self._recipe.changes_scales or wanted is None:
             return lambda _: None
         calls, steps = len(wanted.evaluations), plan.steps
@@ -408,7 +408,7 @@ class RecipeJob:
         )  # fmt: skip
 
     def _evaluation(self, method: "_Method", begun: Stage, **options: Any) -> Callable[[Tensor, float], Calls[Any]]:
-        """Return the function that evaluates the model of a stage, and then the refiner if it continues the stage."""
+        """Return a function that evaluates a stage's model, or the refiner once it has taken over."""
         denoiser, refiner = self._denoiser(method, **options), self._recipe.refiner
         if refiner is None or begun.refined not in self._stages:
             return denoiser.evaluate
@@ -422,21 +422,21 @@ class RecipeJob:
         return RefinedDenoiser(denoiser, switch, refined).evaluate
 
     def _counted_steps(self) -> int:
-        """The steps that A1111 counts for the present pass."""
+        """The number of steps that A1111 counts for the current pass."""
         recipe = self._recipe
         if self._stage is not None and self._stage.is_second and recipe.hires is not None:
             return recipe.hires.steps
         return recipe.steps if recipe.start is None else int(min(recipe.start.strength, 0.999) * recipe.steps) + 1
 
     def _denoiser(self, method: "_Method", size: tuple[int, int], **options: Any) -> Denoiser:
-        """Wrap the present stage's model for the samplers."""
+        """Wrap the current stage's model for the samplers."""
         assert self._now is not None
         model, prompt = self._now.model, self._now.prompt
         if self._recipe.flow is not None:
             return FlowDenoiser(model, prompt, self._recipe.flow.guidance, size=size, **options)
         assert isinstance(method.levels, NoiseLevels)
         told = sizes_told(self._recipe.told_sizes)
-        # as in the extension, a second pass is tiled only if it has the size of the first one
+        # as in the extension, use tiles in a second pass only if it has the size of the first one
         is_tiled = size == (self._recipe.width, self._recipe.height)
         tiles = self._tiles if is_tiled else None
         return Denoiser(model, prompt, method.levels, told=told, size=size, tiles=tiles, **options)
@@ -455,7 +455,7 @@ class RecipeJob:
         paths: list[BrownianPath] = []
 
         def draw(here: float, after: float) -> Tensor:
-            if not paths:  # start the paths here, because that draws noise, too
+            if not paths:  # only now, because starting the paths draws noise
                 upwards = self._recipe.rules == 1
                 paths.extend(noise.brownian(shape, *plan.span, falls_upwards=upwards) for noise in noises)
             return torch.stack([path.noise(here, after) for path in paths])
@@ -464,7 +464,7 @@ class RecipeJob:
 
 
 def _tiles_of(recipe: Recipe, device: torch.device) -> LatentTiles | None:
-    """The tiles over the latents of the first pass; None if one tile covers them, as in the extension."""
+    """Return the tiles of the first pass's latents; None if one tile covers them, as in the extension."""
     made, size = recipe.tiled_diffusion, (recipe.width // 8, recipe.height // 8)
     return None if made is None or made.is_single(*size) else LatentTiles(made, size, device)
 

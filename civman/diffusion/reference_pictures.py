@@ -1,4 +1,4 @@
-"""IP-Adapters: turn reference pictures into tokens, and let the cross-attention of a UNet attend to them.
+"""IP-Adapters: turn reference pictures into image tokens, and make the cross-attention of a UNet attend to them.
 
 Each cross-attention layer attends twice with the same queries: to the text, and to the image tokens through keys and
 values of the adapter's own. The second result, times a weight, is added to the first. For a negative prompt, the tokens
@@ -68,7 +68,7 @@ def load_ip_adapter(path: Path, name: str, *, device: torch.device, dtype: torch
 
 
 def _resampled(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """The projection of "plus" adapters: learned queries attend to the features in several blocks."""
+    """Compute the projection of "plus" adapters, in which learned queries attend to the features in several blocks."""
     x = _linear(x, weights, "proj_in")
     latents = weights["latents"].expand(len(x), -1, -1)
     block = 0
@@ -90,7 +90,7 @@ def _resampled(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Attention of several heads over tensors (B, tokens, width)."""
+    """Compute multi-head attention over tensors (B, tokens, width)."""
     q, k, v = (each.reshape(*each.shape[:2], heads, -1).transpose(1, 2) for each in (query, keys, values))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
 
@@ -128,7 +128,7 @@ def encode_reference(adapter: ImageAttention, encoder: ClipVision, inputs: Tenso
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveReference:
-    """A reference during one pass, with its use in the recipe."""
+    """A reference picture that is used in a pass, with its entry in the recipe."""
 
     reference: Reference
     use: ReferenceUse
@@ -138,7 +138,10 @@ class ActiveReference:
         return self if self.use.acts_at(step, steps) else None
 
     def asked(self, positive: Sequence[bool], batch: int) -> "Asked":
-        """The tokens for one call of the UNet: `batch` images for each prompt, which `positive` says is one or not."""
+        """Return the image tokens for one call of the UNet.
+
+        The call computes `batch` images for each prompt; `positive` says for each prompt whether it is positive.
+        """
         own = [self.reference.positive if each else self.reference.negative for each in positive]
         return Asked(
             self.reference.adapter, torch.cat([tokens.expand(batch, -1, -1) for tokens in own]), self.use.weight
@@ -147,7 +150,7 @@ class ActiveReference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """What one IP-Adapter adds to one call of the UNet: its image tokens (B, count, width), and their weight."""
+    """The image tokens (B, count, width) that one IP-Adapter adds to a call of the UNet, and their weight."""
 
     adapter: ImageAttention
     tokens: Tensor
@@ -155,13 +158,13 @@ class Asked:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for what can be added to one call of the UNet for several images."""
+        """A value that is equal for entries that one call of the UNet for several images can use together."""
         return id(self.adapter), self.tokens.shape, self.weight
 
 
 @contextmanager
 def attending(unet: nn.Module, asked: Sequence[Asked]) -> Iterator[None]:
-    """Let the cross-attention of a UNet attend to image tokens inside this block.
+    """Make the cross-attention of a UNet attend to image tokens inside this context.
 
     Raises: Incompatible (`adapter-no-match`): an IP-Adapter was made for another number of layers.
     """
@@ -172,7 +175,8 @@ def attending(unet: nn.Module, asked: Sequence[Asked]) -> Iterator[None]:
                 raise Incompatible(
                     f"the IP-Adapter `{each.adapter.name}` was made for {len(each.adapter.layers)} attention layers, "
                     f"but the model has {len(layers)}",
-                    hint="use it with a model of the base that it was made for", code=Cause.ADAPTER_NO_MATCH,
+                    hint="use the IP-Adapter with a model of the base that it was made for",
+                    code=Cause.ADAPTER_NO_MATCH,
                     adapter=each.adapter.name,
                 )  # fmt: skip
         for number, layer in enumerate(layers):
@@ -184,7 +188,7 @@ def attending(unet: nn.Module, asked: Sequence[Asked]) -> Iterator[None]:
 
 
 def cross_attention(unet: nn.Module) -> list[Any]:
-    """The cross-attention layers of diffusers' UNet2DConditionModel, in the order in which IP-Adapters number them."""
+    """List the cross-attention layers of diffusers' UNet2DConditionModel in the order of IP-Adapters."""
     return [module for name, module in unet.named_modules() if name.endswith(".attn2")]
 
 

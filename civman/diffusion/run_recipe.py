@@ -74,7 +74,7 @@ def job_of(
     restore: Restore | None = None,
     references: Sequence[Reference] = (),
 ) -> RecipeJob:
-    """Return what renders the recipe's batches, one at a time. Arguments and errors are those of `iterate`."""
+    """Return a job that renders the recipe's batches one at a time. Arguments and errors are those of `iterate`."""
     if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
         raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
     if recipe.enlarged_input is not None:
@@ -96,9 +96,9 @@ def job_of(
 def iterate(recipe: Recipe, stages: Stages, **options: Any) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
-    `stages` makes the models of the recipe's stages ready, one after another for each batch. `options` are those of
-    `job_of`. `keeps_noise`: add a note to an image that is nothing but noise, instead of raising
-    CannotRender (`no-structure`).
+    `stages` prepares the models of the recipe's stages, one after another for each batch. `options` are those of
+    `job_of`. `keeps_noise`: add a note to an image that is nothing but noise, instead of raising CannotRender
+    (`no-structure`).
     """
     if recipe.slots:
         raise ValueError("a recipe with slots is computed by `run_in_slots`")
@@ -134,7 +134,7 @@ def _require_hypernetworks(recipe: Recipe, hypernetworks: Sequence[tuple[Hyperne
 
 
 class _Entered:
-    """Makes the models of stages ready and applies the recipe's changes to their UNets, to one model at a time."""
+    """Prepares the models of stages and applies the recipe's changes to their UNets, one model at a time."""
 
     def __init__(self, recipe: Recipe, stages: Stages) -> None:
         self._recipe, self._stages = recipe, stages
@@ -151,16 +151,16 @@ class _Entered:
         return self._stack.__exit__(kind, error, trace)
 
     def __call__(self, stage: Stage) -> StageModel:
-        """See `Stages`."""
+        """Prepare the model of a stage and apply the recipe's changes to its UNet."""
         self._now = None
-        self._stack.close()  # undoes the changes to the model of the stage before
+        self._stack.close()  # undo the changes to the model of the previous stage
         found = self._now = self._stages(stage)
         _require_hypernetworks(stage_recipe(self._recipe, stage), found.hypernetworks)
         self._stack.enter_context(computing(self._recipe, found.model, found.hypernetworks))
         return found
 
     def unet(self) -> Any:
-        """The UNet of the present stage."""
+        """The UNet of the current stage."""
         assert self._now is not None
         return self._now.model.unet
 
@@ -169,7 +169,10 @@ class _Entered:
 def computing(
     recipe: Recipe, model: LoadedModel, hypernetworks: Sequence[tuple[Hypernetwork, float]]
 ) -> Iterator[None]:
-    """Compute repeatably inside this block, with the recipe's changes to the UNet; convert out-of-memory errors."""
+    """Compute deterministically inside this context, with the recipe's changes to the UNet.
+
+    Out-of-memory errors are converted to CannotRender.
+    """
     odd = doubled_then_resized(model.unet) if recipe.odd_sizes == "a1111" else nullcontext()
     changed = freed(model.unet, recipe.freeu)
     with ExitStack() as stack:

@@ -310,7 +310,7 @@ def plan(
     if rules > 1 and taken is not None:
         sigmas = sigmas[whole - taken - 1 :]
     scale = sigmas[0]
-    # use the model's lowest and highest levels, as A1111 does, not those of the table
+    # use the model's lowest and highest noise level, as A1111 does, not those of the steps
     if sampler.has_ends_only and taken is None:
         sigmas = [levels.greatest, *sigmas[1:-2], levels.least, 0.0] if steps > 1 else [levels.greatest, levels.least]
     # with hundreds of steps the discrete tables repeat levels, and a step between equal levels divides by zero
@@ -373,7 +373,7 @@ def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | No
     times = [float(time) for time in reversed(ddim_times(steps))]
     used = times if taken is None else times[:taken]
     noisy = None if taken is None else levels.sigma(times[min(taken, len(times) - 1)])
-    if not used:  # the strength is too small for even one step: return the image with the least noise
+    if not used:  # the strength is too small for a single step, so return the image with the least noise
         used = times[:1]
     if sampler.own_table is Table.UNIPC:
         last, count = (TRAIN_STEPS - 1.0 if taken is None else used[-1]), len(used)

@@ -282,7 +282,7 @@ def _unipc_move(x: X, cleans: list[X], sigmas: Sequence[float], step: int, order
     if not ratios:
         return moved
     if len(ratios) == 1:
-        weights = [0.5]  # use the authors' own simplification, which all implementations share
+        weights = [0.5]  # use the simplification of the authors' own code, which all implementations share
     else:
         wanted, phi, factorial = [], math.expm1(-width) / -width - 1, 1.0
         for power in range(1, len(ratios) + 1):

@@ -152,7 +152,7 @@ def deis_over_time(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning =
 
 def _time_weights(nodes: Sequence[float], end: float, first: float, growth: float) -> list[float]:
     """Integrate dσ/dt times each Lagrange polynomial as a sum over evenly spaced points, as other programs do."""
-    import numpy as np  # imported here: it takes 0.1 s, and no other solver needs it
+    import numpy as np  # imported here, because importing numpy takes 0.1 s and no other solver needs it
 
     points = np.linspace(nodes[0], end, _DEIS_POINTS)
     exponent = growth / 2 * points**2 + first * points

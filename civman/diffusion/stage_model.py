@@ -1,4 +1,4 @@
-"""The models of a render's stages, and the switch to the refiner in the middle of a pass."""
+"""Represents the models of a render's stages, and switches to the refiner in the middle of a pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,15 +29,18 @@ class StageModel:
     hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
     loras: Sequence[LoraUse] = ()
     set_scales: SetScales | None = None
-    """Merges `loras`, in their order, at other scales for the UNet; None if no scale changes over the steps."""
+    """Merges `loras` at other scales for the UNet, given in their order; None if no scale changes over the steps."""
 
 
 Stages = Callable[[Stage], StageModel]
-"""Makes the model of a stage ready. The model of the stage before may be released, so no reference to it is kept."""
+"""A function that prepares the model of a stage.
+
+The previous stage's model may be released then, so callers keep no reference to it.
+"""
 
 
 def one_model(model: LoadedModel, prompt: Prompts, second: Prompts | None = None, **more: Any) -> Stages:
-    """The stages of a render that one model computes. `second`: the second pass's prompts, if they are others."""
+    """Return stages that all use one model. `second`: the second pass's prompts, if they differ from the first's."""
     return lambda stage: StageModel(model, second if stage.is_second and second is not None else prompt, **more)
 
 
@@ -56,32 +59,32 @@ class Switch:
     total: int
 
     def is_due(self, call: int, sigma: float) -> bool:
-        """Whether the refiner makes evaluation number `call` (from 0) at this noise level, and all that follow."""
+        """Whether the refiner has taken over in evaluation number `call` (from 0), at this noise level."""
         if self.refiner.by_steps:
             return call / self.total >= self.refiner.switch_at
         assert isinstance(self.levels, NoiseLevels)
         if self.sampler.own_table:
-            # these samplers count in timesteps; the small share makes up for rounding on the way to a noise level
+            # these samplers count in timesteps; the small share allows for rounding in the conversion to a noise level
             time = int(self.levels.time(sigma) + 1e-3)
         else:
-            known = self.levels.known  # for LCM 50 levels, which A1111 numbers from 0 as well
+            known = self.levels.known  # LCM uses 50 levels, which A1111 also numbers from 0
             time = min(range(len(known)), key=lambda place: abs(known[place] - sigma))
         return (TRAIN_STEPS - 1 - time) / TRAIN_STEPS >= self.refiner.switch_at
 
 
 class RefinedDenoiser:
-    """Evaluates the model that begins a pass, and from the switch on the refiner."""
+    """Evaluates the model that begins a pass, and the refiner after the switch."""
 
     def __init__(self, first: Denoiser, switch: Switch, refined: Callable[[int], Denoiser]) -> None:
-        """`refined` makes the refiner's denoiser; its argument is the number of evaluations before."""
+        """`refined` makes the refiner's denoiser from the number of evaluations before the switch."""
         self._denoiser: Denoiser | None = first
         self._switch, self._refined, self._calls = switch, refined, 0
         self._is_refined = False
 
     def evaluate(self, x: Tensor, sigma: float) -> Calls[Any]:
-        """Predict the denoised image, see `Denoiser.evaluate`. Yields the calls of the UNet."""
+        """Predict the denoised image as `Denoiser.evaluate` does, yielding the calls of the UNet."""
         if not self._is_refined and self._switch.is_due(self._calls, sigma):
-            self._denoiser = None  # releases the first model before the refiner is loaded
+            self._denoiser = None  # release the first model before the refiner is loaded
             self._denoiser, self._is_refined = self._refined(self._calls), True
         assert self._denoiser is not None
         self._calls += 1

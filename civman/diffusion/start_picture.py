@@ -45,7 +45,7 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
 
     Raises: UsageError (`empty-mask`): only the masked area is to be rendered, but the mask is empty.
     """
-    from PIL import Image  # imported here: it takes 0.1 s, which txt2img need not spend
+    from PIL import Image  # imported here, because importing Pillow takes 0.1 s and txt2img does not need it
 
     image, modes = Image.fromarray(picture), (start.resize_mode, "resize and fill")
     if mask is None:
@@ -143,7 +143,7 @@ def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, in
     box = mask.getbbox()
     if box is None:
         raise UsageError(
-            "the mask selects nothing", hint="make the area to inpaint white in the mask", code=Cause.EMPTY_MASK
+            "the mask selects nothing", hint="paint the area to inpaint white in the mask", code=Cause.EMPTY_MASK
         )
     width, height = mask.size
     left, top, right, bottom = (

@@ -1,6 +1,7 @@
-"""T2I-Adapters of Stable Diffusion 1 and XL: small networks that turn a picture into features for half of the UNet.
+"""T2I-Adapters for Stable Diffusion 1 and XL: small networks that turn a picture into features for a UNet.
 
-Their features depend on nothing but the picture, so they are computed once for each pass.
+The features act in the UNet's first half. They depend on nothing but the picture, so they are computed once for each
+pass.
 
 Source: Mou et al. 2023, "T2I-Adapter"; the weights of the control modes: A1111's ControlNet extension (the rule).
 """
@@ -33,8 +34,8 @@ class T2IAdapter:
     def active(self, use: ControlUse, pixels: Pixels, size: tuple[int, int], device: torch.device) -> "ActiveAdapter":
         """Compute the features of a control image (H, W, 3) uint8 for a pass of this size in pixels.
 
-        The adapter folds squares of pixels: at a size that is not a multiple of them, the picture is resized to the
-        next larger multiple. An adapter with one input channel gets the picture's first channel, as in A1111.
+        The adapter folds squares of pixels into one, so the picture is resized to the next larger multiple of the
+        squares' side. An adapter with one input channel gets the picture's first channel, as in A1111.
         """
         config = self.module.config
         whole, high = (-(-side // config.downscale_factor) * config.downscale_factor for side in size)

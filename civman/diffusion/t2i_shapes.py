@@ -1,4 +1,4 @@
-"""What a T2I-Adapter's header shows: names of tensors as in diffusers, dimensions, and whether it fits a checkpoint.
+"""Reads from a T2I-Adapter's header its structure and dimensions, and checks whether it fits a checkpoint.
 
 Three structures exist: the full adapter and the light adapter of SD 1, and the full adapter of SDXL. TencentARC's files
 number all blocks of a full adapter in one row; diffusers groups them by level. Does not import torch.
@@ -15,9 +15,7 @@ from civman.errors import CannotRender, Cause, Incompatible
 
 _LEVELS: Final = 4
 _FOLDS: Final = {64: (1, 8), 192: (3, 8), 256: (1, 16), 768: (3, 16)}
-"""Maps the number of input channels of the first layer to the picture's channels, and the side of the squares that are
-folded into one pixel.
-"""
+"""For each number of input channels of the first layer: the picture's channels, and the side of the folded squares."""
 
 
 def is_adapter(shapes: Mapping[str, object]) -> bool:

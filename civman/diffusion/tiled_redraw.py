@@ -69,9 +69,10 @@ def redraw_in_tiles(
     recipe: Recipe, stages: Stages, *, inputs: Inputs, upscaler: AnyUpscaler | None,
     on_event: OnEvent, **options: Any,
 ) -> Iterator[list[Picture]]:  # fmt: skip
-    """Render a recipe with `tiled`: yield each of its images, in a list, as soon as it is finished.
+    """Render a recipe with `tiled`, yielding each image, in a list, as soon as it is finished.
 
-    `upscaler`: the model that enlarges the input image. `stages` and `options`: as for `run_recipe.iterate`.
+    `upscaler`: the model that enlarges the input image. `stages` and `options` are the same as for
+    `run_recipe.iterate`.
     """
     tiled = recipe.tiled
     assert tiled is not None
@@ -116,7 +117,7 @@ class StepsOfTile:
     count: int
 
     def __call__(self, event: Event) -> None:
-        """Pass on an event; a step of the tile becomes a step of the whole image."""
+        """Pass on an event; the step of a tile is reported as a step of the whole image."""
         if isinstance(event, Step):
             event = replace(
                 event, step=self.number * event.steps + event.step, steps=self.tiles * event.steps, first=self.first,

@@ -1,7 +1,7 @@
-"""Enlarge an image and redraw it area by area, as the script "Ultimate SD upscale" for A1111 does.
+"""Enlarges an image and redraws it area by area, as the script "Ultimate SD upscale" for A1111 does.
 
-Each area is inpainted with its surroundings in the image that the areas before it have left. The areas are the tiles
-and then, if the recipe asks for it, what lies along their borders: bands, tiles shifted by half, corners.
+Each area is inpainted with its surroundings in the image that the previous areas have left. The areas are the tiles and
+then, if the recipe asks for it, areas along the tiles' borders: bands, tiles shifted by half, corners.
 
 Source: Coyote-A/ultimate-upscale-for-automatic1111.
 """
@@ -27,12 +27,12 @@ from civman.domain.recipes.recipe import Recipe, StartImage
 from civman.domain.recipes.ultimate import UltimateUpscale, factors
 
 _SIDE = 256
-"""The side of Pillow's gradients in pixels."""
+"""The side in pixels of Pillow's gradient images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """An area that is inpainted: its mask (H, W) uint8, the size of the rendering, and the settings of the mask."""
+    """An area to inpaint: its mask (H, W) uint8, the size at which it is rendered, and the settings of the mask."""
 
     mask: Pixels
     size: tuple[int, int]
@@ -44,9 +44,10 @@ class Area:
 def ultimate_upscale(
     recipe: Recipe, stages: Stages, *, inputs: Inputs, upscaler: AnyUpscaler | None, on_event: OnEvent, **options: Any
 ) -> Iterator[list[Picture]]:  # fmt: skip
-    """Render a recipe with `ultimate`: yield each of its images, in a list, as soon as it is finished.
+    """Render a recipe with `ultimate`, yielding each image, in a list, as soon as it is finished.
 
-    `upscaler`: the model that enlarges the input image. `stages` and `options`: as for `run_recipe.iterate`.
+    `upscaler`: the model that enlarges the input image. `stages` and `options` are the same as for
+    `run_recipe.iterate`.
     """
     made, start, size = recipe.ultimate, recipe.start, (recipe.width, recipe.height)
     assert made is not None
@@ -63,7 +64,7 @@ def ultimate_upscale(
     for first in range(recipe.count):
         pixels, notes, decoded_in = begun, dict[str, None](), ""
         for number, area in enumerate(areas(made, size, start.strength)):
-            # the recipe of an area contains neither the upscaler nor the list of files
+            # the recipe of a single area needs neither the upscaler nor the list of files
             one = replace(
                 recipe, ultimate=None, upscale=None, files=(), seed=recipe.seed + first, count=1, batch_size=1,
                 width=area.size[0], height=area.size[1], start=_masked(start, area),
@@ -77,7 +78,7 @@ def ultimate_upscale(
 
 
 def _masked(start: StartImage, area: Area) -> StartImage:
-    """The start image of an area; the digest of the mask, which no file has, only marks that there is one."""
+    """Return the input image of an area. The mask is in no file, so its digest only marks that there is one."""
     return replace(
         start, mask_sha256=start.sha256, strength=area.strength, mask_blur=area.blur, padding=area.padding,
         only_masked=True, masked_content="original",
@@ -93,7 +94,10 @@ def _enlarged(image: Any, method: str, size: tuple[int, int], upscaler: AnyUpsca
 
 
 def areas(made: UltimateUpscale, size: tuple[int, int], strength: float) -> Iterator[Area]:
-    """Yield the areas of an image of this size in the order in which they are redrawn; tiles have this strength."""
+    """Yield the areas of an image of this size in the order in which they are redrawn.
+
+    `strength`: the denoising strength of tiles.
+    """
     across, down = -(-size[0] // made.tile_width), -(-size[1] // made.tile_height)
     for column, row in _ordered(across, down, made.redraw):
         left, top = column * made.tile_width, row * made.tile_height
@@ -108,13 +112,13 @@ def areas(made: UltimateUpscale, size: tuple[int, int], strength: float) -> Iter
 
 
 def _ordered(across: int, down: int, redraw: str) -> list[tuple[int, int]]:
-    """The columns and rows of the tiles in the order in which they are redrawn."""
+    """Return the columns and rows of the tiles in the order in which they are redrawn."""
     found = [] if redraw == "none" else [(column, row) for row in range(down) for column in range(across)]
     return sorted(found, key=lambda each: sum(each) % 2) if redraw == "chess" else found
 
 
 def _bands(made: UltimateUpscale, size: tuple[int, int], across: int, down: int) -> Iterator[Area]:
-    """Bands over the whole height along the borders of columns, then over the whole width along those of rows."""
+    """Yield bands along the borders between columns, over the whole height, then between rows, over the whole width."""
     width, band = made.seams_width, made.seams_width + 2 * made.seams_padding
     mirrored = _mirrored(_SIDE, _SIDE)
     for column in range(1, across):
@@ -128,7 +132,7 @@ def _bands(made: UltimateUpscale, size: tuple[int, int], across: int, down: int)
 
 
 def _half_tiles(made: UltimateUpscale, size: tuple[int, int], across: int, down: int) -> Iterator[Area]:
-    """Tiles in the middle between two rows, those between two columns, and perhaps those between four tiles."""
+    """Yield tiles centred between two rows, then between two columns, then perhaps between four tiles."""
     wide, high = made.tile_width, made.tile_height
 
     def area(shade: Any, column: int, row: int, moved: tuple[bool, bool], padding: int) -> Area:
@@ -154,7 +158,7 @@ def _half_tiles(made: UltimateUpscale, size: tuple[int, int], across: int, down:
 
 
 def _mirrored(width: int, height: int) -> Any:
-    """A gradient from black at the top to white in the middle and back to black at the bottom."""
+    """Return a gradient from black at the top to white in the middle and back to black at the bottom."""
     gradient, whole = Image.linear_gradient("L"), Image.new("L", (width, height))
     for turn, top in ((0, 0), (180, height // 2)):
         whole.paste(gradient.rotate(turn).resize((width, height // 2), Image.Resampling.BICUBIC), (0, top))

@@ -1,7 +1,7 @@
 """Calls of the UNet as values: a generator that samples an image yields each call and is sent its output.
 
-Several images can thus be sampled side by side: `run_in_slots` collects one call from each generator and answers them
-together with one call of the UNet for a fixed number of images, its width.
+In this way, several images can be sampled side by side: `run_in_slots` collects one call from each generator and
+answers them together with one call of the UNet for a fixed number of images, its width.
 """
 
 from collections import deque
@@ -72,7 +72,7 @@ class UnetCall:
         return (self.inputs.shape, self.contexts.shape, added, self.prompts, self.token_merging, *controlled, shown)
 
     def joined(self, calls: Sequence["UnetCall"]) -> "UnetCall":
-        """Join calls with equal keys into one call of the transformer."""
+        """Join calls with equal keys into one call of the UNet."""
 
         def of_each_prompt(tensors: Sequence[Tensor]) -> Tensor:
             return torch.stack(list(tensors), dim=1).flatten(0, 1)
@@ -98,7 +98,7 @@ class UnetCall:
         )
 
     def answer(self, unet: Any) -> Tensor:
-        """Call the transformer and return its output."""
+        """Call the UNet and return its output."""
         more: dict[str, Any] = {"added_cond_kwargs": dict(self.added)} if self.added else {}
         if self.controlled.residuals:
             *skips, middle = self.controlled.residuals
@@ -124,7 +124,7 @@ Calls = Generator[Any, Tensor, T]
 
 
 def run(calls: Calls[T], unet: Callable[[], Any]) -> T:
-    """Answer all calls with the model that `unet` returns at that moment, one by one, and return the result."""
+    """Answer all calls one by one with the model that `unet` currently returns, and return the result."""
     try:
         call = next(calls)
         while True:
@@ -175,7 +175,7 @@ def run_in_slots(
             finished.clear()
     finally:
         for job, _ in chain(taken, *waiting.values()):
-            job.close()  # after an error; a generator that is finished ignores it
+            job.close()  # after an error, close all generators; those that have finished ignore it
     yield from finished
 
 
@@ -204,7 +204,7 @@ class Slots:
         return [self._rows([call])[0] for call in calls]
 
     def _rows(self, calls: Sequence[ModelCall]) -> list[Tensor]:
-        """Call the model once, with these calls in turn in its slots. Returns the answer in each slot."""
+        """Call the model once, filling its slots with these calls in turn. Returns the answer in each slot."""
         filled = [calls[slot % len(calls)] for slot in range(self._width)]
         together = filled[0].joined(filled).answer(self._unet)
         each_prompt = together.view(filled[0].prompts, self._width, *together.shape[1:])

@@ -26,7 +26,7 @@ def _ignore(done: int, count: int) -> None:
 
 _MOST_PASSES: Final = 3
 _EVEN: Final = 8
-"""A1111 rounds the size of an enlarged image down to multiples of this."""
+"""A1111 rounds the size of an enlarged image down to a multiple of this number."""
 
 
 @dataclass(frozen=True, slots=True)

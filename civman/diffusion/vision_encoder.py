@@ -1,4 +1,4 @@
-"""CLIP vision encoders: load one from a file of either layout, and turn pictures into its input.
+"""CLIP vision encoders: loads one from a file of either layout, and turns pictures into its input.
 
 Source: Radford et al. 2021, "CLIP"; the preprocessing is that of CLIPImageProcessor in transformers.
 """
@@ -22,7 +22,7 @@ from civman.errors import CannotRender, Cause
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _SPREAD: Final = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of the red, green and blue values from 0 to 1 that CLIP was trained with."""
+"""Mean and standard deviation of red, green and blue (0 to 1) for which CLIP was trained."""
 _OPEN_CLIP: Final = {
     "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding", "pre_layrnorm.weight": "ln_pre.weight",
@@ -61,7 +61,7 @@ class _Vision(nn.Module):
         self.post_layernorm = norm(config)
 
     def layers(self, pixels: Tensor, count: int) -> Tensor:
-        """The output of the first `count` layers."""
+        """Return the output of the first `count` layers."""
         hidden: Tensor = self.pre_layrnorm(self.embeddings(pixels))
         for layer in self.encoder.layers[:count]:
             hidden = layer(hidden)
@@ -92,7 +92,7 @@ def load_vision_encoder(path: Path, *, device: torch.device, dtype: torch.dtype)
     if found is None:
         raise CannotRender(
             f"`{path.name}` is not a CLIP vision encoder with a projection",
-            hint="choose one with --part clip-vision=REF", code=Cause.MISMATCHED_PARTS, part="clip-vision",
+            hint="choose another file with --part clip-vision=REF", code=Cause.MISMATCHED_PARTS, part="clip-vision",
         )  # fmt: skip
     with unfilled():
         module = ClipVision(found.config).eval().requires_grad_(requires_grad=False)
@@ -102,7 +102,7 @@ def load_vision_encoder(path: Path, *, device: torch.device, dtype: torch.dtype)
         if source.name not in weights.shapes:
             raise CannotRender(
                 f"the CLIP vision encoder `{path.name}` lacks the tensor `{source.name}`",
-                hint="the file is incomplete", code=Cause.MISSING_TENSOR, missing=[source.name],
+                hint="the file is incomplete; download it again", code=Cause.MISSING_TENSOR, missing=[source.name],
             )  # fmt: skip
         state[parameter] = weights.read(source).reshape(empty.shape).to(device, dtype)
     module.load_state_dict(state, assign=True)
@@ -119,7 +119,7 @@ def _open_clip(parameter: str) -> Source:
 def encoder_input(pixels: Pixels, side: int) -> Tensor:
     """Turn a picture (H, W, 3) uint8 into the encoder's input (1, 3, side, side) float32.
 
-    Its shorter side is resized to `side`, and the middle of the longer one is kept.
+    The picture is resized so that its shorter side has `side` pixels, and cropped to the middle of the longer side.
     """
     from PIL import Image
 

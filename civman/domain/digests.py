@@ -9,7 +9,7 @@ Sha256 = NewType("Sha256", str)
 
 _HEX = re.compile(r"[0-9a-f]+")
 EMPTY_AUTOV3 = "e3b0c44298fc"
-"""The AutoV3 of a file without tensor data, which identifies no file. Source: SHA-256 of no bytes."""
+"""The AutoV3 of every file without tensor data, which therefore identifies none: the SHA-256 of no bytes."""
 
 
 def sha256_from(text: str) -> Sha256:

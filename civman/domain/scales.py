@@ -21,7 +21,7 @@ class Scaled:
     unet: float | None = None
     text_encoder: float | None = None
     keyframes: str = ""
-    """How the UNet's scale changes over the steps, starting with `unet`; "" if it does not."""
+    """How the scale for the UNet changes over the steps, starting with `unet`; "" if it does not change."""
 
     @property
     def acts(self) -> bool:
@@ -30,7 +30,7 @@ class Scaled:
 
 
 def parse_scaled(text: str) -> Scaled:
-    """Split up to two scales off the end of `text`, if the rest is still a ref; the first one may be keyframes.
+    """Split up to two scales off the end of `text`, if the rest is a ref; the first scale may be keyframes.
 
     `civitai:123` and `sha256:…` are refs, not scales. Raises: InvalidRef; UsageError: a scale is invalid.
     """

@@ -1,4 +1,4 @@
-"""What the header of a CLIP vision encoder shows: its layout and its dimensions.
+"""Reads from a file's header the layout and dimensions of a CLIP vision encoder.
 
 Two layouts are in use: that of transformers (`vision_model.`) and that of OpenCLIP (`visual.`).
 """
@@ -12,7 +12,7 @@ from typing import Any, Final
 Shapes = Mapping[str, tuple[int, ...]]
 
 _TITLES: Final = {(1280, 1024): "ViT-H/14", (1664, 1280): "ViT-bigG/14", (1024, 768): "ViT-L/14", (768, 512): "ViT-B"}
-"""Width and projection width → the usual name of the encoder."""
+"""Maps an encoder's width and projection width to its usual name."""
 _HEADS: Final = {1664: 16, 1280: 16}
 """Width → number of attention heads, for encoders whose heads are not 64 wide. Source: OpenCLIP's configurations."""
 _QUICK: Final = (768, 1024)
@@ -37,7 +37,7 @@ class VisionEncoder:
 
     @property
     def title(self) -> str:
-        """The encoder's usual name, else its widths."""
+        """The encoder's usual name; if it has none, its widths."""
         return _TITLES.get((self.width, self.projection), f"{self.width} wide, projecting to {self.projection}")
 
     @property

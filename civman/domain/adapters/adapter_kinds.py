@@ -183,7 +183,8 @@ def has_strength(shapes: Collection[str]) -> bool:
     It does not for OFT, where alpha is a bound, nor for a LoKr with two full factors, which has no rank.
     """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
-        return False  # alpha 0 does not disable these kinds: they still change the weight or the bias
+        # with these kinds, an alpha of 0 does not disable the module, which still changes the weight or the bias
+        return False
     return bool({"down", "a1", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"} & set(shapes))
 
 
@@ -210,8 +211,7 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
 
     Raises: MisfitError: the number of magnitudes matches neither the rows nor the columns.
     """
-    # PEFT's `magnitude` always has one value for each output row, although for convolutions the values may be stored
-    # along another axis
+    # in files in PEFT's format, there is always one magnitude for each output, however PEFT stores it for convolutions
     if "magnitude" in shapes:
         if prod(shapes["magnitude"]) != weight[0]:
             raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])}, but the weight has {weight[0]} rows")

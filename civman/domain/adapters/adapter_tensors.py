@@ -103,7 +103,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
     `problem`.
     """
     names = "\n".join(shapes) + "\n"
-    # a file without any of these strings is not an adapter, so the 2,515 names of a checkpoint need not be parsed
+    # skip the parsing of names if none of these strings occurs, because then the file is no adapter
     if not any(mark in names for mark in MARKS):
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}
@@ -124,7 +124,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
             loose.append(name)
             twice[name] = other
     deltas: list[Delta] = []
-    # a cache: a file has only a few dozen different sets of shapes
+    # cached, because a file has only a few dozen different sets of shapes
     known: dict[tuple[Adapter, tuple[tuple[str, Shape], ...]], _Described] = {}
     odd = {name for name, kind in (types or {}).items() if kind not in _COMPUTABLE and math.prod(shapes[name]) > 1}
     for module, parts in groups.items():
@@ -153,7 +153,7 @@ def deltas_of(header: Header) -> Deltas:
     """
     found: Deltas | None = header.notes.get("deltas")
     if found is None:
-        plain = header.elements.keys() <= _COMPUTABLE  # nearly every file has plain numbers only
+        plain = header.elements.keys() <= _COMPUTABLE  # fast test: nearly every file has only plain number types
         types = None if plain else {name: tensor.dtype for name, tensor in header.tensors.items()}
         found = read_deltas(header.shapes, types)
     header.notes["deltas"] = found

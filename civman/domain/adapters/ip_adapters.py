@@ -1,4 +1,4 @@
-"""What an IP-Adapter's header shows: its kind, the image features that it reads, and the attention that it fits.
+"""Reads from an IP-Adapter's header its kind, the image features that it uses, and the attention that it fits.
 
 A file has an image projection (`image_proj.`) and, for each cross-attention layer of a UNet, the layers that compute
 keys and values from image tokens (`ip_adapter.1.to_k_ip.weight`). The tensors of the projection are named as by
@@ -29,7 +29,7 @@ _RENAMED: Final = tuple(
         (r"^layers\.(\d+)\.ff\.1\.net\.2\.", r"layers.\1.1.3."),
     )
 )  # fmt: skip
-"""Names of diffusers' modules → the authors' names."""
+"""Maps diffusers' names of modules to the names by IP-Adapter's authors."""
 _FACE_WIDTH: Final = 512
 """The width of insightface's face embeddings."""
 _OF_FACES: Final = {
@@ -48,38 +48,41 @@ class IpAdapter:
     """An IP-Adapter that civman can use."""
 
     kind: str
-    """"plain", "plus" or "full-face"."""
+    """The kind of IP-Adapter: "plain", "plus" or "full-face"."""
     width: int
-    """The width of the image tokens, which is the width of the text conditioning in the UNet's cross-attention."""
+    """The width of the image tokens, which equals that of the text tokens in the UNet's cross-attention."""
     input_width: int
-    """The width of the image encoder's features that the adapter reads."""
+    """The width of the features that the IP-Adapter reads from the image encoder."""
     projection: Mapping[str, str] = field(repr=False)
-    """The authors' name of each tensor of the image projection → its name in the file."""
+    """Maps the authors' name of each tensor of the image projection to its name in the file."""
     layers: tuple[int, ...] = field(repr=False)
-    """The numbers of the attention layers in the file, in the UNet's order."""
+    """The numbers that the file gives to the attention layers, in the UNet's order."""
 
     @property
     def reads_embedding(self) -> bool:
-        """Whether the adapter reads the encoder's image embedding instead of the hidden states of all patches."""
+        """Whether the IP-Adapter reads the encoder's image embedding; otherwise, it reads the states of all patches."""
         return self.kind == "plain"
 
     @property
     def encoder_title(self) -> str:
-        """The usual name of the CLIP vision encoder that the adapter needs."""
+        """The usual name of the CLIP vision encoder that the IP-Adapter needs."""
         size = {"projection" if self.reads_embedding else "width": self.input_width}
         return f"CLIP vision encoder {title_for(**size)}"
 
     def takes(self, encoder: VisionEncoder) -> bool:
-        """Whether the adapter was trained with an encoder of these dimensions."""
+        """Whether the IP-Adapter was made for a vision encoder of these dimensions."""
         return self.input_width == (encoder.projection if self.reads_embedding else encoder.width)
 
     def keys(self, number: int) -> tuple[str, str]:
-        """The names of the tensors that compute the keys and the values in attention layer `number`."""
+        """Return the names of the tensors for the keys and the values of the attention layer with this number."""
         return f"ip_adapter.{number}.to_k_ip.weight", f"ip_adapter.{number}.to_v_ip.weight"
 
 
 def ip_adapter_kind(shapes: Shapes) -> str:
-    """An IP-Adapter's kind: "plain", "plus", "full-face", "faceid", "faceid-plus" or "instantid"; "" if unknown."""
+    """Return the kind of an IP-Adapter; "" if the tensors are not those of one.
+
+    The kinds are "plain", "plus", "full-face", "faceid", "faceid-plus" and "instantid".
+    """
     named = _named(shapes)
     if any(name.startswith("perceiver_resampler.") for name in named):
         return "faceid-plus"
@@ -91,16 +94,18 @@ def ip_adapter_kind(shapes: Shapes) -> str:
 
 
 def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
-    """Read what an IP-Adapter's tensors show. `name` is the file name for messages.
+    """Read what an IP-Adapter's tensors show. `name`: the file's name, for messages.
 
-    Raises: CannotRender: it is of a kind that civman cannot use (`unknown-family`), or incomplete (`missing-tensor`).
+    Raises: CannotRender: civman does not support this kind (`unknown-family`), or a tensor is missing
+    (`missing-tensor`).
     """
     kind, named = ip_adapter_kind(shapes), _named(shapes)
     if kind in _OF_FACES:
         raise CannotRender(
             f"civman cannot use `{name}`: {_OF_FACES[kind]} adapters read face embeddings of insightface, whose "
             "published models are for non-commercial research only, and civman does not compute them",
-            hint="use a plus-face or full-face IP-Adapter, which reads a picture of the face and needs no insightface",
+            hint="choose IP-Adapter plus-face or full-face, which read a picture of the face and need no "
+            "insightface",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
     layers = tuple(sorted(int(match[1]) for each in shapes if (match := _KEY.fullmatch(each))))
@@ -118,14 +123,15 @@ def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
     missing = [each for each in needed if each not in named and each not in shapes]
     if missing:
         raise CannotRender(
-            f"the IP-Adapter `{name}` lacks the tensor `{missing[0]}`", hint="the file is incomplete; use another copy",
+            f"the IP-Adapter `{name}` lacks the tensor `{missing[0]}`",
+            hint="the file is incomplete; download it again",
             code=Cause.MISSING_TENSOR, missing=missing,
         )  # fmt: skip
     return IpAdapter(kind, shapes[named[last]][0], shapes[named[first]][1], named, layers)
 
 
 def unusable(shapes: Shapes, name: str) -> str:
-    """Why civman cannot render with an IP-Adapter on any checkpoint; "" if it can."""
+    """Return why civman cannot render with an IP-Adapter on any checkpoint; "" if it can."""
     try:
         read_ip_adapter(shapes, name)
     except CannotRender as error:
@@ -153,7 +159,7 @@ def _needed(kind: str, named: Mapping[str, str]) -> list[str]:
 
 
 def _named(shapes: Shapes) -> dict[str, str]:
-    """The authors' name of each tensor of the image projection, without prefix → its name in the file."""
+    """Map the authors' name of each tensor of the image projection, without prefix, to its name in the file."""
     found = {}
     for name in shapes:
         if name.startswith(_PROJECTION):
@@ -162,7 +168,7 @@ def _named(shapes: Shapes) -> dict[str, str]:
                 plain = pattern.sub(new, plain)
             found[plain] = name
     if f"{_PROJECTION}ff.net.0.proj.weight" in shapes:
-        # in diffusers' layout, full-face and FaceID have the same names and differ only in the number of tokens
+        # diffusers' names for full-face and FaceID adapters differ only in the number of tokens, so test that
         out, norm = (shapes.get(found.get(name, ""), (0,))[0] for name in ("proj.2.weight", "norm.weight"))
         if out == norm:
             found |= {
@@ -181,9 +187,9 @@ def cross_attention(checkpoint: Shapes) -> list[tuple[int, ...]]:
 
 
 def attention_problem(checkpoint: Shapes, adapter: Shapes) -> str:
-    """Why an IP-Adapter does not fit a UNet, by the shapes of all attention layers; "" if it fits.
+    """Return why an IP-Adapter does not fit a UNet, judged by the shapes of all attention layers; "" if it fits.
 
-    It also fits if the checkpoint's tensors do not show any cross-attention in the original layout.
+    If the checkpoint's tensors show no cross-attention in the original layout, this also returns "".
     """
     ours = cross_attention(checkpoint)
     numbers = sorted(int(match[1]) for each in adapter if (match := _KEY.fullmatch(each)))

@@ -98,7 +98,7 @@ def _frames(text: str) -> list[tuple[float, float]]:
     if (found := _RANGE.fullmatch(text)) is not None:
         return _range(float(found[1]), float(found[2]), float(found[3]) if found[3] else None)
     parts = [[float(number) for number in _SIGNS.split(frame)] for frame in re.split("[,;]", text)]
-    if len(parts[0]) == 1:  # as in the extension, whatever follows a plain number has no effect
+    if len(parts[0]) == 1:  # as in the extension, anything after a plain number is ignored
         return [(parts[0][0], 0.0)]
     if any(len(part) > 2 for part in parts):
         raise ValueError

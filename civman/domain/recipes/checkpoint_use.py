@@ -7,9 +7,9 @@ from civman.domain.digests import Sha256
 
 @dataclass(frozen=True, slots=True)
 class CheckpointUse:
-    """A further checkpoint in a recipe: its digest, what it predicts, and whether it was trained to zero terminal SNR.
+    """A second checkpoint in a recipe: its digest, prediction type, and whether it was trained with zero terminal SNR.
 
-    The prediction is "epsilon" or "v_prediction".
+    The prediction type is "epsilon" or "v_prediction".
     """
 
     sha256: Sha256

@@ -35,7 +35,7 @@ MAP_TYPES: Final = {"canny": "hardedge", "blur": "tile", "tile": "tile", "xdog":
 SOFT: Final = 0.825
 """In all modes but "balanced", each layer's weight is this factor times that of the next layer inwards."""
 SOFT_FEATURES: Final = (0.25, 0.62, 0.825, 1.0)
-"""The factors for a T2I-Adapter's features in all modes but "balanced", from the outermost level inwards."""
+"""The factors for a T2I-Adapter's features, from the outermost level inwards, in all modes except "balanced"."""
 
 
 CONTROL_RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "resize and pad")
@@ -80,7 +80,7 @@ class ControlUse:
     """
 
     def acts_at(self, step: int, steps: int) -> bool:
-        """Whether the ControlNet acts in this step, counted from 0."""
+        """Whether the control model acts in step `step`, counted from 0."""
         return acts_at(self.start, self.end, step, steps)
 
     def weights(self, layers: int) -> tuple[float, ...]:
@@ -94,7 +94,7 @@ class ControlUse:
         return tuple(self.weight * SOFT ** float(12 - layer) for layer in range(layers))
 
     def feature_weights(self, levels: int) -> tuple[float, ...]:
-        """The factor for each feature map of a T2I-Adapter, from the outermost level inwards.
+        """Compute the factor for each feature map of a T2I-Adapter, from the outermost level inwards.
 
         Source: A1111's ControlNet extension (the rule).
         """
@@ -162,6 +162,7 @@ def map_of(text: str) -> tuple[str, tuple[float, ...]]:
         takes = f"takes {len(limits)} number{'s' * (len(limits) > 1)}: {words}" if limits else "takes no number"
         raise UsageError(
             f"`{text}` is not a way to make a control image: `{found}` {takes}",
-            hint=f"such as {':'.join([found, *(f'{usual:g}' for usual, _, _ in limits)])}", code=Cause.BAD_VALUE,
+            hint=f"write {':'.join([found, *(f'{usual:g}' for usual, _, _ in limits)])}, for example",
+            code=Cause.BAD_VALUE,
         )  # fmt: skip
     return found, (*numbers, *(usual for usual, _, _ in limits[len(numbers) :]))

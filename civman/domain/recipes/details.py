@@ -86,12 +86,12 @@ class DetailPass:
     """The prompts of the first, second … region; the last one is for all further regions. "": the image's prompt."""
     negatives: tuple[str, ...] = ()
     prompt_rules: str = ""
-    """The rules for prompts with editing or `AND`; see `Recipe.prompt_rules`."""
+    """The rules for reading prompts with editing or `AND`; see `Recipe.prompt_rules`."""
     dilate: int = 4
     """The side in pixels of the square by which the mask is dilated or, if negative, eroded."""
     x_offset: int = 0
     y_offset: int = 0
-    """How far a mask is moved to the right and upwards, in pixels."""
+    """How far the mask is moved to the right (`x_offset`) and upwards (`y_offset`), in pixels."""
     mask_blur: int = 4
     only_masked: bool = True
     """Whether only the region and its surroundings are redrawn, at the size `width` x `height`, and pasted into the

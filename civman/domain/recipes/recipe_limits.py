@@ -36,7 +36,7 @@ COMFYUI_CROP: Final = "comfyui crop"
 COMFYUI_RESIZES: Final = (COMFYUI_CROP, *(f"comfyui {way}" for way in RESIZES if way))
 """ComfyUI's ways to fit the start image: a centre crop to multiples of 8, or resizing with one of its filters."""
 _MOST_GROWN: Final = 64
-"""The largest number of pixels by which ComfyUI widens a mask."""
+"""The largest number of pixels by which ComfyUI can widen a mask."""
 MASK_CHANNELS: Final = ("", "alpha", "red", "green", "blue")
 MASKED_CONTENTS: Final = ("fill", "original", "latent noise", "latent nothing")
 """A1111's names for the initial content of the masked area."""

@@ -1,4 +1,4 @@
-"""The refiner of a recipe: a second checkpoint that continues the sampling of a pass in the middle of its steps.
+"""The refiner of a recipe: a second checkpoint that takes over from the first one during the steps of a pass.
 
 Source: A1111 1.6 to 1.10. Since 1.8 it decides by noise level when to switch; earlier versions decided by steps.
 """
@@ -15,7 +15,7 @@ PASSES: Final = ("first", "second", "both")
 
 @dataclass(frozen=True, slots=True)
 class Refiner:
-    """The checkpoint that continues a pass once a share of the denoising is done."""
+    """The checkpoint that continues a pass after a share of the denoising."""
 
     checkpoint: CheckpointUse
     switch_at: float
@@ -23,7 +23,7 @@ class Refiner:
     by_steps: bool = False
     """Whether `switch_at` is a share of the steps, instead of a share of the training timesteps."""
     passes: str = "second"
-    """Which passes the refiner continues if there are two; one of `PASSES`."""
+    """The passes in which the refiner takes over, if there are two; one of `PASSES`."""
     is_same_family: bool = True
     """Whether the refiner has the first checkpoint's family; if not, LoRAs and embeddings have no effect on it."""
 
@@ -33,7 +33,7 @@ class Refiner:
 
 
 def further_checkpoint_problems(recipe: Any) -> Iterator[str]:
-    """Explain why a recipe cannot be rendered with its further checkpoints, with one clause for each problem."""
+    """Explain why a recipe's refiner or second checkpoint cannot be used, with one clause for each problem."""
     refiner: Refiner | None = recipe.refiner
     second: CheckpointUse | None = recipe.hires.checkpoint if recipe.hires else None
     for use in (second, refiner.checkpoint if refiner else None):

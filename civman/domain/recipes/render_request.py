@@ -21,9 +21,9 @@ class LoraRequest:
     blocks: str = ""
     """Block weights: a preset, or numbers separated by commas; "" if all blocks have the same scale."""
     keyframes: str = ""
-    """How the scale for the UNet changes over the steps, such as "0@0,1@0.5"; "": it does not change."""
+    """How the scale for the UNet changes over the steps, such as "0@0,1@0.5"; "" if it does not change."""
     hires_keyframes: str = ""
-    """The scale for the UNet in the second pass: a number or keyframes; "": as in the first pass."""
+    """The scale for the UNet in the second pass: a number or keyframes; "" means as in the first pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class HiresRequest:
     """The adapters and hypernetworks that replace those of the first pass; tags in the second pass's prompt are added.
     """
     checkpoint: str | None = None
-    """The ref of the second pass's checkpoint; None: that of the first pass."""
+    """The ref of the second pass's checkpoint; None means that of the first pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,9 @@ class RenderRequest:
     noise_multiplier: float | None = None
     hires: HiresRequest | None = None
     refiner: str | None = None
-    """The ref of the checkpoint that continues the sampling in the middle of a pass."""
+    """The ref of the checkpoint that takes over during the steps of a pass; None if there is none."""
     refiner_at: float | None = None
-    """The share of the denoising after which the refiner takes over; None: 0.8."""
+    """The share of the denoising after which the refiner takes over; None means 0.8."""
     refiner_by_steps: bool | None = None
     refiner_passes: str | None = None
     """Whether `refiner_at` is a share of the steps, and which passes the refiner continues: "first", "second" or
@@ -182,7 +182,7 @@ class RenderRequest:
     tiled_diffusion: str | None = None
     """The settings of Tiled Diffusion, in the form that `tiled_diffusion.tiled_diffusion_of` parses."""
     details: tuple[DetailRequest, ...] = ()
-    """The regions of the finished image to draw again, pass by pass."""
+    """The regions of the finished image to redraw, in the order of the passes."""
     upscale: UpscaleRequest | None = None
     """How to enlarge the finished image."""
     file: str | None = None

@@ -1,4 +1,4 @@
-"""The stages of a render: parts that one checkpoint computes with one set of adapters and prompts.
+"""The stages of a render: each is computed by one checkpoint with one set of adapters and prompts.
 
 Source: A1111 1.5 to 1.10. The second pass uses the LoRAs and hypernetworks that its own prompt names; the refiner uses
 those of the pass that it continues. The VAE is the one that the user chose, else that of the checkpoint in use.
@@ -35,7 +35,7 @@ class Stage(StrEnum):
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages of a recipe in their order."""
+    """Return the stages of a recipe in order."""
     passes = (Stage.FIRST, Stage.SECOND) if recipe.hires else (Stage.FIRST,)
     found = []
     for stage in passes:

@@ -80,7 +80,7 @@ def thresholding_of(text: str) -> Thresholding | None:
     for name, value in values.items():
         if name not in known:
             raise UsageError(
-                f"dynamic thresholding has no setting `{name}`", hint=f"the settings are {', '.join(known)}",
+                f"dynamic thresholding has no setting `{name}`", hint=f"choose from these settings: {', '.join(known)}",
                 code=Cause.BAD_VALUE,
             )  # fmt: skip
         made[name] = _value(name, value.strip(), known[name])

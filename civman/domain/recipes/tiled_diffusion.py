@@ -42,7 +42,7 @@ class TiledDiffusion:
         return tile, lefts, tops
 
     def is_single(self, width: int, height: int) -> bool:
-        """Whether one tile covers latents of this size, so that nothing is averaged."""
+        """Whether a single tile covers latents of this size, so that there is nothing to average."""
         _, lefts, tops = self.grid(width, height)
         return len(lefts) == len(tops) == 1
 
@@ -51,7 +51,7 @@ class TiledDiffusion:
 
 
 def _starts(whole: int, tile: int, overlap: int) -> tuple[int, ...]:
-    """Where tiles begin along one side: spread evenly, rounded down, with at least this overlap."""
+    """Return where tiles begin along one side: evenly spread, rounded down, with at least this overlap."""
     if tile >= whole:
         return (0,)
     count = -(-(whole - overlap) // (tile - overlap))
@@ -62,7 +62,7 @@ def _starts(whole: int, tile: int, overlap: int) -> tuple[int, ...]:
 def tiled_diffusion_of(text: str) -> TiledDiffusion | None:
     """Parse a method with settings, such as "multidiffusion" or "mixture,tile=96x64,overlap=32"; "off" gives None.
 
-    Raises: UsageError: `bad-value`, `bad-size`.
+    Returns None for "off". Raises: UsageError (`bad-value`, `bad-size`).
     """
     first, *others = (part.strip() for part in text.split(","))
     if first.casefold() in ("", "off") and not others:

@@ -17,7 +17,7 @@ from civman.domain.recipes.recipe_limits import MAX_SIDE, size_of
 from civman.errors import Cause, UsageError
 
 SCALE: Final = 2.0
-"""The script's default factor."""
+"""The default factor of the script Ultimate SD upscale."""
 METHODS: Final = (*UPSCALERS, "none")
 REDRAWS: Final = ("linear", "chess", "none")
 """The order in which tiles are redrawn: row by row, or alternate tiles first, as on a chessboard; "none": not at all.
@@ -50,13 +50,13 @@ class UltimateUpscale:
     tile_width: int = 512
     tile_height: int = 512
     blur: int = 8
-    """The blur radius of the tiles' masks."""
+    """The blur radius in pixels of the masks of tiles."""
     padding: int = 32
-    """The width of the surroundings that are rendered with each tile."""
+    """The width in pixels of the surroundings that are rendered together with each tile."""
     redraw: str = "linear"
-    """One of `REDRAWS`."""
+    """The order in which tiles are redrawn, one of `REDRAWS`."""
     seams: str = "none"
-    """One of `SEAMS`."""
+    """What is redrawn after the tiles, one of `SEAMS`."""
     seams_strength: float = 0.35
     seams_width: int = 64
     """The width of a band that is redrawn if `seams` is "band-pass"."""
@@ -79,14 +79,14 @@ class UltimateUpscale:
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """Width and height at which a tile and its surroundings are rendered."""
+        """Width and height at which a tile is rendered together with its surroundings."""
         width, height = (-(-(side + self.padding) // _STEP) * _STEP for side in (self.tile_width, self.tile_height))
         return width, height
 
 
 @dataclass(frozen=True, slots=True)
 class UltimateRequest:
-    """A requested Ultimate SD upscale. `settings`: everything but the upscaler and the size."""
+    """A request for Ultimate SD upscale. `settings`: everything except the upscaler and the size."""
 
     upscaler: str
     """A ref, A1111's name for an upscaler, "lanczos", "nearest", or "none" for a plain resize."""
@@ -154,7 +154,7 @@ def ultimate_of(request: UltimateRequest, *, model: Sha256 | None) -> UltimateUp
 
 
 def factors(source: tuple[int, int], target: tuple[int, int]) -> list[int]:
-    """The factors by which the script enlarges an image one after the other, before it resizes the result to `target`.
+    """Return the factors by which the script enlarges an image step by step, before it resizes it to `target`.
 
     The whole factor is the ratio of the longer sides, rounded up to a whole number that 4, 3 or 2 divides.
     """
