@@ -95,7 +95,7 @@ class CivitaiClient:
         if len({file.hashes.sha256 for file in found}) > 1:
             raise AmbiguousRef(
                 f"several files of version {version.id} have hash {wanted}",
-                hint="select one of them by its SHA-256",
+                hint="select one of the files by its SHA-256",
                 candidates=[file.hashes.sha256 or file.name for file in found],
             )
         return version, next((file for file in found if file.is_primary), found[0])
@@ -244,7 +244,9 @@ class CivitaiClient:
         # if the image is not visible, the site returns other images instead
         match = next((picture for picture in found if picture.id == image_id), None)
         if match is None:
-            raise NotFound(f"CivitAI does not show picture {image_id}", hint="it may be private, blocked or deleted")
+            raise NotFound(
+                f"CivitAI does not show picture {image_id}", hint="the picture may be private, blocked or deleted"
+            )
         return match
 
     def images(self, version_id: VersionId, *, limit: int = 20) -> tuple[Picture, ...]:
@@ -333,8 +335,8 @@ class CivitaiClient:
                 raise cause(answer.status, answer.headers, b"", asked)
             if not target.startswith(home + _DOWNLOADS):
                 return DownloadAddress(target)
-            url = target  # a redirect from one download path of the site to another one on the same site
-        raise BadAnswer(f"CivitAI redirects {asked.what} in a loop", code=Cause.REDIRECT_LOOP)
+            url = target  # the site redirects from one of its download paths to another, so follow the redirect
+        raise BadAnswer(f"CivitAI redirects the request for {asked.what} in a loop", code=Cause.REDIRECT_LOOP)
 
     def _search_page(self, what: str, params: Params) -> SearchPage:
         answer = self._transport.get_json("/api/v1/models", params, asked=self._asked(what, Endpoint.SEARCH))

@@ -51,7 +51,7 @@ def load(settings: Settings) -> Credential:
 
 
 def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
-    """Store `token` for the configured CivitAI URL and return a description of where. Raises: ConfigError."""
+    """Store `token` for the configured CivitAI URL. Returns a description of that place. Raises: ConfigError."""
     path = settings.config_folder / _FILE
     token = check_shape(token)
     if use_keyring and importlib.util.find_spec("keyring") is not None:
@@ -91,7 +91,7 @@ def check_shape(token: str) -> str:
         raise ConfigError(
             "that is not an API key: it should be one word of letters and digits",
             code=Cause.BAD_KEY_SHAPE,
-            hint="copy it again from https://civitai.com/user/account, section API Keys",
+            hint="copy the key again from https://civitai.com/user/account, section API Keys",
         )
     return token
 

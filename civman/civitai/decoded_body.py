@@ -16,7 +16,7 @@ class DecodedBody(Body):
     """The decoded body of a complete response.
 
     Its length is unknown until it ends, so callers read no more than the size that the file should have. No more than
-    that is ever decoded: a few compressed bytes can stand for gigabytes.
+    that is ever decoded: a few compressed bytes can expand to gigabytes.
     """
 
     def __init__(

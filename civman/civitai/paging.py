@@ -1,7 +1,8 @@
 """Search CivitAI page by page, only as far as needed, and filter the results again, since the site's filters leak.
 
-CivitAI ignores an unknown tag or creator and returns the whole catalogue. With a search text it filters after cutting
-the pages, so that short and even empty pages have a cursor. The site ignores `page=`, so it is never sent.
+CivitAI ignores an unknown tag or creator and returns the whole catalogue. If there is a search text, CivitAI filters
+only after dividing the results into pages, so that short and even empty pages have a cursor. The site ignores `page=`,
+so it is never sent.
 
 Source: CivitAI's public REST API, `GET /api/v1/models`, August 2026.
 """

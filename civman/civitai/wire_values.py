@@ -139,7 +139,7 @@ def file_id_in(download_url: str | None) -> int | None:
     """Parse the `fileId` in a download URL, or return None."""
     try:
         query = parse_qs(urlsplit(download_url or "").query)
-    except ValueError:  # not a URL: square brackets that do not enclose an IPv6 address
+    except ValueError:  # not a URL, such as one with square brackets around something other than an IPv6 address
         return None
     digits = next(iter(query.get("fileId", [])), "")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
@@ -148,8 +148,8 @@ def file_id_in(download_url: str | None) -> int | None:
 def linked_places(files: list[tuple[str, bool, str | None]], *, has_linked_vae: bool) -> set[int]:
     """Find the positions of files, given as (type, primary, URL), that belong to another version (a shared VAE).
 
-    Responses do not mark them. They come last with type VAE, and either their URL has no `fileId` although those of the
-    version's own files do (September 2026), or the version has a `vaeId` (before).
+    Responses do not mark such files. They come last, with type VAE. Since September 2026 their URL has no `fileId`,
+    while those of the version's own files have one; in older responses, the version has a `vaeId`.
     """
     others_name_ids = any(file_id_in(url) is not None for _, _, url in files)
     found: set[int] = set()

@@ -91,7 +91,7 @@ def sd1_embedding(seed: str, *, vectors: int = 8) -> bytes:
 
 
 def vae(seed: str) -> bytes:
-    """Create a VAE on its own, in F32."""
+    """Create a standalone VAE in F32."""
     return safetensors_bytes(model_layouts.vae(), seed=seed, dtype="F32", metadata={"format": "pt"})
 
 

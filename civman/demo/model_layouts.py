@@ -57,7 +57,7 @@ def sdxl_checkpoint() -> Shapes:
 
 
 def vae() -> Shapes:
-    """Return the layout of a Stable Diffusion VAE on its own, with LDM's names."""
+    """Return the layout of a standalone Stable Diffusion VAE, with LDM's tensor names."""
     return dict([*_encoder(8), *_decoder(8), *_conv("quant_conv", 8, 8, 1), *_conv("post_quant_conv", 4, 4, 1)])
 
 

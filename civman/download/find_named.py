@@ -1,7 +1,7 @@
 """Finds on CivitAI the files that an image's settings name: by hash, by version id, and by name last.
 
-A short hash is accepted only if the file has the kind that the image needs. A file that cannot be downloaded is
-described with the reason and with what could take its place; nothing is replaced unless the user asks for it.
+A short hash is accepted only if the file has the kind that the image needs. For a file that cannot be downloaded, the
+reason and possible replacements are described; no file is replaced unless the user asks for it.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Offer:
 
 
 class KnownVersions:
-    """Resolves refs of versions with one look-up each, however often a version is asked for."""
+    """Resolves refs of versions, and looks up each version only once."""
 
     def __init__(self, resolve: Callable[[str], ResolvedVersion]) -> None:
         self._resolve = resolve

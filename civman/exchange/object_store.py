@@ -163,7 +163,7 @@ class ObjectStore:
             return None
 
     def upload(self, sha256: Sha256, pieces: Iterable[bytes]) -> None:
-        """Write a blob, in parts with a checksum each, which the server verifies.
+        """Write a blob in several parts; the server verifies the checksum of each.
 
         If `pieces` raises, nothing is written.
         """

@@ -217,7 +217,7 @@ class Puller:
 
 
 def verify_remote(remote: ObjectStore, digests: Sequence[Sha256], *, on_event: OnEvent = ignore) -> Iterator[Moved]:
-    """Read files in the store and compare their SHA-256. Yields a result for each; nothing is deleted.
+    """Read files in the store and compare their SHA-256. Yields a result for each file; nothing is deleted.
 
     Raises: NetworkError, NotAllowed: the store cannot be used.
     """

@@ -30,7 +30,7 @@ class Beside:
 def companions(
     asset: Asset, version: ModelVersion | None, picture: bytes | None, wanted: tuple[Companion, ...]
 ) -> list[Beside]:
-    """Create the companion files of one model; those without any content are left out."""
+    """Create the companion files of one model; companion files without any content are left out."""
     found = []
     for kind in wanted:
         match kind:

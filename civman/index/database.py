@@ -23,12 +23,12 @@ _MEANINGS = {  # SQLite's primary result code → our error code, the message an
     sqlite3.SQLITE_BUSY: (
         Cause.LIBRARY_LOCKED,
         _IN_USE,
-        "wait until it has finished, then try again",
+        "wait until the other program has finished, then try again",
     ),
     sqlite3.SQLITE_LOCKED: (
         Cause.LIBRARY_LOCKED,
         _IN_USE,
-        "wait until it has finished, then try again",
+        "wait until the other program has finished, then try again",
     ),
     sqlite3.SQLITE_CORRUPT: (
         Cause.LIBRARY_MALFORMED,
@@ -84,7 +84,7 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Convert errors to civman's: SQLite's, and those for text that cannot be stored (file names not in UTF-8)."""
+    """Convert errors of SQLite, file access and text that is not Unicode (such as file names) to civman's errors."""
     try:
         yield
     except sqlite3.Error as error:

@@ -183,7 +183,7 @@ class Index:
         return read_maintenance.sidecars_due(self._reader, sha256)
 
     def hashes(self, sha256: Sha256) -> Hashes:
-        """The other digests of a blob (AutoV1, AutoV3, CRC32, BLAKE3)."""
+        """The further digests of a blob (AutoV1, AutoV3, CRC32, BLAKE3)."""
         return read_maintenance.hashes(self._reader, sha256)
 
     def without_digests(self) -> list[Undigested]:
@@ -199,7 +199,7 @@ class Index:
         return read_maintenance.places(self._reader, digests)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
-        """The saved SHA-256 and state of files outside the store, by path: of all of them, or of those in `paths`."""
+        """The saved SHA-256 and state of files outside the store, by path: of all these files, or only `paths`."""
         return read_catalog.seen_files(self._reader, paths)
 
     # Images made with this library
@@ -454,7 +454,7 @@ class Index:
             return write_assets.update_facts(connection, sha256, facts, model_type)
 
     def save_hashes(self, found: Mapping[Sha256, Hashes]) -> None:
-        """Save the other digests of blobs, as far as they are known."""
+        """Save the further digests (AutoV1, AutoV3, CRC32, BLAKE3) of blobs; those that are None are not changed."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:

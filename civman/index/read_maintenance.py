@@ -99,7 +99,7 @@ def sidecars_due(reader: Reader, sha256: Sha256 | None = None) -> list[tuple[Sha
 
 
 def hashes(reader: Reader, sha256: Sha256) -> Hashes:
-    """The other digests of a blob."""
+    """The further digests of a blob: AutoV1, AutoV3, CRC32 and BLAKE3."""
     row = reader.one("SELECT blake3, crc32, autov1, autov3 FROM blob WHERE sha256 = ?", [sha256])
     if row is None:
         return Hashes()

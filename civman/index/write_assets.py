@@ -69,7 +69,7 @@ def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model
 
 
 def save_hashes(connection: Connection, sha256: Sha256, hashes: Hashes) -> None:
-    """Write the other digests of a blob; those that `hashes` lacks stay as they are."""
+    """Write the further digests of a blob (AutoV1, AutoV3 and so on); those that `hashes` lacks are not changed."""
     given = {name: value for name in _DIGESTS if (value := getattr(hashes, name)) is not None}
     if given:
         update(connection, "blob", given, "sha256 = :sha256", [given | {"sha256": sha256}])

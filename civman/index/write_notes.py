@@ -27,7 +27,7 @@ def pin(connection: Connection, sha256: Sha256, reason: str, at: datetime) -> No
 
 
 def save_verdicts(connection: Connection, fits: Fits, verdicts: Iterable[tuple[Asset, str]]) -> None:
-    """Save verdicts on assets with the checkpoint of `fits`, replacing those of earlier rules or labels."""
+    """Save verdicts on assets with the checkpoint of `fits`, replacing verdicts from earlier rules or labels."""
     sql = (
         "INSERT INTO fit (checkpoint_sha256, part_sha256, labels, rules, verdict) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (checkpoint_sha256, part_sha256, labels) DO UPDATE SET rules = excluded.rules,"

@@ -65,8 +65,8 @@ class GridsPart(Part):
     ) -> "DrawnGrid":
         """Render every cell as its own picture, and a labelled contact sheet.
 
-        `output`: a folder, or the path of the sheet's PNG.
-        Raises: the errors of `Library.render`. Cells finished before the error are kept, without a sheet.
+        `output`: a folder, or the path of the sheet's PNG. Raises: the errors of `Library.render`. After an error, the
+        cells finished before it are kept, but there is no sheet.
         """
         from civman.domain.recipes.machine import Machine
         from civman.planning.compiling import require_compilable

@@ -146,7 +146,7 @@ class _Read:
 
 
 def _judged(read: _Read, base: "ModelPart | None", reason: str) -> JudgedOffer:
-    """Check how a file fits the checkpoint `base`. If the checkpoint is unknown, `reason` says why."""
+    """Check how a file fits the checkpoint `base`. `reason` explains why if the checkpoint is unknown."""
     role = read.offer.wanted.file.role
     if read.offer.job is None or role in ("checkpoint", "upscaler", "hypernetwork"):
         return JudgedOffer(read.offer)

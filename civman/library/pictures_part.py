@@ -82,7 +82,7 @@ class PicturesPart(Part):
         """Download missing files from CivitAI by their ids, verifying each by its SHA-256.
 
         Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`), and the
-        other errors of `Library.download`.
+        errors of `Library.download`.
         """
         from civman.download.fetch_missing import fetch_missing
 

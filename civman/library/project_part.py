@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class ProjectPart(Part):
-    """Add models to a project and download those in its lock file. `folder` is the project's folder or one below it."""
+    """Add models to a project, and download the models in its lock file.
+
+    `folder` is the project's folder or one below it.
+    """
 
     def add(
         self,

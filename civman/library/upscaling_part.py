@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class UpscalingPart(Part):
-    """Plan upscales, compute and save them, and repeat those of images that civman or A1111 upscaled."""
+    """Plan, compute and save upscales, and repeat the upscales of images that civman or A1111 made."""
 
     def plan(
         self, pictures: Iterable[Path], request: "UpscaleRequest", *, on_event: OnEvent = ignore

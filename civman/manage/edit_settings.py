@@ -103,7 +103,9 @@ def _value(key: str, texts: list[str]) -> Any:
         return text in ("true", "1", "yes", "on")
     if not key.startswith(PRESETS):
         if not texts[0].strip():
-            raise UsageError(f"the value of `{key}` is empty", hint=f"`civman config --unset {key}` removes it")
+            raise UsageError(
+                f"the value of `{key}` is empty", hint=f"run `civman config --unset {key}` to remove the setting"
+            )
         return texts[0].strip()
     values = [_number_or_text(text) for text in texts]
     return values[0] if len(values) == 1 else values

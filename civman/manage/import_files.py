@@ -88,7 +88,7 @@ class ImportResult:
     duplicates: int
     """The number of files with the same bytes as another file in the import."""
     rehomed: int
-    """The number of files in the library that were no longer at their path and were found at another one."""
+    """The number of files in the library that were no longer at their path and were found at a different one."""
     read_bytes: int
     """The number of bytes that had to be read and hashed."""
     broken: tuple[Problem, ...]
@@ -258,8 +258,8 @@ def _identified(
 ) -> tuple[Identified, dict[Sha256, Beside]]:
     """Identify the new files, and those of the library that were not identified before.
 
-    CivitAI is asked in one batch; what it does not know is looked for in the notes of other programs. `places` are the
-    paths of the files of this import by digest. Returns what the notes say, too.
+    CivitAI is asked about all of them in one batch. For files that it does not know, the notes of other programs are
+    read, whose contents are returned, too. `places` has the paths of this import's files by digest.
     """
     identified = Identified()
     held = [(sha256, Path(path)) for sha256, path in index.unidentified() if sha256 not in by_digest]

@@ -164,7 +164,7 @@ def at_its_place(index: Index, asset: Asset) -> Asset:
     raise NotFound(
         f"the file of `{asset.name}` is missing: {asset.path}",
         code=Cause.MISSING,
-        hint="if it was moved, `civman import` its new folder; else `civman verify --repair` downloads it again",
+        hint="if the file was moved, `civman import` its new folder; else `civman verify --repair` downloads it again",
         path=asset.path,
     )
 

@@ -144,7 +144,7 @@ def _add(
         beside.version = wire_models.version(note.version, now=now, on_notice=lambda _: None)
     except CivmanError:
         return  # the note states the file's digest, but names no version
-    # a file without an id could not be recognised as the same one when CivitAI is asked later
+    # ignore files without an id: they could not be matched to CivitAI's files when CivitAI is asked later
     same = (file for file in beside.version.files if file.hashes.sha256 == sha256 and file.id is not None)
     beside.file = next(same, None)
 

@@ -88,7 +88,7 @@ class RemoteHeaders:
         if size > _MOST_BYTES:
             raise BadAnswer(
                 f"`{name}` is a pickle of {size:,} bytes, which has to be downloaded to inspect it",
-                code=Cause.LONG_HEADER, hint="download it: civman inspects a pickle without running it",
+                code=Cause.LONG_HEADER, hint="download the file: civman inspects a pickle without running it",
             )  # fmt: skip
         if size > len(first):
             rest = connection.open(address.url, start=len(first), end=size, send_token=address.send_token)

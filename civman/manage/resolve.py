@@ -141,7 +141,7 @@ class Resolver:
         raise self._unknown_number(number) from page_error
 
     def _unknown_number(self, number: int) -> NotFound:
-        hint = "it may be deleted or private; `civman search WORDS` finds models by name"
+        hint = "the model may be deleted or private; `civman search WORDS` finds models by name"
         if has_picture(self._index, number):
             hint = f"the picture with this number is `{picture_ref(number)}`"
         elif self._client is None:
@@ -298,7 +298,7 @@ class Resolver:
         if asset.version_id is None:
             raise error or NotFound(
                 f"`{asset.name}` is in the library, but CivitAI does not know it",
-                hint=f"`civman show {asset.ref}` shows what the library knows",
+                hint=f"`civman show {asset.ref}` shows what the library knows about this file",
             )
         return self._version(asset.version_id, asset.model_id, str(asset.file_id) if asset.file_id else None)
 

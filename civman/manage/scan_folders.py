@@ -129,7 +129,7 @@ class Scan:
         return len(self.files) + sum(group.count for group in self.by_reason.values())
 
     def leave_out(self, path: str, reason: Reason, *, count: int = 1, shown: str | None = None) -> None:
-        """Count an entry that is left out. `shown` is the path to list for it instead of its own."""
+        """Count an entry that is left out. `shown`: the path to list instead of the entry's own path."""
         group = self.by_reason.setdefault(reason, LeftOut(reason))
         group.count += count
         named = os.fsencode(shown or path).decode("utf-8", "replace")

@@ -135,11 +135,11 @@ def repair(
     now: datetime,
     on_event: OnEvent,
 ) -> Iterator[Verdict]:
-    """Repair each broken file. Yields a verdict for each file; those of intact files are passed on.
+    """Repair each broken file. Yields a verdict for each file; the verdicts of intact files are yielded unchanged.
 
-    If a file with the same bytes exists at another known path, it is used. Otherwise the file is downloaded;
-    `fetch` downloads and verifies a file, or raises. A corrupt file of the store is moved to the trash first and stays
-    there. A file outside the store is never changed: its replacement is in the store or elsewhere.
+    If a file with the same bytes exists at another known path, it is used. Otherwise the file is downloaded; `fetch`
+    downloads and verifies a file, or raises. A corrupt file of the store is moved to the trash first and stays there. A
+    file outside the store is never changed: its replacement is in the store or elsewhere.
     """
     for verdict in verdicts:
         assets = index.referrers(verdict.sha256)

@@ -101,7 +101,7 @@ def _read(path: Path, offset: int, size: int) -> Iterator[bytes]:
 
 
 def _shards(index_file: Path) -> dict[Path, Header]:
-    """Read and check the headers of all shards that the index names, in the order of their names."""
+    """Read and check the headers of all shards that the index lists, in the order of their names."""
     where = _weight_map(index_file)
     headers: dict[Path, Header] = {}
     for shard in sorted(set(where.values())):
@@ -128,7 +128,7 @@ def _weight_map(index_file: Path) -> dict[str, str]:
         raise InvalidModelFile(f"`{index_file.name}` is not the index of a model in several files") from error
     for shard in where.values():
         if Path(shard).name != shard or not shard.lower().endswith(".safetensors"):
-            raise InvalidModelFile(f"`{index_file.name}` names `{shard}`, which is not a safetensors file next to it")
+            raise InvalidModelFile(f"`{index_file.name}` lists `{shard}`, which is not a safetensors file next to it")
     if not where:
-        raise InvalidModelFile(f"`{index_file.name}` names no tensors")
+        raise InvalidModelFile(f"`{index_file.name}` lists no tensors")
     return where

@@ -1,4 +1,4 @@
-"""The short hashes by which other programs name a file, computed from its bytes."""
+"""The short hashes by which other programs identify a file, computed from its bytes."""
 
 import hashlib
 import importlib
@@ -18,7 +18,7 @@ _AUTOV1_START, _AUTOV1_BYTES = 0x100000, 0x10000
 _MOST_READ = 512 << 20
 """Files with more bytes than this are not read a second time for further digests.
 
-Only checkpoints are that large, and programs name those by AutoV2, a part of the SHA-256.
+Only checkpoints are that large, and other programs identify checkpoints by AutoV2, a prefix of the SHA-256.
 """
 
 

@@ -31,7 +31,7 @@ from civman.system.file_io import read_at
 
 _ZIP_START = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""The magic number at the start of a file written by torch.save before version 1.6; it is a pickle of its own."""
+"""The magic number at the start of a file written by torch.save before version 1.6, where it is a separate pickle."""
 _PROTOCOL = 1001
 _FIRST_BYTES = 1 << 18
 _PIECE_BYTES = 4 << 20

@@ -22,7 +22,7 @@ class BlobServer:
     """A server on all interfaces that answers `GET /blobs/sha256/<digest>` for the given files. Use it with `with`."""
 
     def __init__(self, files: Mapping[Sha256, Path], host: str) -> None:
-        """`host`: the address under which the other machines reach this one."""
+        """`host`: the name or IP address under which other machines can reach this one."""
         self.token = secrets.token_urlsafe(24)
 
         handler = type("Handler", (_Handler,), {"paths": dict(files), "token": self.token})

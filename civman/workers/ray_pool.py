@@ -42,7 +42,8 @@ class RayPool:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise NetworkError(
                 f"there is no Ray cluster {f'at `{address}`' if address else 'on this machine'}",
-                hint="start one with `ray start --head`, and `ray start --address=HOST:PORT` on the other machines",
+                hint="start a cluster with `ray start --head`, and `ray start --address=HOST:PORT` on the "
+                "other machines",
             ) from error
         files = {file.sha256: file.path for each in tasks for task in each.together for file in task.planned.files}
         self._server = BlobServer(files, str(self._ray.util.get_node_ip_address())).__enter__()
@@ -96,7 +97,7 @@ class RayPool:
 
 
 class _Actor:
-    """One worker of the cluster; it has its own process."""
+    """One worker of the cluster, which runs in a process of its own."""
 
     def __init__(self, machine: Machine, home: str, origin: str, token: str) -> None:
         from civman.workers.fetch_files import Source

@@ -97,7 +97,7 @@ class TaskQueue:
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> "TaskQueue":
-        """Queue all `tasks`; those of one group keep their order."""
+        """Queue all `tasks`; tasks of the same group keep their order."""
         queue = cls()
         for task in tasks:
             queue.groups.setdefault(task.model, deque()).append(task)

@@ -108,7 +108,7 @@ def test_jobs_are_live_and_say_why_they_failed(look: Look, page_server: Any) -> 
 
     page.get_by_text("Error [not-found]").first.wait_for()
     assert page_server.get(f"/api/v1/jobs/{number}")["state"] == "failed"
-    assert "Hint: it may be deleted or private" in page.locator("main").inner_text()
+    assert "Hint: the model may be deleted or private" in page.locator("main").inner_text()
     seen.shot("jobs")
 
 
