@@ -19,8 +19,8 @@ _OUT_OF_MEMORY = (
 class Checks:
     """Checks of an image while it is computed.
 
-    On a CPU, a check is made at once. With `waits`, as for a GPU, its numbers stay on the device until the pixels are
-    read: reading them before would make the CPU wait for all earlier work, and then the GPU for the CPU.
+    On a CPU, a check runs at once. With `waits`, as for a GPU, the values to check stay on the device until the pixels
+    are read: reading them earlier would make the CPU wait for all earlier work, and then the GPU wait for the CPU.
     """
 
     def __init__(self, *, waits: bool) -> None:
@@ -28,14 +28,14 @@ class Checks:
         self._waiting: list[tuple[Tensor, Judge]] = []
 
     def add(self, values: Tensor, judge: "Judge") -> None:
-        """Call `judge` with a small tensor's numbers, at once or when they are read. Raises: what `judge` raises."""
+        """Call `judge` with a small tensor's values: now, or when the pixels are read. Raises: what `judge` raises."""
         if self._waits:
             self._waiting.append((values.flatten().float(), judge))
         else:
             judge(values.flatten().tolist())
 
     def read_with(self, pixels: Tensor) -> NDArray[np.uint8]:
-        """Read uint8 `pixels` together with the numbers of all pending checks, in one copy, and run the checks.
+        """Read uint8 `pixels` and the values of all pending checks from the device in one copy, and run the checks.
 
         Raises: what a check raises.
         """
@@ -57,13 +57,14 @@ class Checks:
 
 
 Judge = Callable[[list[float]], None]
-"""A function that checks the numbers of a small tensor, flattened. Raises: CannotRender."""
+"""A function that checks the values of a small tensor, given as a flat list. Raises: CannotRender."""
 
 
 def check_pixels(checks: Checks, pixels: Tensor, *, seeds: Sequence[int]) -> None:
-    """Reject an image that is invalid or has no content. `pixels` is (B, 3, H, W) between 0 and 1.
+    """Reject images that are invalid or have no content; `pixels` is (B, 3, H, W) between 0 and 1.
 
-    Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`; `facts["seed"]` is the first such seed.
+    Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`; `facts["seed"]` is the seed of the first
+    such image.
     """
     shown = (pixels * 255).round()
     high, low = shown.amax(dim=(2, 3)), shown.amin(dim=(2, 3))
@@ -96,7 +97,7 @@ def _judge_pixels(found: list[float], seeds: Sequence[int]) -> None:
 def check_latents(checks: Checks, latents: Tensor, *, seeds: Sequence[int]) -> None:
     """Reject latents (B, C, H, W) that are not finite.
 
-    Raises: CannotRender: `not-a-number`; `facts["seed"]` is the first such seed.
+    Raises: CannotRender: `not-a-number`; `facts["seed"]` is the seed of the first such image.
     """
 
     def judge(found: list[float]) -> None:
@@ -111,25 +112,25 @@ def check_latents(checks: Checks, latents: Tensor, *, seeds: Sequence[int]) -> N
 
 
 NOISE_SPREAD = 12.0
-"""Final latents with at least this standard deviation are still noise.
+"""Final latents with at least this standard deviation are still noise, unless `NOISE_LIKENESS` says otherwise.
 
-Sampling starts at 14.6 and ends near 1. Measured: trained models end between 0.7 and 5.5 with 8 or more steps of any
-sampler, random weights between 16.8 and 41.7.
+Sampling starts at 14.6 and ends near 1. Measured: with 8 or more steps of any sampler, trained models end between 0.7
+and 5.5, and random weights between 16.8 and 41.7.
 """
 NOISE_LIKENESS = 0.4
-"""Final latents whose neighbours correlate more strongly than this are an image, whatever their standard deviation.
+"""Final latents whose neighbouring values correlate more strongly than this are an image, not noise.
 
-Latents from random weights reach 0.3.
+This holds whatever their standard deviation is. Latents from random weights reach a correlation of 0.3.
 """
 _NOISE_MIN_SIDE = 32
 _NOISE_MIN_STEPS = 10
 
 
 def find_noise(checks: Checks, latents: Tensor, *, steps: int, tell: Callable[[int, str], None]) -> None:
-    """Call `tell` with an image's place and a message for each of these final latents (B, C, H, W) that is still noise.
+    """Find final latents (B, C, H, W) of a txt2img render that are still noise.
 
-    They are those of a txt2img render. Reports noise only if it is certain: below 10 steps or 256 pixels, the
-    statistics of samplers vary too much.
+    Calls `tell` with the index of each such image and a message. Reports noise only if it is certain: below 10 steps or
+    256 pixels, the statistics of samplers vary too much.
     """
     if steps < _NOISE_MIN_STEPS or min(latents.shape[-2:]) < _NOISE_MIN_SIDE:
         return
@@ -144,7 +145,7 @@ def find_noise(checks: Checks, latents: Tensor, *, steps: int, tell: Callable[[i
 
 
 def _noise_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the standard deviation of latents (C, H, W), and how strongly neighbours correlate."""
+    """Return the standard deviation of latents (C, H, W), and how strongly neighbouring values correlate."""
     one = latents.detach().float()
     one = one - one.mean((-2, -1), keepdim=True)
     power = one.square().mean((-2, -1)).clamp_min(1e-12)
@@ -156,7 +157,7 @@ def _noise_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
 def refuse_noise(checks: Checks, latents: Tensor, *, seeds: Sequence[int], steps: int) -> None:
     """Reject latents (B, C, H, W) that are still noise.
 
-    Raises: CannotRender: `no-structure`; `facts["seed"]` is the first such seed.
+    Raises: CannotRender: `no-structure`; `facts["seed"]` is the seed of the first such image.
     """
 
     def refuse(place: int, words: str) -> None:
@@ -179,8 +180,8 @@ def memory_errors(what: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(what) from error
     except RuntimeError as error:
-        # torch has no exception class for exhausted host memory or for errors of the libraries it calls, so the message
-        # decides
+        # torch has no exception class for exhausted host memory or for out-of-memory errors of libraries, so look at
+        # the message
         if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise _out_of_memory(what) from error

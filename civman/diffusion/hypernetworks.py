@@ -1,7 +1,8 @@
-"""Hypernetworks: small networks that change what each attention layer of the UNet takes its keys and values from.
+"""Hypernetworks: small networks that change the context from which the UNet's attention computes keys and values.
 
-For each width of context there are two: context + strength · network(context) replaces the context, once before the
-keys and once before the values are computed, in self-attention and in cross-attention.
+A hypernetwork has two networks for each width of context, one for keys and one for values. Before the keys or the
+values are computed, the context is replaced with context + strength · network(context), in self-attention and in
+cross-attention.
 
 Source: AUTOMATIC1111's hypernetworks (the rule, not its code).
 """
@@ -24,12 +25,12 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 _TENSOR: Final = re.compile(r"([0-9]+)\.([01])\.linear(1|2|\.[0-9]+)\.(weight|bias)")
 _NAMES: Final = {"swish": nn.Hardswish, "linear": nn.Identity, "null": nn.Identity, "": nn.Identity}
-"""Names of activations that are not those of a class in `torch.nn`, in lower case."""
+"""Names of activations that differ from the names of `torch.nn` classes in lower case."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    """One layer: a matrix with its bias, or with `is_norm` the weights of a layer normalisation."""
+    """One layer of a network: a linear layer or, with `is_norm`, a layer norm."""
 
     weight: Tensor
     bias: Tensor | None
@@ -38,7 +39,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hypernetwork:
-    """The networks for keys and values by width, with the activation between their layers."""
+    """A hypernetwork: for each context width, the network for keys and the one for values; and their activation."""
 
     name: str
     networks: Mapping[int, tuple[tuple[_Layer, ...], tuple[_Layer, ...]]]
@@ -46,7 +47,10 @@ class Hypernetwork:
     activates_output: bool
 
     def change(self, context: Tensor, side: int) -> Tensor | None:
-        """Compute the change for keys (0) or values (1) from a context (B, tokens, width); None for other widths."""
+        """Compute what to add to a context (B, tokens, width) for keys (`side` 0) or values (1).
+
+        None if the hypernetwork has no networks for this width.
+        """
         pair = self.networks.get(context.shape[-1])
         if pair is None:
             return None
@@ -67,7 +71,7 @@ class Hypernetwork:
 def load_hypernetwork(path: Path, name: str) -> Hypernetwork:
     """Load a hypernetwork from a safetensors file, or from the safetensors copy of a pickle.
 
-    Raises: InvalidModelFile: it is not a hypernetwork, or uses an activation that torch does not have. Refused.
+    Raises: InvalidModelFile: the file is not a hypernetwork, or uses an activation that torch does not have. Refused.
     """
     with open_tensors(path) as file:
         facts = file.metadata() or {}
@@ -92,7 +96,7 @@ def load_hypernetwork(path: Path, name: str) -> Hypernetwork:
 def acting(unet: nn.Module, uses: Sequence[tuple[Hypernetwork, float]]) -> Iterator[None]:
     """Apply hypernetworks with their strengths, one after the other, inside this block.
 
-    Raises: Incompatible (`adapter-no-match`): one has no network for any width that the UNet's attention has.
+    Raises: Incompatible (`adapter-no-match`): a hypernetwork has no network for any width of the UNet's attention.
     """
     with ExitStack() as stack:
         widths: set[int] = set()
@@ -106,10 +110,10 @@ def acting(unet: nn.Module, uses: Sequence[tuple[Hypernetwork, float]]) -> Itera
             if not widths & each.networks.keys():
                 made, has = (", ".join(map(str, sorted(given))) for given in (each.networks, widths))
                 raise Incompatible(
-                    f"the hypernetwork `{each.name}` was made for attention of the widths "
-                    f"{made}, but the model has {has}",
-                    hint="use it with a model of the family that it was trained on", code=Cause.ADAPTER_NO_MATCH,
-                    adapter=each.name,
+                    f"the hypernetwork `{each.name}` was made for attention of width {made}, but the model's attention "
+                    f"has width {has}",
+                    hint="use the hypernetwork with a model of the family that it was trained on",
+                    code=Cause.ADAPTER_NO_MATCH, adapter=each.name,
                 )  # fmt: skip
         yield
 

@@ -1,9 +1,9 @@
 """Tables that translate tensor names of a checkpoint's original layout to the parameter names of diffusers' classes.
 
-A table is text with one module or tensor a line: `original = target`. `#` is the number of a block. An original module
-that diffusers splits has several targets, which take its rows in this order; each takes as many rows as it has itself.
-`~` after the equals sign swaps the two halves of the rows (shift and scale). Names that are in no line are the same in
-both layouts. Does not import torch.
+A table is a string with one module or tensor per line: `original = target`. `#` is a block's index. An original module
+that diffusers splits has several targets, listed in the order of their rows in its tensor. `~` after the equals sign
+swaps the two halves of the rows (shift and scale). Names that no line mentions are the same in both layouts. Does not
+import torch.
 """
 
 import re
@@ -21,7 +21,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table: an original name, its targets in the order of their rows, whether halves are swapped."""
+    """One line of a table: the original name, its targets in the order of their rows, and whether to swap halves."""
 
     original: str
     targets: tuple[str, ...]
@@ -36,7 +36,10 @@ class KeyTable:
         self._by_target = {target: row for row in self.rows for target in row.targets}
 
     def sources(self, wanted: Mapping[str, Shape], prefix: str = "") -> dict[str, Source]:
-        """Map each parameter to its tensor in a file; `wanted` are the parameters' shapes, `prefix` precedes names."""
+        """Map each parameter to its tensor in a file.
+
+        `wanted` maps the parameters to their shapes; `prefix` precedes the original names in the file.
+        """
         return {parameter: self._source(parameter, wanted, prefix) for parameter in wanted}
 
     def _source(self, parameter: str, wanted: Mapping[str, Shape], prefix: str) -> Source:
@@ -54,7 +57,7 @@ class KeyTable:
         raise AssertionError(parameter)
 
     def original_of(self, parameter: str) -> tuple[Row, str, tuple[str, ...]] | None:
-        """Return the row of a parameter, its tensor's original name, and all parameters that share this tensor."""
+        """Return a parameter's row, its tensor's original name, and all parameters stored in that tensor."""
         block = _NUMBER.search(parameter)
         forms = [(parameter, "")]
         if block is not None:
@@ -78,7 +81,7 @@ def _row(line: str) -> Row:
 def require_sources(
     title: str, wanted: Mapping[str, Shape], sources: Mapping[str, Source], shapes: Mapping[str, Shape], file: str
 ) -> None:
-    """Check that `file` has every tensor that a component needs, with as many numbers as its parameters.
+    """Check that `file` has every tensor that a component needs, with as many elements as its parameters.
 
     Args:
         title: the component, for the message.
@@ -103,5 +106,5 @@ def require_sources(
     for name, needed in sizes.items():
         if prod(shapes[name]) != needed:
             raise InvalidModelFile(
-                f"`{name}` in `{file}` has shape {list(shapes[name])}, but {needed} numbers are required", tensor=name
+                f"`{name}` in `{file}` has shape {list(shapes[name])}, but {needed} elements are required", tensor=name
             )

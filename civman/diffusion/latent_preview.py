@@ -1,6 +1,6 @@
-"""A small image of latents while they are being computed: a matrix turns each latent pixel into a colour.
+"""A small preview image of latents during sampling: a matrix turns each latent pixel into a colour.
 
-This takes about a millisecond. Only a VAE of unusual dimensions, for which no matrix is known, decodes the latents.
+This takes about a millisecond. Latents are decoded only with a VAE of unusual dimensions, for which no matrix is known.
 """
 
 import io
@@ -18,17 +18,17 @@ _LARGEST_DECODED = 32
 
 
 def preview_of(model: LoadedModel, latents: Tensor) -> Callable[[], bytes]:
-    """Return a function that makes a JPEG of the first of these denoised latents (B, 4, h, w).
+    """Return a function that encodes the first of these denoised latents (B, 4, h, w) as a JPEG preview.
 
-    Call it before the next step is computed. It draws no random numbers and changes no weight, so the final image is
-    the same with and without previews.
+    Call that function before the next step is computed. It draws no random numbers and changes no weight, so the final
+    image is the same with and without previews.
     """
     return lambda: _jpeg(_colours(model, latents[:1].float()))
 
 
 @torch.no_grad()
 def _colours(model: LoadedModel, latents: Tensor) -> Tensor:
-    """Compute approximate colours of latents (1, 4, h, w): (3, h', w') in 0 … 1."""
+    """Compute approximate colours (3, h', w') in 0 … 1 from latents (1, 4, h, w)."""
     widths = getattr(model.vae.config, "block_out_channels", ())
     if model.family.latent_rgb and tuple(widths) == _KNOWN_WIDTHS:
         matrix = torch.tensor(model.family.latent_rgb)

@@ -1,8 +1,8 @@
 """Average the UNet's predictions on overlapping tiles of the latents (Tiled Diffusion).
 
-"MultiDiffusion" takes the mean of the tiles at each place. "Mixture of Diffusers" weights each tile by a Gaussian
-around its middle. In MultiDiffusion the extension averages the denoised predictions; the mean of the UNet's predictions
-gives the same, since one depends linearly on the other.
+"MultiDiffusion" averages overlapping tiles with equal weights; "Mixture of Diffusers" weights each tile with a Gaussian
+around its centre. The original extension averages MultiDiffusion's denoised predictions; averaging the UNet's outputs
+gives the same result, since the one is linear in the other.
 
 Source: pkuliyi2015/multidiffusion-upscaler-for-automatic1111.
 """
@@ -26,7 +26,7 @@ class LatentTiles:
     """Tiles over latents of one size, and the weights with which the tiles are averaged at each place."""
 
     def __init__(self, made: TiledDiffusion, size: tuple[int, int], device: torch.device) -> None:
-        """`size`: width and height of the latents."""
+        """Lay tiles over latents of this `size`, as (width, height)."""
         tile, lefts, tops = made.grid(*size)
         self.size = size
         self._places = [

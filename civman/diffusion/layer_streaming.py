@@ -1,8 +1,8 @@
 """Stream weights from their file: a layer's weights are loaded when it is called and dropped when it returns.
 
-So a model takes the memory of its largest layer instead of its whole size, on any device. A layer computes with exactly
-the bits of a loaded model: the file's values converted, and the adapters' changes merged by the same arithmetic. Each
-call reads, converts and merges again; the page cache keeps the file in memory if there is room.
+So a model needs memory for its largest layer instead of its whole size, on any device. A layer computes with exactly
+the bits that a fully loaded model has: the file's values converted, and adapters merged by the same arithmetic. Each
+call reads, converts and merges the weights again; the page cache keeps the file in memory if there is room.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from civman.diffusion.merge_adapters import Later
 __all__ = ["SMALL", "stream"]
 
 SMALL = 1 << 14
-"""Parameters with up to this many elements stay in memory: biases and norms, even in the largest models."""
+"""Parameters with up to this many elements stay in memory; even in the largest models, these are biases and norms."""
 
 
 def stream(model: LoadedModel) -> Later:
-    """Make a model usable although its large weights have not been loaded (`load(…, leaves=SMALL)`).
+    """Make a model usable whose large weights have not been loaded (`load(…, leaves=SMALL)`).
 
-    Returns the object that records adapters' changes (`merge_adapters.apply(…, later=…)`).
+    Returns the object in which `merge_adapters.apply(…, later=…)` records the adapters' changes.
     """
     later = Later(model.device)
     room = _Room(model.device)
@@ -33,7 +33,7 @@ def stream(model: LoadedModel) -> Later:
             waiting = [key for key, weight in module.named_parameters(recurse=False) if weight.is_meta]
             if waiting:
                 _attend(model, component, name, module, waiting, later, room)
-        # set the device on which diffusers' pipelines create their own tensors
+        # the device on which diffusers' pipelines create their own tensors
         setattr(whole, "_hf_hook", SimpleNamespace(execution_device=model.device))  # noqa: B010  # accelerate's name
     return later
 
@@ -63,7 +63,7 @@ def _values(
     model: LoadedModel, place: tuple[str, str], dtype: torch.dtype, later: Later,
     room: "Callable[[Tensor, torch.dtype], Tensor]",
 ) -> Tensor:  # fmt: skip
-    """Return a parameter's values on the model's device: a view of the file if no conversion is needed."""
+    """Return a parameter's values on the model's device; they are a view of the file if nothing changes them."""
     base = model.base_tensor(*place)
     if place in later:
         into = room(base, dtype)
@@ -77,7 +77,7 @@ def _values(
 class _Room:
     """Reusable memory for streamed weights, since page faults on fresh memory cost more than copying the values.
 
-    It has one allocation for each weight of a layer and each dtype.
+    There is one allocation for each weight of a layer in each dtype.
     """
 
     def __init__(self, device: torch.device) -> None:

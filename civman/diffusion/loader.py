@@ -1,9 +1,9 @@
 """Load the components of a checkpoint file without network access and without copying the weights.
 
-Modules are built on torch's meta device with initialisation disabled; each parameter then becomes a view of the
-memory-mapped file (`component_layouts` maps parameters to tensors). If another dtype than the file's is requested,
-tensors are converted once, and `notes` says so. A file that lacks a parameter is refused; tensors that no component
-uses are listed.
+Modules are built on torch's meta device without initialisation; each parameter then becomes a view of the memory-mapped
+file (`component_layouts` maps parameters to tensors). If a dtype other than the file's is requested, tensors are
+converted once, and `notes` says so. A file that lacks a parameter is refused; tensors that no component uses are
+listed.
 """
 
 import json
@@ -83,29 +83,32 @@ class LoadedModel:
 
     @property
     def unused_layers(self) -> tuple[tuple[str, str], ...]:
-        """Layers that adapters may change but this family does not use, as an argument for `merge_adapters.apply`."""
+        """Layers whose changes in adapter files are ignored, since this family does not use these layers.
+
+        The value is an argument for `merge_adapters.apply`.
+        """
         if not self.family.drops_text_layer:
             return ()
         return (("te1", f"encoder_layers_{self.configs['text_encoder']['num_hidden_layers']}_"),)
 
     def modules(self, component: str) -> dict[str, nn.Module]:
-        """Map all submodules of a component by dotted name, including containers but not the component itself."""
+        """Map dotted names to all submodules of a component, including containers but not the component itself."""
         return {name: module for name, module in self.components[component].named_modules() if name}
 
     def base_tensor(self, component: str, parameter: str) -> Tensor:
-        """Read a parameter as a CPU view of the memory-mapped file, in the file's dtype and the parameter's shape."""
+        """Read a parameter's original value: a CPU view of the memory-mapped file, in the file's dtype."""
         tensor = self.files[component].read(self.sources[component][parameter])
         return tensor.reshape(_tensor_of(self.components[component], parameter).shape)
 
     def forget(self, component: str, parameter: str) -> None:
-        """Release the pages of a tensor that `base_tensor` returned and that has been copied.
+        """Release the memory pages of a tensor that `base_tensor` returned, once it has been copied.
 
-        Afterwards its data is only in the page cache.
+        Afterwards its data is only in the system's page cache.
         """
         self.files[component].forget(self.sources[component][parameter].name)
 
     def restore(self, component: str, parameters: Iterable[str] | None = None) -> int:
-        """Restore `parameters` (None: all of the component) to the file's values and return how many there are."""
+        """Reset `parameters` (None: all of the component) to the file's values, and return their number."""
         module = self.components[component]
         wanted = list(self.sources[component] if parameters is None else parameters)
         for name in wanted:
@@ -193,7 +196,7 @@ def build_empty(configs: Mapping[str, Config], *, for_diffusers: bool = False) -
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Build modules inside this block without memory and without initialisation."""
+    """Make modules that are built inside this block have neither memory nor initial values."""
     with _no_initialisation(), torch.device("meta"), _ConstantsOnCpu():
         yield
 
@@ -245,7 +248,7 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
 
 
 def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Convert the UNet's tensors to `device` and `dtype`; empty if the file's own views can be used."""
+    """Return the UNet's tensors, converted to `device` and `dtype`; empty if the file's own views can be used."""
     names = [name for name in weights.shapes if name.startswith(UNET)]
     own = weights.dtype_of(names) if names else torch.float32
     dtype = dtype or (torch.float16 if own.itemsize == 1 else own)
@@ -253,7 +256,7 @@ def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | Non
         return {}
     made = {name: torch.empty(weights.shapes[name], dtype=dtype, device=device) for name in names}
     plain = [name for name in names if not weights.is_packed(name)]
-    # a single call: many small calls would each wait for Python's global interpreter lock
+    # a single call, because many small calls would each wait for Python's global interpreter lock
     torch._foreach_copy_([made[name] for name in plain], [weights.read(Source(name)) for name in plain])
     for name in names:
         if weights.is_packed(name):  # unpack one weight after the other, because each one needs four bytes per number
@@ -331,7 +334,7 @@ def _tensor_of(module: nn.Module, name: str) -> Tensor:
 
 
 def _move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Move buffers that the constructors created and no file contains: the text encoders' position ids 0, 1, 2 …."""
+    """Move the buffers that no file contains to the device: those that constructors create, such as position ids."""
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if buffer.is_meta:

@@ -1,7 +1,7 @@
 """Match an adapter file against a loaded model, and report which of its modules apply and which match nothing.
 
-Names and shapes are compared by `civman.domain.adapters.module_fit`, as in `civman check` and in plans; this module
-turns the result into what the merge does to each parameter. A mismatch is detected before any weight is changed.
+Names and shapes are compared by `civman.domain.adapters.module_fit`, as in `civman check` and in plans. This module
+derives from that how the merge changes each parameter. A mismatch is detected before any weight is changed.
 """
 
 import math
@@ -31,7 +31,7 @@ TRANSFORMER = "transformer"
 _TEXT = "text_encoder"
 _ON_BIAS = frozenset({"diff_b", "up_bias"})
 _SHOWN = 5
-"""The maximum number of unmatched modules listed in an error message; its facts list all of them."""
+"""The maximum number of unmatched modules in an error message; the error's facts list all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Adapter:
     te_scale: float = 1.0
     name: str = ""
     blocks: str = ""
-    """Block weights; "" if all blocks have the same scale."""
+    """The block weights as a string; "" if all blocks have the same weight."""
 
     @property
     def label(self) -> str:
-        """The adapter's name for messages, or else the name of its file."""
+        """The adapter's name for messages; the file's name if it has none."""
         return self.name or self.path.name
 
     def scale(self, place: tuple[str, str]) -> float:
@@ -61,7 +61,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """A module of the adapter file that changed nothing, with the reason."""
+    """A module of the adapter file that had no effect, and the reason."""
 
     module: str
     reason: str
@@ -71,10 +71,10 @@ class Unmatched:
 class Coverage:
     """Reports what one adapter did to the model.
 
-    `matched` are the model's modules that it changes; `unmatched` are its own modules that match nothing in the model;
-    `idle` match but have no effect, by their own values (alpha 0). `kinds` are the kinds of adapter in the file;
-    `norms` is the Frobenius norm of scale · Δ per component (before rounding); `parameters` are those written:
-    (component, parameter).
+    `matched`: the model's modules that the adapter changes; `unmatched`: the adapter's modules that match nothing in
+    the model; `idle`: modules that match but have no effect because of their own values (alpha 0). `kinds`: the kinds
+    of adapter in the file; `norms`: the Frobenius norm of scale · Δ per component, before rounding; `parameters`: the
+    changed parameters as (component, parameter).
     """
 
     name: str
@@ -102,16 +102,16 @@ class Act:
     rank: int | None
     is_bias: bool = False
     rows: tuple[tuple[int, int], ...] = ()
-    """The rows (first, count) of the change that belong to this parameter; all rows if empty."""
+    """The rows of the change that belong to this parameter, as (first, count); empty: all rows."""
     joint: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
-    """The parameters that together form the layer for which the change was made, each with its rows; empty for a single
-    parameter.
+    """The parameters that form one joint layer in the adapter (such as q, k and v), each with its rows there; empty if
+    the adapter's layer is a single parameter.
     """
 
 
 @dataclass(slots=True)
 class Plan:
-    """An adapter matched against the model, and the measurements made while merging it."""
+    """An adapter matched against the model, and what was measured while merging it."""
 
     adapter: Adapter
     file: TensorFile
@@ -126,16 +126,16 @@ class Plan:
 
     @property
     def is_asked_for_nothing(self) -> bool:
-        """Whether the adapter's scale is 0 for every parameter that it could change."""
+        """Whether the adapter's scale is 0 for all parameters that it could change."""
         return bool(self.acts) and all(self.adapter.scale(place) == 0 for place in self.acts)
 
     def add(self, place: tuple[str, str], square: float) -> None:
-        """Add the sum of squares of the change of one parameter to that of its block."""
+        """Add the sum of squares of a parameter's change to the total of its block."""
         key = (place[0], block_name(*place))
         self.squares[key] = self.squares.get(key, 0.0) + square
 
     def coverage(self) -> Coverage:
-        """Build the report of what the adapter did."""
+        """Build the report of what the adapter did to the model."""
         components: defaultdict[str, float] = defaultdict(float)
         blocks: defaultdict[str, float] = defaultdict(float)
         for (component, block), square in self.squares.items():
@@ -154,7 +154,7 @@ class Plan:
         )
 
     def note(self, delta: Delta, weight: Weight, alpha: float | None) -> None:
-        """Record the effect of a matching adapter module on the parameters of `weight`."""
+        """Record how a module of the adapter changes the parameters of `weight`, which it matches."""
         component = weight.component or _COMPONENTS[weight.part]
         on_bias = _ON_BIAS | {"ia3_l"} if _scales_bias(delta, weight) else _ON_BIAS
         for piece in weight.pieces or (Piece(weight.name, ()),):
@@ -175,7 +175,7 @@ class Plan:
 
 
 def _scales_bias(delta: Delta, weight: Weight) -> bool:
-    """Whether the module is PEFT's IA3 on a layer's outputs, which scales the bias as well."""
+    """Whether the module is PEFT's IA3 on a layer's outputs, which scales the layer's bias as well."""
     return weight.bias is not None and factors_on_input(delta.shapes) is False
 
 
@@ -187,8 +187,8 @@ def weights_of(
     """Index the weights of a model's components by all the names that adapter files use for them.
 
     Args:
-        components: the model's components; those that adapters do not change are left out.
-        unused: (part, start of the path) of layers that the checkpoint's file contains but the model does not use.
+        components: the model's components; components that adapters do not change are ignored.
+        unused: layers that the checkpoint's file contains but the model does not use, as (part, start of the path).
         sources: the tensor of each parameter, by component, for models with a transformer.
     """
     if TRANSFORMER in components:
@@ -207,7 +207,7 @@ def _transformer_index(
     unused: Iterable[tuple[str, str]],
     sources: Mapping[str, Mapping[str, Source]],
 ) -> ModuleIndex:
-    """Index a transformer with the further networks in its part of the file, and its text encoders by their kind."""
+    """Index a transformer, the other networks stored with it, and its text encoders by their kind."""
     texts: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
     weights: dict[str, Weight] = {}
     prefix = common_prefix(source.name for source in sources.get(TRANSFORMER, {}).values())
@@ -227,16 +227,16 @@ def _transformer_index(
 
 
 def _text_part(component: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the part of adapter files' names for a text encoder: T5 is the third, however many others there are."""
+    """Return a text encoder's part in adapter files' names; T5 always counts as the third, as in SD 3."""
     if any(".SelfAttention." in name for name in shapes):
         return "te3"
     return _PARTS.get(component, "te1")
 
 
 def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
-    """Determine what a file does to the model with the weights in `index`, and which of its modules do nothing.
+    """Determine how a file changes the model whose weights are in `index`, and which of its modules have no effect.
 
-    Raises: InvalidModelFile: its metadata cannot be read.
+    Raises: InvalidModelFile: the file's metadata cannot be read.
     """
     plan = Plan(adapter, file)
     names = sorted(file.keys())
@@ -254,7 +254,7 @@ def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
         alphas = StatedAlphas(file.metadata() or {})
     except ValueError as error:
         name = adapter.path.name
-        raise InvalidModelFile(f"`{name}`: its adapter metadata is not JSON", name=name) from error
+        raise InvalidModelFile(f"the adapter metadata of `{name}` is not JSON", name=name) from error
     for found in match(deltas, index, numbers):
         if found.outcome is Outcome.APPLIES and found.delta is not None and found.weight is not None:
             plan.note(found.delta, found.weight, alphas.of(found.delta))
@@ -265,9 +265,9 @@ def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
 
 
 def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
-    """Check that an adapter matches the model, and that all of it does unless `allow_partial` is set.
+    """Check that an adapter matches the model: all its modules or, with `allow_partial`, at least one.
 
-    Raises: Incompatible: the adapter matches nothing, or only partly and `allow_partial` is not set.
+    Raises: Incompatible: nothing matches, or only a part and `allow_partial` is not set.
     """
     name = plan.adapter.label
     reasons = [f"{miss.module}: {miss.reason}" for miss in plan.unmatched]

@@ -1,4 +1,4 @@
-"""Estimate from a checkpoint's header how much memory a render needs, and render in less if it is not available."""
+"""Estimate from a checkpoint's header how much memory a render needs, and fit the render into what is available."""
 
 import importlib
 import math
@@ -12,14 +12,14 @@ from civman.domain.files.header import Tensor
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import available_memory_bytes
 
-if TYPE_CHECKING:  # estimates are made before torch is imported
+if TYPE_CHECKING:  # this module is used before torch is imported
     import torch
 
     from civman.diffusion.loader import LoadedModel
 
 
 class MemoryPlan(StrEnum):
-    """Ways to place a model in memory, from the fastest to the one that needs the least memory on the device."""
+    """Ways to place a model in memory, from the fastest to the one that needs least memory on the device."""
 
     RESIDENT = "resident"
     """All components stay on the device."""
@@ -28,7 +28,9 @@ class MemoryPlan(StrEnum):
     ONE_AT_A_TIME = "one-at-a-time"
     """Each component is moved to the device only while it runs; the VAE works in tiles."""
     LAYER_BY_LAYER = "layer-by-layer"
-    """Each layer's weights are read from the file whenever it is called; on a GPU, slower and with a tiled VAE."""
+    """Each layer's weights are read from the file whenever the layer is called; slower. On a GPU, the VAE works in
+    tiles.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Estimate:
     unet_work: int
     vae_work: int
     layer: int = 2**28
-    """What one layer takes while its weights are read, unpacked and converted (`layer_bytes`)."""
+    """The memory that one layer needs while its weights are read, unpacked and converted (`layer_bytes`)."""
     attached: int = 0
     """The weights of control models and IP-Adapters, which stay on the device under every plan."""
 
@@ -89,10 +91,10 @@ _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 
 
 def layer_bytes(tensors: Iterable[Tensor], dtype_bytes: int) -> int:
-    """Return the memory that the largest of these layers takes in layer-by-layer rendering.
+    """Return the memory that the largest of these layers needs in layer-by-layer rendering.
 
-    It consists of the layer's weights in the compute dtype and, if they are packed or of another type, of the
-    single-precision numbers they are converted from.
+    It consists of the layer's weights in the compute dtype and, if they are packed or stored in another dtype, of the
+    float32 values from which they are converted.
     """
     most = 0
     for tensor in tensors:
@@ -129,13 +131,10 @@ def estimate(
 
 
 def available_bytes(device: "torch.device") -> int | None:
-    """Return the free memory on the device in bytes.
-
-    None if the device is the CPU and the system does not report its free memory.
-    """
+    """Return the device's free memory in bytes; None if it is a CPU and the system does not report it."""
     if device.type == "cpu":
         return available_memory_bytes()
-    import torch  # imported here, since estimates are made before torch is imported
+    import torch  # imported here, because estimates are made before torch is imported
 
     if device.type == "mps":
         return max(int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()), 0)
@@ -143,10 +142,10 @@ def available_bytes(device: "torch.device") -> int | None:
 
 
 def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> None:
-    """Place a model's components for rendering on `device` under a plan.
+    """Place a model's components on `device` as a plan requires.
 
-    The model must have been loaded on the CPU or, for the first two plans, on `device`; for layer by layer, loaded on
-    `device` and prepared by `layer_streaming.stream`.
+    The model must have been loaded on the CPU or, for the plans RESIDENT and TILED, on `device`. For LAYER_BY_LAYER it
+    must have been loaded on `device` and prepared by `layer_streaming.stream`.
     """
     if plan is MemoryPlan.TILED or (plan is not MemoryPlan.RESIDENT and device.type != "cpu"):
         model.vae.enable_tiling()

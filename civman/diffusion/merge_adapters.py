@@ -5,8 +5,8 @@ if it is not linear in W (DoRA, OFT, BOFT, GLoRA, IA3), so adapters do not affec
 matter. The sum runs in the order of the adapters' SHA-256 (then scales) and is rounded once. A scale means the same for
 every kind of adapter: the fraction of the way from W to the weight that the adapter alone would produce.
 
-Nothing is un-merged: `restore` reads the original bits from the file again. Merging never writes to the memory map that
-those bits are read from.
+Changes are never subtracted again: `restore` reads the original bits from the file. Merging never writes to the memory
+map from which those bits are read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,7 +83,7 @@ def apply(
 
 
 def restore(components: Mapping[str, nn.Module], base: Base, coverages: Iterable[Coverage]) -> None:
-    """Restore the parameters that the reports list as written, with the bits of the checkpoint's file."""
+    """Restore the parameters that the reports list as changed to the bits in the checkpoint's file."""
     with torch.no_grad():
         _restore(components, base, {place for coverage in coverages for place in coverage.parameters})
 
@@ -91,11 +91,12 @@ def restore(components: Mapping[str, nn.Module], base: Base, coverages: Iterable
 class Later:
     """Adapters' changes to streamed weights.
 
-    They are applied each time a layer is called, and give weights that are bit-identical to those that `apply` writes.
+    The changes are applied each time a layer is called, with results that are bit-identical to the weights that `apply`
+    writes.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """`device`: the device on which the weights are computed."""
+        """Record no changes yet; `device` is the device on which changed weights are computed."""
         self.device = device
         self._places: dict[tuple[str, str], list[Plan]] = {}
         self._files = ExitStack()
@@ -112,15 +113,15 @@ class Later:
         self._places |= {place: plans} if plans else {}
 
     def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack, base: Base) -> None:
-        """Replace the recorded changes by `places`.
+        """Replace all recorded changes with `places`.
 
-        `files` are the open adapter files from which they are read; `base` returns the unchanged weights.
+        `files` keeps the adapter files open from which the changes are read; `base` returns the unchanged weights.
         """
         self._files.close()
         self._places, self._files, self._base = places, files, base
 
     def write(self, place: tuple[str, str], base: Tensor, into: Tensor) -> None:
-        """Apply all changes to `base`, the file's tensor, and write the result to `into` (same strides)."""
+        """Write a weight with all its changes to `into`; `base` is the file's tensor, `into` has the same strides."""
         with torch.no_grad(), full_precision(), _one_thread_each() as threads:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(threads)
@@ -203,9 +204,10 @@ def in_order(plans: Iterable[Plan]) -> list[Plan]:
 def rewrite(
     components: Mapping[str, nn.Module], base: Base, places: Mapping[tuple[str, str], list[Plan]], later: Later | None
 ) -> None:
-    """Merge adapters at their present scales into each weight of `places`, or restore a weight without adapters.
+    """Merge adapters at their current scales into each weight of `places`; restore a weight that has no adapters.
 
-    Weights that are not loaded (meta device) are changed in `later`. Raises: Incompatible (`adapter-not-finite`).
+    The changes of weights that are not loaded (meta device) are recorded in `later`. Raises: Incompatible
+    (`adapter-not-finite`).
     """
     loaded: dict[tuple[str, str], list[Plan]] = {}
     for place, plans in places.items():
@@ -233,10 +235,10 @@ def _all(
     *,
     on_cpu: bool,
 ) -> list[list[float]]:
-    """Call `merge` for each weight and return the results. On the CPU, weights run in parallel, one thread each.
+    """Call `merge` for each weight and return the results; on the CPU, in parallel with one thread for each weight.
 
     Otherwise torch's threads would wait for each other 6,000 times, which takes several times as long on a busy
-    machine. The results also do not depend on the number of threads.
+    machine. One thread for each weight also makes the results independent of the number of threads.
     """
     with _one_thread_each() as threads:
         workers = threads if on_cpu else 1
@@ -264,7 +266,7 @@ def _one_thread_each() -> Iterator[int]:
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[Change], buffer: "_Buffer") -> None:
-    """For each adapter not yet known to change a bit of any weight, check whether it changes a bit of this one."""
+    """For each adapter that has not yet been shown to change any bit, check whether it changes a bit of this weight."""
     for change in changes:
         if not change.plan.changes_bits:
             weight = buffer.holding(base, change.device)
@@ -284,7 +286,7 @@ def _write(base: Tensor, into: Tensor, changes: Sequence[Change], buffer: "_Buff
 
 
 def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[Change], buffer: "_Buffer") -> list[float]:
-    """Return the sums that `_write` would return, without changing the parameter.
+    """Return the sums of squares that `_write` would return, without changing the parameter.
 
     The merged weights are computed only if the changes cannot be combined into one product (`_product`).
     """
@@ -296,7 +298,7 @@ def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[Change], b
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """All changes to one weight combined into one product `up` · `down`, computed in pieces that fit the CPU cache."""
+    """All changes to one weight, combined into one product `up` · `down`, computed in slices that fit the CPU cache."""
 
     up: Tensor
     down: Tensor
@@ -315,7 +317,7 @@ class _Product:
 
 
 def _product(base: Tensor, into: Tensor, changes: Sequence[Change]) -> _Product | None:
-    """Combine the changes into one product; None if one is not a product or is so large that it may overflow."""
+    """Combine the changes into one low-rank product; None if one has no such form or may overflow."""
     factors = [change.factors for change in changes]
     known = [each for each in factors if each is not None]
     if len(known) < len(factors) or not base.is_contiguous() or not into.is_contiguous():
@@ -339,9 +341,9 @@ def _add_up(base: Tensor, into: Tensor, changes: Sequence[Change], buffer: "_Buf
         if not squares[-1] < _SUSPECT**2 and not torch.isfinite(total.to(into.dtype)).all():
             label = change.plan.adapter.label
             raise Incompatible(
-                f"adapter `{label}` leads to weights that are not finite numbers in {into.dtype}",
+                f"adapter `{label}` results in weights that are not finite in {into.dtype}",
                 code=Cause.ADAPTER_NOT_FINITE,
-                hint="the file is damaged, or the scale is far too large",
+                hint="use a smaller scale, or another copy of the file if it is damaged",
                 adapter=label,
             )
     into.copy_(total)
@@ -356,7 +358,7 @@ def _check_change(plan: Plan) -> None:
             f"adapter `{label}` changes nothing: {len(plan.matched)} modules match, but no weight differs by a "
             f"single bit{idle}",
             code=Cause.ADAPTER_NO_CHANGE,
-            hint="its values are zero, or too small at this scale",
+            hint="the adapter's values are zero, or too small at this scale",
             adapter=label,
             matched=len(plan.matched),
         )
@@ -369,7 +371,7 @@ def _is_unrounded(parameter: nn.Parameter, stored: Tensor) -> bool:
 
 
 def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
-    """Return memory for the parameter's new values: its own, unless that is the memory-mapped file's."""
+    """Return memory for the parameter's new values: its present memory, unless that is the memory-mapped file."""
     is_file = parameter.device == base.device and parameter.data_ptr() == base.data_ptr()
     return torch.empty_like(parameter) if is_file else parameter.data
 
@@ -388,7 +390,7 @@ def _restore(components: Mapping[str, nn.Module], base: Base, places: Iterable[t
 
 
 class _Buffer:
-    """A reusable float32 allocation: page faults on fresh memory cost more than the arithmetic."""
+    """A reusable float32 buffer, since page faults on fresh memory cost more than the arithmetic."""
 
     def __init__(self) -> None:
         self._flat = torch.empty(0)

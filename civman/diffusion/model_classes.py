@@ -1,19 +1,18 @@
-"""Build models from diffusers' and transformers' classes, and import these without the rest of those libraries.
+"""Build models from diffusers' and transformers' classes, and import these classes without the rest of their libraries.
 
 The parts of Stable Diffusion come from `diffusers_files` and `clip_text_model`, which import neither library. For the
-transformer families and for diffusers' pipelines, the libraries themselves are imported. Importing one UNet the plain
-way also imports all of diffusers' transformer models, torch's compiler, its distributed tensors, PEFT, sympy and (if
-installed) scipy: 5.1 of 6.3 CPU seconds, against 1.1 of 2.4 this way [2 cores, torch 2.13]. During the first import,
-five things are disabled or replaced, and nothing else is changed:
+transformer families and for diffusers' pipelines, the libraries themselves are imported. A plain import of one UNet
+also imports all of diffusers' transformer models, torch's compiler, its distributed tensors, PEFT, sympy and (if
+installed) scipy: this takes 5.1 of 6.3 CPU seconds, and 1.1 of 2.4 with this module [2 cores, torch 2.13]. During the
+first import, five things are disabled or replaced, and nothing else is changed:
 
 * the `__init__` of packages that import or list all their submodules (four of diffusers', two of transformers', two of
-  scipy's) runs when a name from it is first used;
-* PEFT is replaced by a stub with the one class that diffusers needs, which behaves like the real one once that is
-  imported; and calling a UNet does not import PEFT just to scale layers that only PEFT creates;
-* `torch._dynamo` is replaced by a stub whose decorators do nothing (they mark functions for a compiler that is not
-  used);
-* `torch.distributed.is_available()` returns False, so that transformers skips its sharding code;
-* transformers does not find scipy (which it needs only for the loss functions of object detectors).
+scipy's) runs only when a name from it is first used; * PEFT is replaced with a stub that has the one class that
+diffusers needs, and that acts like the real PEFT once that is imported; and calling a UNet does not import PEFT just to
+scale layers that only PEFT creates; * `torch._dynamo` is replaced with a stub whose decorators do nothing (they mark
+functions for a compiler that is not used); * `torch.distributed.is_available()` returns False, so that transformers
+skips its sharding code; * transformers does not find scipy (which it needs only for the loss functions of object
+detectors).
 
 If another part of the program has already imported diffusers or transformers, none of this is done.
 """
@@ -37,7 +36,7 @@ from civman.diffusion.diffusers_files import class_of
 from civman.diffusion.no_compiler import no_compiler
 from civman.diffusion.postponed import postpone
 
-# civman renders from local files, so nothing imported below may contact a model hub
+# civman renders from local files, so the libraries imported below must not contact a model hub
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _LAZY_FIRST = ("transformers.models", "transformers.models.clip")
@@ -55,7 +54,7 @@ _FILES: dict[str, tuple[str, str]] = {
     "controlnet-union": ("models.controlnets.controlnet_union", "ControlNetUnionModel"),
     "t2i-adapter": ("models.adapter", "T2IAdapter"),
 }
-"""Maps each component to diffusers' file and the class in it."""
+"""Maps each component to the module of diffusers that defines its class, and the class's name."""
 
 
 def construct(component: str, config: dict[str, Any], *, for_diffusers: bool = False) -> nn.Module:
@@ -100,13 +99,13 @@ _CLASSES = {
     "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
     "Qwen2Model": "transformers.models.qwen2.modeling_qwen2",
 }
-"""The classes of the transformer families, and the modules that define them."""
+"""Maps the names of the transformer families' classes to the modules that define them."""
 
 
 def construct_class(name: str, config: dict[str, Any]) -> nn.Module:
     """Build one of diffusers' or transformers' models on torch's default device, by the name of its class."""
     _import(lambda: None)
-    with warnings.catch_warnings():  # hide warnings: diffusers' own classes use names that diffusers calls deprecated
+    with warnings.catch_warnings():  # hide diffusers' deprecation warnings, which its own classes trigger
         warnings.simplefilter("ignore", FutureWarning)
         kind: Any = getattr(importlib.import_module(_CLASSES[name]), name)
         if _CLASSES[name].startswith("transformers."):
@@ -135,8 +134,8 @@ def _text() -> Any:
 def _import(what: Callable[[], Any]) -> Any:
     with _LOCK:
         if "diffusers" not in sys.modules and "transformers" not in sys.modules:
-            # use the CPU as default device, which would also apply to tensors that the libraries create while being
-            # imported
+            # import with the CPU as torch's default device, because it also applies to tensors that libraries create on
+            # import
             with no_compiler(), _no_distribution(), torch.device("cpu"):
                 importlib.import_module("diffusers")  # diffusers detects scipy and PEFT here
                 with _no_scipy():
@@ -192,7 +191,7 @@ def _no_peft() -> Iterator[None]:
 
 
 def _scale_where_peft_is() -> None:
-    """Prevent UNet calls from importing PEFT to scale its layers: if PEFT was never imported, there are none."""
+    """Prevent UNet calls from importing PEFT to scale PEFT's layers: without the import, no such layers exist."""
     utils = importlib.import_module("diffusers.utils.peft_utils")
     for name in ("scale_lora_layers", "unscale_lora_layers"):
         setattr(utils, name, _only_with_peft(getattr(utils, name)))
@@ -200,7 +199,7 @@ def _scale_where_peft_is() -> None:
 
 def _only_with_peft(function: Callable[..., None]) -> Callable[..., None]:
     def wrapped(model: Any, *arguments: Any, **named: Any) -> None:
-        # torch.compile would recompile whenever a module is imported, so compiled code looks at the model instead
+        # look at the model, not at the imported modules: torch.compile would recompile whenever a module is imported
         if torch.compiler.is_compiling():
             has_layers = bool(getattr(model, "_hf_peft_config_loaded", False))
         else:

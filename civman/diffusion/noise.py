@@ -1,8 +1,8 @@
-"""The noise that a seed stands for, on any device: every number is drawn on the CPU, one generator per image.
+"""The noise of a seed, the same on any device: every number is drawn on the CPU, with one generator per image.
 
-`Rng.CPU` is torch's CPU generator; `Rng.NV` is what torch draws on an NVIDIA card, computed in integers and double
+`Rng.CPU` is torch's CPU generator. `Rng.NV` gives what torch draws on an NVIDIA card, computed in integers and double
 precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform). Which value of a large tensor gets which
-number depends on how many threads the card runs; `nv:43008` is a card with 43008 threads, `nv` one with at least as
+number depends on how many threads the card runs: `nv:43008` is a card with 43008 threads, `nv` one with at least as
 many threads as the tensor has values. An image's noise may also be a mixture of two seeds' noise, or be drawn for
 another size (`Variation`).
 """
@@ -56,16 +56,19 @@ class PhiloxDraws:
     __slots__ = ("_count", "_seed", "_threads")
 
     def __init__(self, seed: int, threads: int | None = None) -> None:
-        """`threads` is how many threads the card runs at the same time; None means one for each value."""
+        """Start the stream of a seed.
+
+        `threads`: how many threads the card runs at the same time; None means one for each value.
+        """
         self._seed = seed & (2**64 - 1)
         self._count = 0
         self._threads = threads
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw from the emulated CUDA generator, see `Draws.randn`.
+        """Draw from the emulated CUDA generator; see `Draws.randn`.
 
-        Each thread draws blocks of four numbers: value `i + threads · k` is number `k` of thread `i`'s block. If four
-        numbers from each thread are too few, the threads go on with their next blocks.
+        Each thread draws blocks of four numbers: value `i + threads · k` is number `k` of thread `i`'s block. If a
+        tensor needs more than four numbers from each thread, the threads continue with their next blocks.
 
         Source: PyTorch, aten/src/ATen/native/cuda/DistributionTemplates.h.
         """
@@ -88,12 +91,12 @@ class PhiloxDraws:
 
 
 class SlicedDraws:
-    """One image's slice of numbers that are drawn for several images at once, as ComfyUI does for a batch."""
+    """One image's slice of noise that is drawn for several images at once, as ComfyUI does for a batch."""
 
     __slots__ = ("_count", "_index", "_whole")
 
     def __init__(self, whole: Draws, index: int, count: int) -> None:
-        """`index` counts from 0; `count` is the number of images."""
+        """Start a stream for the image with this `index`, counted from 0, of `count` images."""
         self._whole, self._index, self._count = whole, index, count
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
@@ -102,9 +105,9 @@ class SlicedDraws:
 
 
 def draws(rng: str, seed: int, part: str = "") -> Draws:
-    """Start a new stream of noise for this seed.
+    """Start the noise stream of this seed.
 
-    `part`: a slice of each draw, as in `Recipe.noise_slice`.
+    `part`: the slice of each draw that is used, as in `Recipe.noise_slice`.
     """
     if part:
         index, _, count = part.partition("/")
@@ -117,10 +120,10 @@ def draws(rng: str, seed: int, part: str = "") -> Draws:
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """How the initial noise of an image differs from that of its seed alone.
+    """How an image's initial noise differs from that of its seed alone.
 
-    `strength`: how far the noise of the second seed replaces it, from 0 to 1. `drawn_for`: the height and width in
-    latents for which the noise is drawn; it is then pasted into the middle of noise of the image's own size.
+    `strength`: the share of the second seed's noise, from 0 to 1. `drawn_for`: the height and width in latents for
+    which the noise is drawn; it is then pasted into the centre of noise of the image's own size.
     """
 
     seed: int = 0
@@ -129,10 +132,10 @@ class Variation:
 
 
 class PictureNoise:
-    """All noise of one image, from one stream: first the initial latents, then the noise that steps add.
+    """All noise of one image, from one stream: first that of the initial latents, then that of the steps.
 
-    `eta_seed_delta` (often 31337) moves the steps' noise to a stream of its own, with that number added to the seed.
-    `step_rng` gives that stream a generator of its own. `part`: see `draws`.
+    If `eta_seed_delta` (often 31337) is not 0, the steps' noise comes from a second stream, whose seed is greater by
+    this number. `step_rng` names another random generator for the steps. `part`: see `draws`.
     """
 
     __slots__ = ("_part", "_rng", "_seed", "_step_rng", "_steps", "_stream", "_variation")
@@ -151,7 +154,7 @@ class PictureNoise:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, seed: int) -> Self:
-        """Create the noise of the recipe's image with this seed."""
+        """Create the noise of the recipe's image that has this seed."""
         height, width = recipe.seed_resize_height // 8, recipe.seed_resize_width // 8
         variation = Variation(recipe.variation_seed, recipe.variation_strength, (height, width) if height else None)
         return cls(
@@ -160,7 +163,7 @@ class PictureNoise:
         )  # fmt: skip
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw the noise of the initial latents, (channels, height, width)."""
+        """Draw the noise for the initial latents, (channels, height, width)."""
         varied = self._variation or Variation()
         drawn_for = (shape[0], *varied.drawn_for) if varied.drawn_for else shape
         whole = self._stream.randn(shape)
@@ -170,13 +173,13 @@ class PictureNoise:
         return noise if drawn_for == shape else _pasted(noise, whole)
 
     def next(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw the noise that is added by the next step."""
+        """Draw the noise for the next step."""
         return self._steps.randn(shape)
 
     def brownian(
         self, shape: tuple[int, ...], low: float, high: float, *, falls_upwards: bool = False
     ) -> "BrownianPath":
-        """Create a Brownian path over the noise levels low … high, which the seed alone determines."""
+        """Create a Brownian path over the noise levels from low to high; it depends on the seed alone."""
         return BrownianPath(
             self._seed, shape, low, high, rng=self._step_rng, falls_upwards=falls_upwards, part=self._part
         )
@@ -186,11 +189,11 @@ class BrownianPath:
     """Brownian motion over [low, high]; its values do not depend on which levels are queried, nor in which order.
 
     The noise of a step from a higher to a lower level is the path's increment in that direction, as in k-diffusion;
-    `falls_upwards` negates it, as recipe rules 1 require.
+    `falls_upwards` negates it, as version 1 of the recipe rules requires.
 
-    The path upwards equals torchsde's `BrownianTree(t0, w0, t1, entropy=seed)` (0.2.6), which SDE samplers elsewhere
-    use: a dyadic tree whose nodes are split in the middle by a Brownian bridge, each with a seed spawned from `seed` by
-    numpy's SeedSequence; times are rounded to six digits. torchsde itself is not needed.
+    The upward path equals torchsde's `BrownianTree(t0, w0, t1, entropy=seed)` (0.2.6), which other programs' SDE
+    samplers use: a dyadic tree whose nodes are split in the middle by a Brownian bridge, each with a seed spawned from
+    `seed` by numpy's SeedSequence; times are rounded to six digits. torchsde itself is not needed.
     """
 
     __slots__ = (
@@ -213,17 +216,19 @@ class BrownianPath:
 
     def noise(self, here: float, after: float) -> Tensor:
         """Return the path's increment from one noise level to the next, scaled to unit variance."""
-        # k-diffusion passes levels in single precision, which may change the sixth digit, to which the tree rounds
+        # k-diffusion passes levels in single precision, which may change the sixth digit, and the tree rounds to six
+        # digits
         low, high = (float(np.float32(level)) for level in sorted((here, after)))
         a, b = (min(max(round(value, _DIGITS), self._low), self._high) for value in (low, high))
-        # a step begins at the level where the one before ended, and passes the same deep nodes on the way to it
+        # a step begins at the level where the previous step ended, and passes the same deep nodes of the tree on its
+        # way there
         self._deep, self._passed = self._passed, {}
         increment = self._between(a, b, self._low, self._high, key=0, depth=0, whole=self._whole)
         unit = increment / math.sqrt(high - low)
         return unit if self._falls_upwards or here < after else -unit
 
     def _between(self, a: float, b: float, start: float, end: float, *, key: int, depth: int, whole: Tensor) -> Tensor:
-        """Compute the increment over [a, b] inside the node [start, end], whose own increment is `whole`."""
+        """Compute the increment over [a, b] inside the tree node [start, end], whose own increment is `whole`."""
         if a >= b:
             return torch.zeros(self._shape)
         if a == start and b == end:
@@ -264,7 +269,7 @@ _DIGITS, _POOL, _CACHED_DEPTH = 6, 24, 9
 def _between(noise: Tensor, other: Tensor, share: float) -> Tensor:
     """Interpolate two noises (channels, height, width) spherically, column by column in each channel.
 
-    Source: A1111, whose interpolation measures the angle between columns, not between whole noises.
+    Source: A1111, which measures the angle between columns, not between whole noises.
     """
     dot = (noise / noise.norm(dim=1, keepdim=True) * (other / other.norm(dim=1, keepdim=True))).sum(1)
     if dot.mean() > _NEARLY_PARALLEL:
@@ -278,7 +283,7 @@ _NEARLY_PARALLEL = 0.9995
 
 
 def _pasted(noise: Tensor, whole: Tensor) -> Tensor:
-    """Replace the middle of `whole` by `noise`, whose edges are cut off if it is larger."""
+    """Replace the centre of `whole` with `noise`; if `noise` is larger, its edges are cut off."""
     result = whole.clone()
     cut = []
     for small, large in zip(noise.shape[1:], whole.shape[1:], strict=True):
@@ -291,7 +296,7 @@ def _pasted(noise: Tensor, whole: Tensor) -> Tensor:
 
 
 def _normals(words: list[np.ndarray], *, is_first_only: bool = False) -> list[np.ndarray]:
-    """Convert each block's four words to normals by Box-Muller, in double precision: all four, or only the first."""
+    """Convert each block's four random words to normals (Box-Muller, double precision): all, or only the first."""
     found = []
     for first, second in ((words[0], words[1]), (words[2], words[3])):
         radius = np.sqrt(-2.0 * np.log(first * 2.0**-32 + 2.0**-33))
@@ -304,7 +309,7 @@ def _normals(words: list[np.ndarray], *, is_first_only: bool = False) -> list[np
 
 
 def _philox(counter: list[np.ndarray], key: int) -> list[np.ndarray]:
-    """Compute the four words of each counter's Philox block, in double precision."""
+    """Compute the four random words of each counter's Philox block, in double precision."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     low = np.uint64(0xFFFFFFFF)

@@ -1,11 +1,11 @@
-"""The noise levels a model was trained on, and the schedules: named tables of levels for n steps.
+"""The noise levels that a model was trained on, and the schedules: named tables of levels for n steps.
 
 Plain Python floats (double precision) throughout, so that a table does not depend on device, dtype or library. Every
 table falls to 0, except KL Optimal's, which ends at the lowest level.
 
-Sources: Karras et al. 2022 (table 1, equation 5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta);
-    Sabour et al. 2024 (Align Your Steps, tables of the paper's page); Li et al. 2024 (KL optimal, tan-spaced); names
-    and first and last levels as in AUTOMATIC1111's web UI.
+Sources: Karras et al. 2022 (table 1, equation 5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta); Sabour
+et al. 2024 (Align Your Steps, the tables on the paper's web page); Li et al. 2024 (KL optimal, tan-spaced);
+AUTOMATIC1111's web UI (names, and the first and last levels).
 """
 
 import math
@@ -21,12 +21,12 @@ from civman.diffusion.single_precision import single
 from civman.domain.recipes.recipe import SAMPLING
 
 TRAIN_STEPS: Final = SAMPLING.train_steps
-# replaces the last ᾱ of a zero terminal SNR model, since ᾱ = 0 would give an infinite noise level
+# replaces the last ᾱ of a model with zero terminal SNR, because ᾱ = 0 would give an infinite noise level
 _ZERO_SNR_ALPHA: Final = 4.8973451890853435e-08
 
 
 class Schedule(StrEnum):
-    """A schedule: how the steps are spread over the noise levels."""
+    """A schedule: how the steps are spread over the model's noise levels."""
 
     AUTOMATIC = "Automatic"
     NORMAL = "Normal"
@@ -44,12 +44,14 @@ class Schedule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NoiseLevels:
-    """The noise levels a model was trained on. `alphas[t]` is ᾱ, the share of signal at timestep t, which falls with t.
+    """The noise levels that a model was trained on.
+
+    `alphas[t]` is ᾱ, the share of signal at timestep t; it falls with t.
 
     `every`: the model was trained on every n-th timestep only (LCM: 19, 39, … 999); levels are interpolated between
     those, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps (UniPC)
-    instead of log σ. `is_half`: the levels and their logarithms are rounded to half precision. `program`: whose rules
-    apply, one of `civman.domain.recipes.sampling.PROGRAMS`.
+    instead of log σ. `is_half`: the levels and their logarithms are rounded to half precision. `program`: the program
+    whose rules apply, one of `civman.domain.recipes.sampling.PROGRAMS`.
     """
 
     alphas: tuple[float, ...]
@@ -74,10 +76,11 @@ class NoiseLevels:
     ) -> "NoiseLevels":
         """Compute the levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
 
-        `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; the difference of two nearly
-        equal roots moves the highest levels by up to 1.6e-5. `half`: what is rounded to half precision, as when A1111
-        before 1.8 converted a whole model: nothing, "alphas", or all "levels" computed from them. ComfyUI computes all
-        in double precision, and rounds the levels and their logarithms to single precision once.
+        `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; subtracting two nearly equal
+        roots moves the highest levels by up to 1.6e-5. `half`: what is rounded to half precision, as when A1111 before
+        1.8 converted a whole model: nothing, "alphas", or all "levels" computed from them. With ComfyUI's rules,
+        everything is computed in double precision, and the levels and their logarithms are rounded to single precision
+        once.
 
         Source: Rombach et al. 2022.
         """
@@ -85,7 +88,8 @@ class NoiseLevels:
         alphas, product = [], 1.0
         for t in range(TRAIN_STEPS):
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
-            # all implementations store ᾱ in single precision; without it the lowest level differs in its fifth digit
+            # all implementations store ᾱ in single precision; in double precision, the lowest level would differ in its
+            # fifth digit
             alphas.append(product if program == "comfyui" else single(product))
         if is_zero_snr and is_single and program != "comfyui":
             alphas = single_precision.zero_snr(alphas)
@@ -109,22 +113,22 @@ class NoiseLevels:
 
     @property
     def first_time(self) -> int:
-        """The first timestep the model was trained on; 0 if it was trained on all."""
+        """The first timestep that the model was trained on; 0 if it was trained on all."""
         return self.every - 1
 
     @property
     def known(self) -> tuple[float, ...]:
-        """σ at the timesteps the model was trained on, in ascending order."""
+        """σ at the timesteps that the model was trained on, in ascending order."""
         return self.sigmas[self.first_time :: self.every]
 
     @property
     def least(self) -> float:
-        """The lowest noise level: σ at the first timestep the model was trained on."""
+        """The lowest noise level: σ at the first timestep that the model was trained on."""
         return self.sigmas[self.first_time]
 
     @property
     def logs(self) -> tuple[float, ...]:
-        """The logarithms of the levels, between which timesteps are interpolated."""
+        """The logarithms of the noise levels, which are interpolated between timesteps."""
         return self._logs
 
     @property
@@ -133,7 +137,7 @@ class NoiseLevels:
         return self.sigmas[-1]
 
     def sigma(self, time: float) -> float:
-        """Return σ at a timestep. Fractional ones are interpolated linearly in log σ, or in log ᾱ (`is_by_alpha`)."""
+        """Return σ at a timestep; fractional ones are interpolated linearly in log σ, or in log ᾱ (`is_by_alpha`)."""
         place = min(max((time - self.first_time) / self.every, 0.0), len(self._logs) - 1.0)
         low = int(place)
         high = min(low + 1, len(self._logs) - 1)
@@ -141,10 +145,10 @@ class NoiseLevels:
         return math.sqrt(math.expm1(value)) if self.is_by_alpha else math.exp(value)
 
     def time(self, sigma: float) -> float:
-        """Return the timestep at which the model is evaluated for σ, in 0 … 999: the inverse of `sigma`, not rounded.
+        """Return the timestep, in 0 … 999, at which the model is evaluated for σ: the inverse of `sigma`, not rounded.
 
-        If the model was trained on only some timesteps, or by ComfyUI's rules, return the timestep that is nearest in
-        log σ.
+        If the model was trained on only some timesteps, or ComfyUI's rules apply, return the trained timestep that is
+        nearest in log σ.
         """
         log = math.log1p(sigma**2) if self.is_by_alpha else math.log(sigma)
         if self.every > 1 or self.program == "comfyui":
@@ -157,7 +161,7 @@ class NoiseLevels:
 def table(
     schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False, is_single: bool = False
 ) -> list[float]:
-    """Compute a schedule's n+1 noise levels for n steps; they fall to 0 (KL Optimal: to the lowest level).
+    """Compute a schedule's n+1 noise levels for n steps; they fall to 0 (KL Optimal ends at the lowest level).
 
     `is_xl` selects one of the two published Align Your Steps tables; `is_single` rounds to single precision as the web
     UIs do. With many steps, Simple, DDIM and Beta may repeat a level; repeated levels are kept, as in the web UIs.
@@ -183,7 +187,7 @@ def table(
 
 
 def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool) -> list[float]:
-    """Compute a schedule's noise levels as ComfyUI does; all schedules fall to 0."""
+    """Compute a schedule's noise levels as ComfyUI does; every schedule's levels fall to 0."""
     if schedule.value in single_precision.TABLES:
         compute = single_precision.TABLES[schedule.value]
         if schedule in (Schedule.NORMAL, Schedule.SGM_UNIFORM):
@@ -191,8 +195,8 @@ def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: b
         return [*compute(steps, levels.sigmas, single), 0.0]
     if schedule is Schedule.BETA:
         last = len(levels.sigmas) - 1
-        # round first: the quantile is exact to about 1e-13 only, which would decide how a place at half a timestep is
-        # rounded
+        # round to 9 digits first, because the quantile's error of 1e-13 would decide how a value halfway between two
+        # timesteps is rounded
         places = (round(beta_quantile(1 - i / steps, SAMPLING.beta_shape) * last, 9) for i in range(steps))
         times = [round(place) for place in places]
         return [*(levels.sigmas[time] for time in dict.fromkeys(times)), 0.0]
@@ -208,7 +212,7 @@ def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: b
 
 @lru_cache(maxsize=8)
 def _rounded(levels: NoiseLevels) -> NoiseLevels:
-    """Round σ of all levels to single precision."""
+    """Round the σ of all levels to single precision."""
     if levels.is_half:
         return levels
     return replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
@@ -346,8 +350,8 @@ def drop_penultimate(sigmas: list[float]) -> list[float]:
 
 
 def ddim_times(steps: int) -> list[int]:
-    """Return the timesteps of DDIM and PLMS in descending order: … 1 + 1000//n, 1.
+    """Return the timesteps of DDIM and PLMS in descending order: …, 1 + 1000//n, 1.
 
-    With n steps there are n−1 moves between timesteps.
+    With n timesteps there are n−1 steps between them.
     """
     return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)][::-1]

@@ -31,11 +31,11 @@ def load(
         path: the checkpoint.
         device: where to put the components.
         dtype: the dtype to compute in; None uses the file's own.
-        vae: a file with the VAE, if it is not the checkpoint's own.
+        vae: a separate VAE file to use instead of the checkpoint's VAE.
         parts: role, such as "t5" → file, for text encoders that are not in the checkpoint.
         config: options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
-        for_unets: further arguments of `loader.load`, which have no meaning for transformers.
+        for_unets: further arguments of `loader.load`, which are ignored for transformers.
 
     Raises: CannotRender, InvalidModelFile: as in `loader.load` and `flow_model.load_flow`.
     """

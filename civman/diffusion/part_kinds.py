@@ -23,18 +23,18 @@ class PartKind:
     role: str
     title: str
     model: str
-    """The class that computes it, as in `model_classes.construct_class`."""
+    """The name of the class that computes this part, as in `model_classes.construct_class`."""
     prefixes: tuple[str, ...]
-    """The prefixes of the names, in the order in which they are tried; the last ones are those of separate files."""
+    """Prefixes of this part's tensor names, in the order in which they are tried; those of separate files come last."""
     probes: tuple[str, ...]
-    """Names, in the kind's own layout and without prefix, that a file with this part contains."""
+    """Tensor names, in this kind's own layout and without prefix, by which a file with this part is recognised."""
     config: Callable[[Shapes], Config] = field(repr=False)
-    """A function from shapes, by name without prefix, to the arguments of the class."""
+    """A function that builds the class's arguments from the tensor shapes, by name without prefix."""
     sources: Sources = field(repr=False)
-    """A function from the class's parameters to tensors, by name without prefix."""
+    """A function that maps the class's parameters to tensors, by name without prefix."""
     names: Callable[[Iterable[str]], Mapping[str, str]] = field(default=lambda names: {n: n for n in names}, repr=False)
-    """A function from the names that `config` and `sources` use to the names of a file without prefix, which may
-    differ.
+    """A function that maps the tensor names that `config` and `sources` use to those in a file, which may differ (both
+    without prefix).
     """
     tokenizers: tuple[str, ...] = ()
     """The names of the tensor with the part's tokenizer, a SentencePiece model, in the files that have it; empty for
@@ -71,12 +71,12 @@ class PartKind:
 
 
 def _plainly(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:  # noqa: ARG001
-    """Map parameters to tensors for a part whose parameters are named like the file's tensors."""
+    """Map parameters to tensors of the same names."""
     return {parameter: Source(parameter) for parameter in wanted}
 
 
 def _clip_names(names: Iterable[str]) -> dict[str, str]:
-    """Remove the level `text_model` from CLIP's names, which only some versions of transformers' classes have."""
+    """Map CLIP's names without the level `text_model` to those in the file, which may have that level."""
     return {name.removeprefix("text_model."): name for name in names}
 
 
@@ -156,7 +156,7 @@ def _kl_config(scale: float, shift: float) -> Callable[[Shapes], Config]:
 def _kl_names(names: Iterable[str]) -> Mapping[str, str]:
     try:
         return own_vae_names(names, "")
-    except CannotRender:  # the file contains no VAE of this kind
+    except CannotRender:  # the file contains no VAE of the requested kind
         return {}
 
 
