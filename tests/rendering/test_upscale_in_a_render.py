@@ -82,16 +82,19 @@ def test_recipe_replay_variation_and_a1111_s_text(civman: Civman, tmp_path: Path
 
 
 @pytest.mark.usefixtures("upscaler")
-@pytest.mark.parametrize(("scale", "size"), [("2x-soft", (320, 240)), ("2x-soft:1.5", (240, 176))])
+@pytest.mark.parametrize(("scale", "size", "more"), [
+    ("2x-soft", (320, 240), ()), ("2x-soft:1.5", (240, 176), ()),
+    ("2x-soft", (640, 480), ("--init-upscale", "lanczos:2")),
+])  # fmt: skip
 def test_an_image_whose_masked_region_was_drawn_is_enlarged_from_its_own_size(
-    civman: Civman, tmp_path: Path, scale: str, size: tuple[int, int]
+    civman: Civman, tmp_path: Path, scale: str, size: tuple[int, int], more: tuple[str, ...]
 ) -> None:
     start, mask = tmp_path / "start.png", tmp_path / "mask.png"
     Image.linear_gradient("L").resize((160, 120)).convert("RGB").save(start)
     area = Image.new("L", (160, 120))
     area.paste(255, (60, 40, 90, 80))
     area.save(mask)
-    options = ("tiny-sd1", "a cat", *QUICK, "--init", start, "--mask", mask, "--only-masked", "--json")
+    options = ("tiny-sd1", "a cat", *QUICK, "--init", start, "--mask", mask, "--only-masked", *more, "--json")
     [plain] = made(civman("render", *options))
     [alone] = made(
         civman("upscale", plain["path"], "-m", "2x-soft", "--size", "x".join(map(str, size)), "--json"), "upscale"
