@@ -1,4 +1,4 @@
-"""Check how files work together, and whether civman can render with the checkpoint; `civman check` reports both."""
+"""Checks how files fit together and whether civman can render with a checkpoint, for `civman check`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,7 +48,7 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
 
 
 def _with_controls(found: Compatibility, checkpoint: Inspected, files: Sequence[Inspected]) -> Compatibility:
-    """Check control models as a render does before loading them: their kind, and the dimensions of the UNet."""
+    """Check control models as a render does before it loads them: their kind, and whether they fit the UNet."""
     identity = checkpoint.identity
     if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture is Architecture.UNKNOWN:
         return found

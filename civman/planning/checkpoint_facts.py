@@ -33,7 +33,7 @@ _ODD_INPUTS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The facts about a checkpoint that rendering depends on.
+    """The facts about a checkpoint on which rendering depends.
 
     `clip_layers`: the number of layers of the text encoder; None for families in which clip skip has no effect.
     """
@@ -48,7 +48,7 @@ class Checkpoint:
     vae_reads_pictures: bool = True
     """Whether the VAE has an encoder; False if it has only a decoder."""
     input_channels: int = 4
-    """The number of channels that the UNet takes: 9 for an inpainting model."""
+    """The number of input channels of the UNet: 4, or 9 for an inpainting model."""
 
 
 def read_checkpoint(
@@ -70,7 +70,7 @@ def read_checkpoint(
     if channels not in (4, 9):
         kind = _ODD_INPUTS.get(channels, "an unknown kind of input")
         raise CannotRender(
-            f"the UNet of `{found.inspected.name}` takes {channels} channels ({kind}); civman supports 4 and 9",
+            f"the UNet of `{found.inspected.name}` takes {channels} channels ({kind}); civman supports only 4 and 9",
             code=Cause.ODD_INPUT,
             channels=channels,
         )
@@ -171,7 +171,7 @@ def _require_shapes(found: Found, vae: Found | None, family: UNetFamily, configs
         raise CannotRender(
             f"the UNet of `{found.inspected.name}` takes a further input, as unCLIP's and upscaling models do "
             f"(`{odd[0]}`), which civman does not support",
-            hint="choose another checkpoint of this family", code=Cause.ODD_INPUT,
+            hint="choose another checkpoint of this model family", code=Cause.ODD_INPUT,
         )  # fmt: skip
     return [name for name in left if not name.endswith((*SCALES, *INPUT_SCALES, MARKER))]
 

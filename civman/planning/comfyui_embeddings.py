@@ -40,7 +40,8 @@ def embeddings(
         if len(found) > 1:
             raise AmbiguousRef(
                 f"`embedding:{name}` in the prompt could be one of {len(found)} stored embeddings",
-                hint="give one of them an alias (`civman edit REF --alias NAME`) and use that",
+                hint="give one of these embeddings an alias (`civman edit REF --alias NAME`) and use that "
+                "in the prompt",
                 candidates=[f"sha256:{digest}" for digest in found],
             )
         if found:

@@ -43,7 +43,7 @@ def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckp
     if not stored:
         raise UsageError(
             "no checkpoint was given, and the library has none",
-            hint="`civman search --type Checkpoint` finds some, and `civman download REF` adds one to the library",
+            hint="find a checkpoint with `civman search --type Checkpoint`, and download it with `civman download REF`",
             code=Cause.NO_CHECKPOINT,
         )
     listed = ", ".join(f"{asset.ref} ({_title(asset)})" for asset in stored[:_SHOWN])

@@ -1,4 +1,4 @@
-"""Expand a request's prompts before it is planned: styles first, then variants and wildcards."""
+"""Expands a request's prompts before it is planned: styles first, then variants and wildcards."""
 
 import secrets
 from collections.abc import Sequence

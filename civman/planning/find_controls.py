@@ -147,7 +147,8 @@ def _require_kind(control: Part, checkpoint: Part, name: str) -> None:
         why = f"a control model of {control.architecture}"
     if why:
         raise CannotRender(
-            f"`{name}` is {why}: civman draws with ControlNets, ControlLoRAs and T2I-Adapters of SD 1, SD 2 and SDXL",
+            f"`{name}` is {why}: civman supports ControlNets, ControlLoRAs and T2I-Adapters of SD 1, "
+            "SD 2 and SDXL",
             hint="choose another control model, or render without one", code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
 

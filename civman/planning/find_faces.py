@@ -40,7 +40,7 @@ def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
     if method not in METHODS:
         raise UsageError(
             f"`{restorer.inspected.name}` does not restore faces: it {_WORK.get(method, 'is another kind of model')}",
-            hint="use CodeFormer or GFPGAN", code=Cause.WRONG_KIND,
+            hint="use a CodeFormer or GFPGAN model", code=Cause.WRONG_KIND,
         )  # fmt: skip
     detector, parser = (_held(finder, kind, role) for kind, role in _ROLES.items())
     made = FaceRestoration(

@@ -32,7 +32,7 @@ _WANTED = {
 }  # fmt: skip
 
 _PART = (Kind.TEXT_ENCODER,)
-"""The kind of file for every role that is not listed, such as "t5" or "clip-l"."""
+"""The kind of file for all roles that are not listed in `_WANTED`, such as "t5" or "clip-l"."""
 
 _TYPES = {
     "checkpoint": (ModelType.CHECKPOINT,),
@@ -166,7 +166,7 @@ class Finder:
         )  # fmt: skip
 
     def stored(self, role: str) -> list[Found]:
-        """All stored files of the kind that a role needs, each once."""
+        """List all stored files of the kind that a role needs, each once."""
         kinds = tuple(kind.value for kind in _WANTED.get(role, _PART))
         found: dict[Sha256, Found] = {}
         for asset in self._index.assets(AssetFilter(kinds=kinds)):
@@ -175,7 +175,7 @@ class Finder:
         return list(found.values())
 
     def embeddings(self) -> Sequence[Asset]:
-        """All stored embeddings."""
+        """List all stored embeddings."""
         return self._index.assets(AssetFilter(kinds=(Kind.EMBEDDING.value,)))
 
     def of_asset(self, role: str, asset: Asset) -> Found:
@@ -267,7 +267,7 @@ def _require_kind(role: str, inspected: Inspected) -> None:
     if inspected.header is None:
         raise Refused(
             f"`{inspected.name}` is not a safetensors file: its content is {inspected.content}",
-            hint="civman renders from safetensors and GGUF files and from pickles that it reads without running them",
+            hint="pass a safetensors or GGUF file, or a pickle that contains only weights",
             code=Cause.NOT_SAFETENSORS,
         )  # fmt: skip
     kind = inspected.part.kind

@@ -76,7 +76,7 @@ def _found(
 
 
 def require_fit(adapter: Found, checkpoint: Found) -> None:
-    """Check that an IP-Adapter fits the attention of a checkpoint. Raises: Incompatible (`cannot-work`)."""
+    """Check that an IP-Adapter fits the checkpoint's cross-attention. Raises: Incompatible (`cannot-work`)."""
     problem = attention_problem(checkpoint.header.shapes, adapter.header.shapes)
     if not cross_attention(checkpoint.header.shapes):
         problem = "the checkpoint shows no cross-attention of a UNet of SD 1, SD 2 or SDXL"

@@ -53,7 +53,7 @@ class FlowChoice:
         )  # fmt: skip
 
     def memory(self, recipe: Recipe) -> Estimate:
-        """Estimate the memory in bytes that a recipe needs."""
+        """Estimate the memory in bytes that rendering a recipe needs."""
         sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
         pixels = max(width * height for width, height in sizes)
         value = 4 if recipe.precision == "float32" else 2
@@ -143,7 +143,8 @@ def require_size(recipe: Recipe, choice: FlowChoice) -> None:
         if width % step or height % step:
             near = f"{max(step, round(width / step) * step)}x{max(step, round(height / step) * step)}"
             raise UsageError(
-                f"{width}x{height} is not a size for {choice.family.title}: both sides must be multiples of {step}",
+                f"{choice.family.title} cannot render {width}x{height}: both sides must be multiples "
+                f"of {step}",
                 hint=f"the nearest valid size is {near}", code=Cause.BAD_SIZE,
             )  # fmt: skip
 

@@ -73,7 +73,7 @@ class Passes:
     vaes: list[tuple[str, str]] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
     start: StartPixels | None = None
-    """The image that the first pass starts from; None if it starts from empty latents."""
+    """The input image of the first pass; None if the first pass starts from empty latents."""
 
 
 def passes_of(graph: Graph, given: Given) -> Passes:

@@ -1,4 +1,4 @@
-"""The axes of a grid: which field of a recipe varies along each axis, and its values."""
+"""Parses the axes of a grid: which field of a recipe varies along each axis, and its values."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -133,7 +133,7 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
     channel = (request.mask_channel or "").replace("grey", "")
     if channel not in MASK_CHANNELS:
         raise UsageError(
-            f"`{request.mask_channel}` is not a channel of a mask",
+            f"`{request.mask_channel}` is not a channel of a mask image",
             hint=f"choose grey, {', '.join(MASK_CHANNELS[1:])}", code=Cause.BAD_VALUE,
         )  # fmt: skip
     mask = read_picture(
@@ -235,7 +235,7 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
     )
     return UsageError(
         f"{named} of the recipe {'is' if len(missing) == 1 else 'are'} missing{given}",
-        hint="pass each original file with --picture FILE", code=Cause.NO_START_IMAGE,
+        hint="pass the original file of each missing image with --picture FILE", code=Cause.NO_START_IMAGE,
         missing=list(missing), sha256=[str(digest) for digest in missing.values()],
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from civman.planning.find_files import Finder, Found
 from civman.planning.flow_plan import fitting_files
 
 Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
-"""A function that asks CivitAI which versions have files with these digests."""
+"""A function that asks CivitAI which model versions have files with these digests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class NeededPart:
     title: str
     is_optional: bool
     held: tuple[str, ...]
-    """The names of the stored files that fit."""
+    """The names of the stored files that can be used as this part."""
     published: tuple[KnownPart, ...]
     """Published files that are known to fit the model."""
     refs: Mapping[Sha256, str]

@@ -279,7 +279,7 @@ def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Plann
 
 
 def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
-    """Plan a recipe for a replay: unchanged, with the original's parent and typed prompts.
+    """Plan a recipe for a replay: unchanged, with the parent and the typed prompts of the original's record.
 
     Raises: the errors of `plan_recipe`.
     """

@@ -80,12 +80,13 @@ def require_encoder(recipe: Recipe, checkpoint: Checkpoint, further: FurtherChec
 
 
 def require_channels(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Check that the UNet takes the input image as the recipe gives it. Raises: CannotRender: it does not."""
+    """Check that the UNet accepts the input image as the recipe prepares it. Raises: CannotRender."""
     follows_comfyui = recipe.start is not None and recipe.start.resize_mode in COMFYUI_RESIZES
     if follows_comfyui and checkpoint.input_channels == _INPAINTING:
         raise CannotRender(
-            "an inpainting checkpoint cannot be used by ComfyUI's rules, which give it the mask in another way",
-            hint="use a checkpoint without additional inputs, or A1111's resize modes", code=Cause.ODD_INPUT,
+            "ComfyUI's resize modes cannot be used with an inpainting checkpoint, which gets the mask"
+            " in another way",
+            hint="use a checkpoint that is not for inpainting, or A1111's resize modes", code=Cause.ODD_INPUT,
             channels=checkpoint.input_channels,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from civman.planning.plan_stages import FurtherCheckpoints
 
 
 def memory_of(recipe: Recipe, checkpoint: Found, further: FurtherCheckpoints, parts: Sequence[Found]) -> Estimate:
-    """The memory that the render needs with the largest of its checkpoints, of which one is loaded at a time."""
+    """Estimate the memory for the largest of the checkpoints, because only one of them is loaded at a time."""
     each = [_memory(recipe, found, parts) for found in (checkpoint, *further.files)]
     return max(each, key=lambda estimated: estimated.needed(MemoryPlan.RESIDENT))
 
@@ -34,7 +34,7 @@ def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estima
     needed = estimate(
         shapes, width=width, height=height, batch=recipe.at_a_time, is_guided=recipe.uses_negative,
         dtype_bytes=value,
-        # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
+        # SDXL's VAE is computed in float32, because it overflows in float16; see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
         layer=layer_bytes(checkpoint.header.tensors.values(), value),
         controlnets=sum(not is_adapter(controls[use.sha256]) for use in recipe.controls),
@@ -45,12 +45,15 @@ def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estima
 
 
 def _numbers(file: Found) -> int:
-    """How many numbers the tensors of a file contain."""
+    """Count the numbers in the tensors of a file."""
     return sum(map(prod, file.header.shapes.values()))
 
 
 def _control_numbers(checkpoint: Shapes, control: Shapes) -> int:
-    """How many numbers a loaded control model contains; a ControlLoRA becomes a whole ControlNet of the checkpoint."""
+    """Count the numbers in a loaded control model.
+
+    From a ControlLoRA, a whole ControlNet is made with the checkpoint's weights.
+    """
     if is_adapter(control):
         return sum(prod(control[name]) for name in adapter_names(control).values())
     if is_control_lora(control):

@@ -34,7 +34,7 @@ class PassParts:
 
     @property
     def files(self) -> list[Found]:
-        """The files of the adapters and hypernetworks."""
+        """The files of the adapters and hypernetworks that act in this pass."""
         return [*(lora.found for lora in self.loras), *(found for found, _ in self.networks)]
 
     @property

@@ -14,7 +14,7 @@ from civman.domain.recipes.record import Environment, FileName, Record, TypedPro
 MODEL_FIELDS: Final = ("checkpoint", "vae", "parts", "precision", "prediction", "is_zero_snr", "config")
 """The recipe fields that determine which weights are loaded, and how.
 
-Adapters are merged and removed without reloading.
+Adapters are not among them, because they can be merged and removed without reloading the model.
 """
 
 
@@ -54,12 +54,12 @@ class Planned:
     memory: Estimate
     notices: tuple[str, ...] = ()
     allow_partial: bool = False
-    """Apply an adapter even if some of its layers do not fit the model."""
+    """Whether to apply adapters even if some of their layers do not fit the model."""
     keeps_noise: bool = False
     """Save an image even if it is nothing but noise, with a note, instead of raising an error."""
     typed: TypedPrompts | None = None
     parent: Sha256 | None = None
-    """The SHA-256 of the recipe that this one is a variation of."""
+    """The SHA-256 of the recipe of which this plan's recipe is a variation."""
     licence: Terms | None = None
     """The licence terms of the images; None if they were not determined."""
 

@@ -41,7 +41,7 @@ class PlannedUpscale:
 
     @property
     def files(self) -> tuple[PlannedFile, ...]:
-        """The image and, if there is one, the upscaler model."""
+        """The files of the plan: the image and, if there is one, the upscaler model."""
         picture = PlannedFile("picture", self.name, self.recipe.picture, self.picture)
         return (picture, self.model) if self.model is not None else (picture,)
 
@@ -51,7 +51,7 @@ class PlannedUpscale:
 
     @property
     def names(self) -> tuple[FileName, ...]:
-        """The name of the model file."""
+        """The names of the upscaler model: its file and, if known, its model and version on CivitAI."""
         model = self.model
         return (FileName(model.sha256, model.name, model.model, model.version),) if model is not None else ()
 
@@ -94,7 +94,7 @@ def plan_upscale_recipe(
     if path is None:
         raise UsageError(
             f"the image that was upscaled (sha256 {recipe.picture[:12]}…) is missing",
-            hint="pass the original file with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(recipe.picture)],
+            hint="pass the original image with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(recipe.picture)],
         )  # fmt: skip
     model = recipe.enlargement.model
     found = Finder(index, on_event).with_digest("upscaler", model) if model else None
@@ -108,7 +108,7 @@ def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_eve
     """
     if settings.others:
         raise CannotRender(
-            f"the image was changed by more than an upscale: {', '.join(settings.others)}",
+            f"the image was changed by more than one upscale: {', '.join(settings.others)}",
             hint="only images that were changed by one upscaler can be made again; A1111 does not record "
             "how a second one was mixed in",
             code=Cause.NOT_DRAWABLE,

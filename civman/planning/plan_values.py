@@ -1,4 +1,4 @@
-"""Plans and finished images as JSON objects, for `--json` and the server."""
+"""Converts plans and finished images to JSON objects, for `--json` and the server."""
 
 import json
 from typing import TYPE_CHECKING

@@ -128,7 +128,7 @@ def _settled(changes: dict[str, Any], frame: dict[str, int], where: str) -> dict
 
 
 def _options(line: str, where: str) -> list[tuple[str, list[str]]]:
-    """Split a line into options, each with the words that follow it."""
+    """Split a line into options, each with the words that follow it up to the next option."""
     try:
         words = shlex.split(line)
     except ValueError as error:

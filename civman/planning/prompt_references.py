@@ -55,7 +55,7 @@ class ScaledLora:
         if any(not abs(scale) <= _MOST_SCALE for scale in (self.scale, self.text_scale)):
             raise UsageError(
                 f"the scale of `{self.found.inspected.name}` is outside ±{_MOST_SCALE:.0f}",
-                hint="usual scales are between 0 and 1.5", code=Cause.BAD_SCALE,
+                hint="choose a scale between 0 and 1.5, as usual", code=Cause.BAD_SCALE,
             )  # fmt: skip
 
 
@@ -213,7 +213,8 @@ def _names(candidates: Sequence[Found], prompts: Sequence[str], bound: Mapping[s
                 raise AmbiguousRef(
                     f"`{name}` in the prompt could be the embedding `{other.inspected.name}` or"
                     f" `{found.inspected.name}`",
-                    hint="give one of them an alias (`civman edit REF --alias NAME`) and use that",
+                    hint="give one of these embeddings an alias (`civman edit REF --alias NAME`) and use "
+                    "that in the prompt",
                     candidates=[f"sha256:{each.sha256}" for each in (other, found)],
                 )
             if _folded(name) not in {_folded(known) for known in names}:
@@ -244,7 +245,7 @@ def require_widths(
 ) -> None:
     """Check that embeddings packed in adapters fit the checkpoint's text encoders.
 
-    Raises: Incompatible: one does not.
+    Raises: Incompatible: an embedding does not fit.
     """
     widths = checkpoint.identity.text_widths
     for use, found in packed_uses:

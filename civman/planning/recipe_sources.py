@@ -20,7 +20,7 @@ from civman.planning.find_files import seen_here
 
 _MOST_JSON = 8 << 20
 _MOST_NAMED = 24
-"""The maximum number of a contact sheet's cells to list in a message."""
+"""The maximum number of cells of a contact sheet that a message lists."""
 _DIGEST = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -224,7 +224,7 @@ def recipe_of(source: RecipeSource) -> Recipe:
     """
     if source.origin.upscaled is not None:
         raise UsageError(
-            f"`{source.name}` was upscaled from another image, so it has no settings of a render",
+            f"`{source.name}` was upscaled from another image, so it has no recipe of a render",
             hint="use `civman replay` to repeat the upscale, or `civman upscale` to upscale another image",
             code=Cause.BAD_RECIPE,
         )  # fmt: skip
@@ -232,6 +232,6 @@ def recipe_of(source: RecipeSource) -> Recipe:
         raise NotFound(
             f"`{source.name}` contains only the SHA-256 of its recipe ({source.origin.recipe_sha256[:12]}…), and this"
             " library does not have that recipe",
-            hint="replay it in the library that made it, or from the recipe's JSON file", code=Cause.NO_RECIPE,
+            hint="replay the picture in the library that made it, or from the recipe's JSON file", code=Cause.NO_RECIPE,
         )  # fmt: skip
     return source.origin.recipe

@@ -1,8 +1,8 @@
-"""Turn the settings of another program's image into a recipe that renders it again, or say why that is impossible.
+"""Turns the settings of another program's image into a recipe that renders it again, or says why it cannot.
 
-Each setting is expressed exactly, or with a difference that is reported, or needs an image that no metadata
-contains, or cannot be expressed. Unknown entries are reported, too. A missing setting has the value that the A1111
-version of the image gives it.
+Each setting is expressed exactly, or with a difference that is reported, or needs an image that no metadata contains,
+or cannot be expressed. Unknown entries are reported, too. A missing setting has the value that the A1111 version of the
+image gives it.
 """
 
 import json
@@ -58,7 +58,7 @@ _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 
 class _Missing(Exception):
-    """A setting that every image needs is missing."""
+    """The settings lack a value without which no image can be rendered."""
 
 
 def redraw(row: dict[str, Any]) -> Redraw:

@@ -287,7 +287,7 @@ def by_comfyui(made: Recipe) -> Recipe:
 
 
 def _start(found: Passes, first: Sampled, *, has_second: bool) -> StartImage | None:
-    """The input image of a recipe, with its mask; None if the first pass starts from empty latents."""
+    """Return the input image of a recipe, with its mask; None if the first pass starts from empty latents."""
     start = found.start
     if start is None:
         return None

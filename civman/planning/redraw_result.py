@@ -1,4 +1,4 @@
-"""The result of planning another program's image: a recipe, or why there is none."""
+"""The result of converting another program's settings: a recipe, or why there is none."""
 
 import hashlib
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Redraw:
     """Requests for units with an IP-Adapter. The ref is a model's name; `picture` is empty if none was passed."""
 
     def value(self) -> dict[str, Any]:
-        """The result as a dict that can be serialised to JSON."""
+        """Return the result as a dictionary that can be serialised to JSON."""
         return {
             "id": self.id, "drawable": self.drawable.value, "reasons": list(self.reasons),
             "resources": [asdict(each) for each in self.resources], "recipe": self.recipe,

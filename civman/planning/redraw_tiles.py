@@ -205,7 +205,7 @@ def _ultimate(entries: Entries, source: SourceImage, upscaler: FindUpscaler) -> 
         return usual if stated is None else stated
 
     method, model = _enlarging(entries, "Ultimate SD upscale upscaler", upscaler)
-    side = number("tile_size", 0)  # its key in January 2023
+    side = number("tile_size", 0)  # tile_size is the name that the script used for this entry in January 2023
     width, height = number("tile_width", side), number("tile_height", side)
     made = UltimateUpscale(
         method, model, width or height or 512, height or width or 512, number("mask_blur", 8), number("padding", 32)

@@ -43,7 +43,7 @@ def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
 
 
 def beside(plans: Sequence[Planned]) -> list[int]:
-    """Return for each plan how many images of the other plans can share its slots."""
+    """Return for each plan with how many images of other plans it can share slots."""
     others = [0] * len(plans)
     for numbers in slot_groups(plans):
         images = sum(plans[number].recipe.count for number in numbers)

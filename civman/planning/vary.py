@@ -340,7 +340,8 @@ def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderReq
     if field in ("tile_overlap", "tile_batch"):
         if tiled is None:
             raise UsageError(
-                f"`{name}` requires a redraw in tiles", hint="set tiled_upscale first, such as tiled_upscale=lanczos:2",
+                f"`{name}` requires a redraw in tiles (tiled_upscale)",
+                hint="set tiled_upscale first, such as tiled_upscale=lanczos:2",
                 code=Cause.BAD_VALUE,
             )  # fmt: skip
         changed_tiles: dict[str, Any] = {field.removeprefix("tile_"): _number(name, text, int)}

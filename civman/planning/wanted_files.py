@@ -49,7 +49,7 @@ class Wanted:
 
     @property
     def words(self) -> str:
-        """The file's role, name and hash, for messages."""
+        """A description of the file for messages: its role, name and hash."""
         shown = f" ({self.file.hash[:12]}{'…' if len(self.file.hash) > 12 else ''})" if self.file.hash else ""
         role = _TITLES.get(self.file.role, self.file.role)
         return f"{role} `{self.file.name}`{shown}" if self.file.name else f"{role}{shown}"

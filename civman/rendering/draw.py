@@ -242,7 +242,7 @@ def _upscale(model: AnyUpscaler | None, hires: Hires | None) -> Upscale | None:
 
 
 def read_inputs(planned: Planned) -> Inputs:
-    """Read the pixels of the start picture and its mask, if the plan has them, and the control images."""
+    """Read the pixels of the plan's input image, mask and control images."""
     recipe, data = planned.recipe, {file.sha256: file.data for file in planned.files}
     start = recipe.start
     controls = [read_picture(planned.path(use.picture), data=data[use.picture]).pixels for use in recipe.controls]

@@ -35,7 +35,7 @@ class TextEncoders:
 
     @property
     def widths(self) -> list[int]:
-        """The hidden size of each encoder."""
+        """The hidden size of each text encoder."""
         return [int(each.config.hidden_size) for each in self.encoders]
 
     @property
@@ -162,8 +162,8 @@ class _StageEncoder:
 
     def conditioning(self, prompts: PassPrompts) -> ChangingConditioning:
         """Encode the texts of one pass."""
-        # the UNet families treat a negative prompt differently only if it is empty in all steps, and the flow-matching
-        # ones may have a template of their own for each
+        # only UNet families treat an empty negative prompt differently, if it is empty in all steps; flow-matching
+        # families may have a template of their own for every negative prompt
         empty = all(not stage.text.strip() for stage in prompts.negative)
         is_negative = empty or self._recipe.flow is not None
         parts = [self._stages(stages, is_negative=False, weight=weight) for weight, stages in prompts.parts]

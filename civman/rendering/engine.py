@@ -28,7 +28,7 @@ from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
 
 _NO_GAIN = "on a CPU, compiling makes a step about as fast as before (measured: 1.0 times), and the first image slower"
 ENCODERS = ("text_encoder", "text_encoder_2")
-"""The text encoders that a model may have, in the order in which their outputs are concatenated."""
+"""The text encoders that a model can have, in the order in which their outputs are joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class MergedAdapters:
         return self.loras == planned.recipe.loras and (is_whole or planned.allow_partial)
 
     def applied(self) -> tuple[Applied, ...]:
-        """Report what each adapter changed."""
+        """Report for each merged adapter what it changed."""
         return tuple(_applied(*each) for each in zip(self.coverages, self.loras, strict=True))
 
 
@@ -107,7 +107,7 @@ class Engine:
 
     @property
     def encoders(self) -> list[Any]:
-        """The model's text encoders, in the order of `ENCODERS`."""
+        """The model's text encoders, in the order of the constant `ENCODERS`."""
         return [self.model.components[name] for name in ENCODERS if name in self.model.components]
 
     def serves(self, planned: Planned) -> bool:

@@ -1,4 +1,4 @@
-"""Grids of pictures along one or two axes: plans all cells before any is rendered, renders them, and draws a sheet.
+"""Grids of pictures along one or two axes: plans all cells before rendering any, and arranges them in a contact sheet.
 
 A cell is a picture like any other, with its own recipe, file and row in the index.
 """
@@ -160,7 +160,7 @@ def draw(
     if name is None and output.suffix.lower() in image_text.SUFFIXES and not output.is_dir():
         raise UsageError(
             f"the contact sheet is a PNG, so it cannot be saved as `{output.name}`",
-            hint="pass a folder as --output, and the format of the cells with --format",
+            hint="pass a folder as --output, and the format of the cells' pictures with --format",
         )
     place = Place(output.parent if name else output, options)
     order = drawing_order(grid.cells)
@@ -243,7 +243,7 @@ def _require_different(axes: Sequence[Axis], digest_of: DigestOf) -> None:
 
 
 def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: DigestOf) -> None:
-    """Check that each LoRA of an axis is used exactly once: a tag in the prompt may name the same LoRA."""
+    """Check that each LoRA of an axis is used exactly once, because a tag in the prompt may name it, too."""
     for name, text in changes:
         kind, _, ref = name.partition(":")
         if kind != "lora":

@@ -82,7 +82,7 @@ def _of_record(record: Record) -> PictureMetadata:
 
 
 def _used_model(index: Index | None, resource: Resource) -> UsedModel:
-    """Find the stored file of a model by hash, else by version id, else by name, which is not certain."""
+    """Find the stored file of a model by hash, else by version id, else by name, which leaves it uncertain."""
     if index is None:
         return UsedModel(resource)
     if resource.hash and len(resource.hash) >= 8 and (found := index.find_by_digest(resource.hash)):

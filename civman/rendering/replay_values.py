@@ -1,4 +1,4 @@
-"""Results of replays as JSON objects, for `--json` and the server, and whether a replay has anything to save."""
+"""Converts results of replays to JSON objects, and finds out whether a replay has anything to save."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ def replay_value(result: "ReplayResult") -> dict[str, object]:
 
 
 def is_unchanged(source: "RecipeSource", results: "Sequence[ReplayResult]") -> bool:
-    """Whether the replayed file already has exactly the pixels of the new images."""
+    """Whether the original's file already has exactly the pixels of the replayed images."""
     return source.path is not None and all(
         each.verdict is Verdict.IDENTICAL and each.file_change is None for each in results
     )

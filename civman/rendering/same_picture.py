@@ -34,7 +34,7 @@ _PLACES: Final = (
 
 
 class Likeness(StrEnum):
-    """How an image compares with another program's original."""
+    """How similar an image is to another program's original."""
 
     SAME = "the same picture"
     COMPOSITION = "the same composition"

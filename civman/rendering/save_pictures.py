@@ -26,11 +26,11 @@ _NO_WORDS = 40
 
 
 class EmbeddedMetadata(StrEnum):
-    """How much metadata is embedded in a picture."""
+    """How much metadata to embed in a picture."""
 
     ALL = "all"
     NO_PROMPTS = "no-prompts"
-    """Settings and the recipe's SHA-256, but no prompts. Only the library that made the picture can replay it."""
+    """Embed settings and the recipe's SHA-256, but no prompts. Only the library that made the picture can replay it."""
     NOTHING = "nothing"
 
 

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_WAITING = 3
-"""The maximum number of unsaved images, including the one that is being saved."""
+"""The maximum number of images that wait to be saved, including the one that is being saved."""
 
 
 class Saver(Generic[Item, Result]):
@@ -25,7 +25,7 @@ class Saver(Generic[Item, Result]):
     """
 
     def __init__(self, save: Callable[[Item], Result], done: Callable[[Result], None]) -> None:
-        """`done` is called with each result, in order, in the thread that uses this object."""
+        """`done` is called with each result of `save`, in order, in the thread that calls `put`."""
         self._save, self._done = save, done
         self._pool = ThreadPoolExecutor(1, "civman saver")
         self._unsaved: deque[Future[Result]] = deque()

@@ -1,4 +1,4 @@
-"""A sheet that shows an original, the image drawn again, and the difference between them."""
+"""Makes a sheet that shows an original, the image drawn again, and the difference between the two."""
 
 from pathlib import Path
 from typing import Any, Final

@@ -50,10 +50,11 @@ class StageModels:
         try:
             engine.merge(planned)
             prompt = self._encoded(engine, planned, stage)
-            for later in self._alike(planned.recipe):  # so that no prompt is encoded between the passes
+            # also encode the prompts of later stages with this model, so that none is encoded between the passes
+            for later in self._alike(planned.recipe):
                 self._encoded(engine, replace(planned, recipe=stage_recipe(self.planned.recipe, later)), later)
         except BaseException:
-            self._warm.drop(engine)  # its weights may be half merged
+            self._warm.drop(engine)  # the engine cannot be used again, because its weights may be half merged
             raise
         self._engine = engine
         self._note((), engine.merged.applied())

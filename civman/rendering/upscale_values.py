@@ -1,4 +1,4 @@
-"""Upscaled images as JSON objects, for `--json` and the server."""
+"""Converts upscaled images to JSON objects, for `--json` and the server."""
 
 from typing import TYPE_CHECKING
 

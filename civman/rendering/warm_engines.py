@@ -36,7 +36,7 @@ class WarmEngines:
 
     @property
     def count(self) -> int:
-        """How many models are loaded."""
+        """The number of models that are loaded."""
         return len(self._kept)
 
     def engine(self, planned: Planned, machine: Machine, on_event: OnEvent) -> Engine:
