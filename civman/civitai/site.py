@@ -118,7 +118,7 @@ def headers_of(response: httpx.Response) -> httpx.Headers:
 class _Key(httpx.Auth):
     """Adds the API key to requests to the configured origin, and removes any other credentials.
 
-    Because it is passed to httpx explicitly, httpx does not add credentials of its own (netrc, userinfo).
+    Because this object is passed to httpx explicitly, httpx does not add credentials of its own (netrc, userinfo).
     """
 
     def __init__(self, address: str, token: str | None) -> None:

@@ -27,7 +27,7 @@ _IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
 
 
 def commercial_use(raw: object) -> tuple[str, ...] | None:
-    """Parse the permitted commercial uses: `["Image"]`, `"{Image,Rent}"` or a single word that implies the lower ones.
+    """Parse the permitted commercial uses: `["Image"]`, `"{Image,Rent}"` or a single word that implies the weaker ones.
 
     None: the response does not state them.
     """

@@ -298,7 +298,7 @@ class Catalogue:
                     yield model, version, file
 
     def by_hash(self, digest: str) -> list[tuple[DemoModel, DemoVersion, DemoFile]]:
-        """Find public files of published versions that declare this digest in any kind, in order of publication."""
+        """Find public files of published versions by a declared digest of any kind, in order of publication."""
         wanted = digest.upper()
         found = [
             (model, version, file)

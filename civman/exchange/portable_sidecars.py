@@ -1,4 +1,4 @@
-"""Sidecars for other machines: private data is left out when they are written, and all data checked when read."""
+"""Sidecars for other machines: private data is left out when writing, and all data is checked when reading."""
 
 import json
 from datetime import datetime
@@ -25,7 +25,7 @@ class Portable:
         self._index, self._store, self._with_notes = index, store, with_notes
 
     def sidecar(self, sha256: Sha256) -> bytes:
-        """The JSON of the blob's sidecar, without what belongs to this machine."""
+        """The JSON of the blob's sidecar, without the data that belongs to this machine (path and pins)."""
         facts = described(self._index, self._index.referrers(sha256), self._store)
         for own in ("path", "pins"):  # these facts belong to this machine, not to the model
             facts.pop(own, None)

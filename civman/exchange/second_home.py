@@ -1,7 +1,7 @@
 """Push files to an object store and pull files from it; each is identified by its SHA-256 and verified on arrival.
 
-The store has each blob once, with a sidecar, so that several libraries can share it. Neither direction deletes
-anything. A download from the store resumes after an interruption like one from CivitAI.
+The store has each blob once, with a sidecar, so that several libraries can share it. Neither pushing nor pulling
+deletes anything. Like a download from CivitAI, a download from the store resumes after an interruption.
 """
 
 import hashlib
@@ -37,9 +37,7 @@ _SIDECAR = ".civman.json"
 _READ_BYTES = 4 << 20
 _AT_ONCE = 16
 _FEW = 20
-"""For up to this many files, the store is asked about each one; for more files, all objects in the store are listed
-instead.
-"""
+"""For up to this many files, the store is asked about each; for more, all objects in the store are listed instead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The small files next to a model that another program reads: CivitAI metadata in that program's format, a preview."""
+"""Small files next to a model that another program reads: CivitAI metadata in that program's format, and a preview."""
 
 import json
 from dataclasses import dataclass

@@ -259,7 +259,7 @@ class _Planner:
         self._companions(entry, asset)
 
     def _strangers(self, folder: str) -> set[tuple[str, str]]:
-        """File names in a folder of the view that do not belong to the view."""
+        """Names of files in a folder of the view that were not created by the view."""
         if folder not in self._listed:
             try:
                 self._listed[folder] = {entry.name for entry in (self._folder / folder).iterdir()}

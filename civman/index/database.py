@@ -69,7 +69,7 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
     """The LibraryError for a SQLite error, chosen by its result code alone."""
     number = getattr(error, "sqlite_errorcode", None)
     if number is None:
-        raise error  # any other error is a wrong use of the driver, and so a bug in civman
+        raise error  # any other error means that civman misuses the driver, which is a bug
     primary = number & 0xFF
     if primary == sqlite3.SQLITE_IOERR and _is_full(path):
         primary = sqlite3.SQLITE_FULL

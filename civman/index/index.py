@@ -208,7 +208,7 @@ class Index:
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "list[KeptPicture]":
         """Images that match the filter, newest first; all of them without a filter."""
-        # imported here, not at the top: it loads the recipe types (0.02 s), which listing files does not need
+        # imported on first use: the import loads the recipe types (0.02 s), which listing files does not need
         from civman.index import read_pictures
 
         return read_pictures.select(self._reader, wanted or read_pictures.PictureFilter(), limit=limit, offset=offset)
@@ -220,7 +220,7 @@ class Index:
         return read_pictures.count(self._reader, wanted)
 
     def picture_paths(self) -> set[str]:
-        """The absolute paths where all images were saved."""
+        """The absolute paths of all recorded images."""
         from civman.index import read_pictures
 
         return read_pictures.paths(self._reader)

@@ -106,7 +106,7 @@ def _check_references(driver: sqlite3.Connection, path: Path) -> None:
         raise LibraryError(
             f"the upgrade would leave rows with broken references, so it was undone: {', '.join(tables)}",
             code=Cause.LIBRARY_UPGRADE,
-            hint="report this with both civman versions, the one before the upgrade and this one",
+            hint="report this, with the civman versions before and after the upgrade",
             path=str(path),
             tables=tables,
         )

@@ -94,7 +94,7 @@ def count(reader: Reader, wanted: AssetFilter, asked: Understood) -> int:
 def where(reader: Reader, condition: str, parameters: Sequence[object]) -> list[Asset]:
     """Assets that satisfy `condition`, newest first.
 
-    It may use the tables a(sset), b(lob), f(ile), v(ersion), m(odel).
+    `condition` may use the tables a(sset), b(lob), f(ile), v(ersion), m(odel).
     """
     sql = f"SELECT {rows.ASSET_COLUMNS} FROM {rows.ASSET_TABLES} WHERE {condition} {_NEWEST_FIRST}"  # noqa: S608
     return _assets(reader, sql, parameters)
@@ -113,9 +113,11 @@ def by_digest(reader: Reader, digest: str, kind: HashKind | None) -> list[Asset]
 
 
 def by_name(reader: Reader, name: str) -> list[Asset]:
-    """Assets called `name`: by alias, file name with or without extension, model name, trainer's name, prefix, part.
+    """Assets that `name` may mean.
 
-    The first way that matches anything decides. If it returns several assets, the name is ambiguous.
+    The alias, the file name with or without extension, the model name, the trainer's name, prefixes and parts of names
+    are compared, in this order. The first comparison with a match decides; if it matches several assets, the name is
+    ambiguous.
     """
     wanted = rows.key(name)
     if not wanted:

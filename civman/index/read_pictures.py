@@ -62,7 +62,7 @@ def count(reader: Reader, wanted: PictureFilter) -> int:
 
 
 def paths(reader: Reader) -> set[str]:
-    """The absolute paths where all images were saved."""
+    """The absolute paths of all recorded images."""
     return {_full(reader, path) for (path,) in reader.all("SELECT path FROM rendering")}
 
 

@@ -187,7 +187,8 @@ def _renew_files(connection: Connection, version: ModelVersion) -> None:
 def _place(connection: Connection, model: Model, versions: Sequence[ModelVersion], *, source: Source) -> None:
     """Keep the versions in the creator's order.
 
-    Only a whole page may change an existing order; other responses may start one.
+    Only a response with the whole page may change an existing order; other responses with several versions may create
+    one.
     """
     if not versions:
         return

@@ -340,7 +340,9 @@ class Library:
         cannot do. Incompatible. UsageError: `kind` is unknown.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.plan_pipeline import pipeline  # imported here: it imports torch, which takes 2 s or more
+
+        # imported on first use, because the import of torch takes 2 s or more
+        from civman.rendering.plan_pipeline import pipeline
 
         return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
 
@@ -354,7 +356,8 @@ class Library:
 
         Raises: CannotRender: the pipeline has another model or other LoRAs, or cannot draw the plan.
         """
-        from civman.rendering.plan_pipeline import call  # imported here: it imports torch, which takes 2 s or more
+        # imported on first use, because the import of torch takes 2 s or more
+        from civman.rendering.plan_pipeline import call
 
         return call(planned, pipe)
 
@@ -378,7 +381,7 @@ class Library:
         """
         from civman.domain.recipes.machine import Machine
 
-        # imported here: it imports torch, which takes 2 s or more
+        # imported on first use, because the import of torch takes 2 s or more
         from civman.rendering.plan_pipeline import embeddings
 
         return embeddings(planned, pipe, machine=machine or Machine(), on_event=on_event)

@@ -21,7 +21,7 @@ class ObjectStorePart(Part):
 
     `url` is the store's URL, such as `s3://bucket/models`; None: the one in the settings (`object_store`).
 
-    All methods raise UsageError: `url` is invalid, or there is none; NotAllowed: no access; NetworkError: the store
+    All methods raise UsageError: `url` is invalid, or no URL is given; NotAllowed: no access; NetworkError: the store
     cannot be reached.
     """
 

@@ -192,8 +192,7 @@ class PicturesPart(Part):
     ) -> "Planned":  # fmt: skip
         """Plan the image that A1111's `parameters` text, a ComfyUI graph or an image on CivitAI describes.
 
-        `source`: the image that A1111's script SD upscale was given. The plan's notices say what differs from the
-        original.
+        `source`: the input image of A1111's script SD upscale. The plan's notices list what differs from the original.
 
         Raises: CannotRender (`not-drawable`): the text requests what civman does not render. NotFound
             (`missing-files`): files that it names are not in the library; and what `Library.plan` raises.

@@ -55,7 +55,7 @@ class UpscalingPart(Part):
 
         context = self._context
         place = Place(output or context.renders, options or OutputOptions())
-        # imported here: it imports torch, which takes 2 s or more
+        # imported on first use, because the import of torch takes 2 s or more
         from civman.rendering.upscale import SavedUpscale, upscale_and_save
 
         if on is not None or resume:
@@ -104,7 +104,7 @@ class UpscalingPart(Part):
         context = self._context
         require_all(missing(context.index, source))
         planned = plan_again(context.index, context.root, source, pictures, on_event=on_event)
-        # imported here: it imports torch, which takes 2 s or more
+        # imported on first use, because the import of torch takes 2 s or more
         from civman.rendering.upscale_again import upscale_again
 
         return upscale_again(source, planned, machine=machine or Machine(), on_event=on_event)

@@ -14,7 +14,7 @@ from civman.store.trash import blob_lock
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """The changes to make. Fields that are None or empty change nothing.
+    """The changes to make. A field that is None or an empty tuple changes nothing.
 
     An empty string as `note` or `alias` removes it, and a rating of 0 removes the rating.
     """

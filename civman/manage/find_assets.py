@@ -187,7 +187,7 @@ def not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | None
     if isinstance(ref, NumberRef) and has_picture(index, ref.number):
         return NotFound(
             f"no model or version {ref.number} is in the library",
-            hint=f"the picture with this number is `{picture_ref(ref.number)}`",
+            hint=f"to refer to the picture with this number, use `{picture_ref(ref.number)}`",
         )
     what = f"there is no file `{ref}`" if is_missing_path(ref) else f"`{ref}` is not in the library"
     return NotFound(what, hint="`civman list` lists the stored files; `civman download` adds more")
@@ -200,7 +200,7 @@ def is_missing_path(ref: Ref) -> bool:
 
 def has_picture(index: Index, number: int) -> bool:
     """Whether the library has recorded an image with this number."""
-    # imported here: it loads the recipe types (0.02 s), which only this error needs
+    # imported on first use: the import loads the recipe types (0.02 s), which only this error needs
     from civman.index.read_pictures import PictureFilter
 
     return bool(index.pictures(PictureFilter(number=number), limit=1))

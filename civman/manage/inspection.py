@@ -80,7 +80,7 @@ class Inspected:
         return cast("Header", self.header.notes["plain"])
 
     def _numbers(self) -> dict[str, float] | None:
-        """Read an adapter's alphas and flags, which are tensor values, not in the header.
+        """Read an adapter's alphas and flags, which are stored as tensor values, not in the header.
 
         None if only the header is available.
         """

@@ -143,7 +143,7 @@ class Resolver:
     def _unknown_number(self, number: int) -> NotFound:
         hint = "the model may be deleted or private; `civman search WORDS` finds models by name"
         if has_picture(self._index, number):
-            hint = f"the picture with this number is `{picture_ref(number)}`"
+            hint = f"to refer to the picture with this number, use `{picture_ref(number)}`"
         elif self._client is None:
             return self._unknown_offline(str(number))
         return NotFound(f"CivitAI has neither a model nor a version with id {number}", hint=hint, number=number)

@@ -105,7 +105,7 @@ class LeftOut:
 
     @property
     def words(self) -> str:
-        """The reason in words."""
+        """The reason as it is shown to users."""
         return REASON_WORDS[self.reason]
 
 

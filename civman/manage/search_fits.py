@@ -28,7 +28,7 @@ def search_fitting(
 
 
 def support_of(version: ModelVersion, label: str, model_type: ModelType) -> Support:
-    """How far a version works with a checkpoint that has this label, by CivitAI's labels."""
+    """How well a version works with a checkpoint that has this label, judged by CivitAI's base model labels."""
     return label_support(label, version.base_model or "", model_type)
 
 

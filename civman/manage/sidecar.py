@@ -103,7 +103,7 @@ def restore(
 ) -> int:
     """Restore a sidecar's contents to the index. Returns the number of assets restored.
 
-    `stored` has already been read and verified; `file_facts` are the facts read from it just now.
+    `stored` has already been read and verified; `file_facts` has just been read from the header of the file.
     """
     count = 0
     blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, str(facts.get("declared_by") or "civman"), now)

@@ -40,8 +40,8 @@ def read_header(path: Path) -> Header:
 def plain_header(path: Path, header: Header) -> Header:
     """Return the header as a model sees it: packed (quantised) weights are unpacked, their scales left out.
 
-    Raises: CannotRender (`quantised-weights`): a packed form that civman cannot unpack. InvalidModelFile: helper
-    tensors do not belong to their weights. StoreError: the file cannot be read.
+    Raises: CannotRender (`quantised-weights`): civman cannot unpack this format. InvalidModelFile: helper tensors, such
+    as scales, do not match their weights. StoreError: the file cannot be read.
     """
 
     def read(name: str) -> bytes:

@@ -33,7 +33,7 @@ def choose_pool(where: str | None, machine: Machine) -> Callable[[list[Task]], P
         return lambda tasks: RayPool(where.removeprefix("ray").removeprefix("://") or None, machine, tasks)
     if where != "auto" and not (where.isdecimal() and 0 < int(where) <= _MOST):
         raise UsageError(
-            f"`{where}` is not a valid value for the place to render",
+            f"`{where}` is not a valid place to render on",
             hint="use auto, a number of processes such as 2, ray, or ray://HOST:PORT", code=Cause.BAD_WORKERS,
         )  # fmt: skip
 
