@@ -24,7 +24,7 @@ _HEX: Final = re.compile(r"(?:0x)?([0-9a-fA-F]{6,64})")
 
 
 def read(text: str) -> PictureMetadata | None:
-    """Read the metadata in an A1111 text; None if it contains no line of settings."""
+    """Read the metadata in a text in A1111's format; None if it contains no line of settings."""
     if not infotext.is_infotext(text):
         return None
     parsed = infotext.read(text)
@@ -108,7 +108,7 @@ def _checkpoint(parsed: infotext.Parsed, entries: list[infotext.CivitaiEntry]) -
     name = parsed.details.get("Model", "")
     same = [entry for entry in entries if entry.kind.casefold() in ("checkpoint", "model")]
     if name or digest:
-        if len(same) == 1:  # merge both entries: a text names only one checkpoint
+        if len(same) == 1:  # merge both entries: a text contains only one checkpoint
             entries.remove(same[0])
             yield Resource("checkpoint", name, digest, same[0].version_id, same[0].air)
         else:

@@ -14,7 +14,7 @@ from civman.pictures.metadata import Generator, Loose, PictureMetadata, Resource
 
 _MOST_NODES: Final = 5000
 _MOST_STEPS: Final = 200
-"""The number of nodes followed for one value, because graphs may contain cycles."""
+"""The maximum number of nodes followed to find one value, because graphs may contain cycles."""
 _OUTPUT: Final = re.compile(r"save|preview|output", re.IGNORECASE)
 _MODELS: Final = {
     "ckpt_name": "checkpoint", "unet_name": "checkpoint", "model_name": "checkpoint", "vae_name": "vae",
@@ -24,13 +24,15 @@ _MODELS: Final = {
 _TEXTS: Final = ("text", "text_g", "text_l", "t5xxl", "clip_l", "prompt", "string", "value", "populated_text")
 _LATENTS: Final = ("latent_image", "samples", "latent", "latents")
 _AROUND: Final = ("guider", "sigmas", "sampler", "noise")
-"""The inputs that connect a sampler to its parts if it consists of several nodes."""
+"""The inputs of a sampler node that link to its guider, noise levels, sampling method and noise, if these are separate
+nodes.
+"""
 _AIR: Final = re.compile(r"urn:air:[^:]+:(?P<kind>[^:]+):civitai:[0-9]+@(?P<version>[0-9]{1,18})")
 _EMBEDDING: Final = re.compile(r"embedding:([^\s,:()\[\]{}]{1,200})")
 
 
 def read(text: str) -> PictureMetadata | None:
-    """Read the metadata in a graph in API format; None if the text is not such a graph."""
+    """Read the metadata in a graph in API format; None if the text is not a graph in API format."""
     value = loads(text.removeprefix("prompt:").strip())
     if not isinstance(value, dict):
         return None
@@ -147,7 +149,7 @@ class _Graph:
         return None
 
     def _literal(self, value: object, seen: set[str] | None = None) -> object:
-        """Return a value; if it is a link, the value in the node that the link refers to."""
+        """Return the value itself; if it is a link, return the value in the node that it refers to."""
         target = self._target(value)
         if target is None:
             return value if isinstance(value, str | int | float) else None
@@ -191,7 +193,7 @@ class _Graph:
         return self._text(positive, set()), self._text(inputs.get("negative"), set())
 
     def _text(self, link: object, seen: set[str]) -> str:
-        """Follow a conditioning's link to its text, which is not changed; several texts are joined by a line break."""
+        """Follow a conditioning's link to its prompt text, unchanged; several texts are joined with line breaks."""
         key = self._target(link)
         if key is None or key in seen or len(seen) > _MOST_STEPS or self._is_zero(key):
             return ""
@@ -231,7 +233,7 @@ class _Graph:
             yield _model("lora", file, number(self._literal(inputs.get("strength_model", inputs.get("strength")))))
         for value in inputs.values():
             for entry in map(Loose, value if isinstance(value, list) else [value]):
-                # nodes with a list of LoRAs: rgthree's and LoRA Manager's
+                # nodes whose input is a list of LoRAs: rgthree's and LoRA Manager's
                 name, is_on = entry.text("lora", "name"), entry.value.get("on", entry.value.get("active", False))
                 if name and is_on is True and entry.number("strength") is not None:
                     yield _model("lora", name, entry.number("strength"))

@@ -1,8 +1,8 @@
 """ComfyUI's graphs in one form: nodes with their class and their inputs, from the API format or the editor's workflow.
 
-The API format (`prompt`) names each input. The editor's format (`workflow`) lists the values of a node's widgets in the
-order of its class, which `WIDGETS` gives for the classes that civman follows; other nodes get no values. In it, nodes
-may also be muted or bypassed, and values may come from primitive nodes.
+The API format (`prompt`) names each input. The editor's format (`workflow`) lists the values of a node's widgets in an
+order that depends on the class; `WIDGETS` contains it for the classes that civman follows, and other nodes get no
+values. In the editor's format, nodes may also be muted or bypassed, and values may come from primitive nodes.
 """
 
 import math
@@ -15,7 +15,7 @@ from civman.pictures.metadata import loads
 
 _MOST_NODES: Final = 5000
 _DEEPEST: Final = 20
-"""The maximum number of nodes in a row that only pass a value on."""
+"""The maximum length of a chain of nodes that only pass a value on."""
 _NOT_JSON: Final = re.compile(r"(?<=[:\[,\s])-?(?:NaN|Infinity|undefined)(?=[,\]}\s])")
 _MUTED, _BYPASSED = 2, 4
 _SEED: Final = ("", "control_after_generate")
@@ -79,9 +79,9 @@ Graph = Mapping[str, Node]
 
 
 def graph_of(text: str) -> Graph | None:
-    """Read a graph in API format, in the editor's format, or CivitAI's object with both; None if it is none of these.
+    """Read a graph in API format, the editor's format, or CivitAI's object with both; None if there is no graph.
 
-    Numbers that are not JSON (`NaN`) count as 0, as on CivitAI.
+    Values that are not valid JSON (`NaN`) count as 0, as on CivitAI.
     """
     plain = text.strip().removeprefix("prompt:").removeprefix("workflow:").strip()
     value = loads(plain)
@@ -153,7 +153,7 @@ def _workflow_inputs(node: Mapping[str, Any], links: Mapping[Any, Link]) -> Iter
 
 
 def _passed_on(node: Mapping[str, Any], links: Mapping[Any, Link]) -> Iterator[tuple[int, Link | None]]:
-    """For each output of a bypassed node, the connection of its first input of the same type."""
+    """For each output of a bypassed node, yield the link of the node's first input of the same type."""
     inputs = [item for item in node.get("inputs") or [] if isinstance(item, dict)]
     for place, output in enumerate(node.get("outputs") or []):
         kind = output.get("type") if isinstance(output, dict) else None

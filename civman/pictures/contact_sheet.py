@@ -1,4 +1,4 @@
-"""Contact sheets: images in rows and columns with labels, as one PNG that lists the recipes of its cells.
+"""Contact sheets: images in labelled rows and columns, saved as one PNG that lists the recipes of its cells.
 
 A sheet has no recipe of its own and is never treated as an image that has one.
 """
@@ -22,11 +22,13 @@ KEYWORD: Final = "civman-grid"
 """The PNG text keyword under which a sheet lists its axes and the recipes of its cells."""
 SCHEMA: Final = 1
 _LEAST_SIDE: Final = 128
-"""The minimum longer side of a cell in pixels. Smaller images are enlarged by an integer factor, with sharp pixels."""
+"""The minimum length in pixels of a cell's longer side. Smaller images are enlarged by an integer factor, pixel by
+pixel.
+"""
 _MOST_PIXELS: Final = 24_000_000
 """The maximum number of pixels of a sheet.
 
-Larger ones show their cells smaller; the cells' own files are unaffected.
+In a sheet that would be larger, the cells are scaled down; the cells' own files are unaffected.
 """
 _MOST_ACROSS: Final = 8
 """The maximum number of cells in one line if there is only one axis."""
@@ -64,7 +66,7 @@ class Contents:
         """The canonical JSON text; the inverse of `contents`."""
         axes = [{"name": name, "values": values} for name, values in self.axes]
         text = canonical({"civman_grid": SCHEMA, "axes": axes, "recipes": self.recipes})
-        return text.encode(errors="replace").decode()  # replace half surrogate pairs, which a file name may contain
+        return text.encode(errors="replace").decode()  # replace lone surrogates, which a file name may contain
 
 
 def contents(entries: Mapping[str, str]) -> Contents | None:
@@ -195,7 +197,7 @@ class _Layout:
         self, pen: "ImageDraw", lines: Sequence[str], corner: tuple[int, int], width: int | None,
         colour: tuple[int, int, int],
     ) -> None:  # fmt: skip
-        """Write lines below each other, centred in `width` if it is given."""
+        """Draw lines of text below each other, centred in `width` if it is given."""
         x, y = corner
         for line in lines:
             free = max(0, width - self._font.getlength(line)) / 2 if width else 0
@@ -215,7 +217,7 @@ def _font(module: Any, size: int) -> "FreeTypeFont":
 
 
 def _readable(values: Sequence[str], font: "FreeTypeFont") -> list[str]:
-    """Replace characters that the font lacks by boxes. If there are any, the values are numbered so as to differ."""
+    """Replace characters that the font lacks with boxes; if there are any, number the values so that they differ."""
     missing = _picture(font, "\U0010fffe")
     found, is_whole = [], True
     for value in values:

@@ -1,7 +1,7 @@
-"""Preprocessors that make a control image of a picture without a model of their own.
+"""Preprocessors that make a control image from a picture without using a model.
 
-Their rules are those of A1111's ControlNet extension, which computes them with OpenCV; the arithmetic is OpenCV's.
-Pixels are (H, W, 3) uint8 in and out.
+They follow A1111's ControlNet extension, which uses OpenCV, and reproduce OpenCV's arithmetic. Input and output are (H,
+W, 3) uint8 pixels.
 """
 
 from typing import Any, Final
@@ -9,13 +9,13 @@ from typing import Any, Final
 from civman.pictures.edges import edges
 
 _LUMINANCE: Final = (0.072169, 0.715160, 0.212671)
-"""The share of each channel in the luminance; A1111 takes red for blue and blue for red, and so does this rule."""
+"""The weights of red, green and blue in the luminance; those of red and blue are swapped, as in A1111."""
 _FINE, _COARSE = 0.5, 5.0
-"""The two blurs in pixels whose difference "xdog" takes."""
+"""The standard deviations in pixels of the two Gaussian blurs whose difference "xdog" computes."""
 
 
 def control_map(pixels: Any, name: str, numbers: tuple[float, ...]) -> Any:
-    """Make a control image by a preprocessor of `domain.recipes.control.MAPS`, with its numbers."""
+    """Make a control image with the preprocessor `name` of `domain.recipes.control.MAPS` and its parameters."""
     match name:
         case "canny":
             return edges(pixels, int(numbers[0]), int(numbers[1]))
@@ -33,13 +33,13 @@ def control_map(pixels: Any, name: str, numbers: tuple[float, ...]) -> Any:
 
 
 def blurred(pixels: Any, sigma: float) -> Any:
-    """Blur by a Gaussian with whole-number weights that sum to 256, as OpenCV does for 8-bit pixels."""
+    """Blur with a Gaussian whose weights are whole numbers with a sum of 256, as OpenCV does for 8-bit pixels."""
     import numpy as np
 
     exact = _gaussian(sigma, reach=3)
     weights, rest = np.zeros(len(exact), np.int64), 0.0
     middle = len(exact) // 2
-    for place in range(middle):  # what rounding leaves is passed on to the next weight
+    for place in range(middle):  # the rounding error is carried over to the next weight
         wanted = exact[place] * 256 + rest
         weights[place] = weights[-1 - place] = whole = round(wanted)
         rest = wanted - whole
@@ -58,7 +58,7 @@ def _gaussian(sigma: float, *, reach: int) -> Any:
 
 
 def _weighted(values: Any, weights: Any) -> Any:
-    """Sum neighbours along rows, then along columns; outside the image, pixels are reflected without the edge."""
+    """Compute weighted sums along rows, then columns; borders are reflected without repeating the edge pixel."""
     import numpy as np
 
     reach = len(weights) // 2
@@ -74,7 +74,7 @@ def _weighted(values: Any, weights: Any) -> Any:
 
 
 def shrunk(pixels: Any, rate: float) -> Any:
-    """Shrink both sides by `rate`, averaging areas; a rate below 1.1 leaves the picture as it is, as in A1111."""
+    """Shrink both sides by `rate`, averaging areas; a rate below 1.1 leaves the picture unchanged, as in A1111."""
     import numpy as np
 
     if rate < 1.1:
@@ -83,12 +83,13 @@ def shrunk(pixels: Any, rate: float) -> Any:
     rows, columns = _shares(pixels.shape[0], height), _shares(pixels.shape[1], width)
     lower = np.tensordot(rows, pixels.astype(np.float64), axes=1)
     means = np.tensordot(lower, columns, axes=(1, 1)).transpose(0, 2, 1)
-    is_half = pixels.shape[0] == 2 * height and pixels.shape[1] == 2 * width  # OpenCV rounds these halves up
+    # OpenCV rounds .5 up when halving, and to even otherwise
+    is_half = pixels.shape[0] == 2 * height and pixels.shape[1] == 2 * width
     return (np.floor(means + 0.5) if is_half else np.rint(means)).astype(np.uint8)
 
 
 def _shares(size: int, target: int) -> Any:
-    """The share of each of `size` pixels in each of `target` larger ones, (target, size)."""
+    """The (target, size) matrix of averaging weights that shrink a side of `size` pixels to `target` pixels."""
     import numpy as np
 
     starts, scale = np.arange(target)[:, None] * (size / target), size / target
@@ -99,9 +100,9 @@ def _shares(size: int, target: int) -> Any:
 
 
 def lightness(pixels: Any, gamma: float) -> Any:
-    """Convert to the lightness of CIELAB in grey (A1111's "recolor_luminance"), to the power of `gamma`.
+    """Convert to CIELAB lightness as grey, raised to the power of `gamma` (A1111's "recolor_luminance").
 
-    OpenCV computes it in whole numbers: light in 2040 levels, its cube root and the sums in 15 bits.
+    Like OpenCV, this uses integers: luminance in 2040 levels, cube roots and sums in 15-bit fixed point.
     """
     import numpy as np
 
@@ -124,5 +125,5 @@ def sketch(pixels: Any, threshold: float) -> Any:
     values = pixels.astype(np.float64)
     apart = _weighted(values, _gaussian(_COARSE, reach=4)) - _weighted(values, _gaussian(_FINE, reach=4))
     dark = (255 - apart.min(axis=2)).clip(0, 255).astype(np.uint8)
-    strength = (2 * (255 - dark.astype(np.int64))) % 256  # A1111's numbers have eight bits
+    strength = (2 * (255 - dark.astype(np.int64))) % 256  # as in A1111, the 8-bit arithmetic wraps around
     return np.repeat(np.where(strength > threshold, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)

@@ -1,19 +1,19 @@
-"""Edges of an image by Canny's method, as the ControlNets for edges expect them: white lines on black.
+"""Canny edge detection, as ControlNets for edges expect it: white lines on black.
 
-The arithmetic is OpenCV's, in whole numbers: Sobel derivatives of 3x3 pixels, for each pixel those of the channel with
-the strongest gradient; the sum of their absolute values is the strength. Outside the image, edge pixels are repeated.
-Source: Canny 1986, and OpenCV's documentation of `Canny`.
+The arithmetic is OpenCV's, in integers: 3x3 Sobel derivatives, for each pixel those of the channel with the strongest
+gradient; the gradient's strength is the sum of their absolute values. Borders repeat the edge pixels. Source: Canny
+1986, and OpenCV's documentation of `Canny`.
 """
 
 from typing import Any, Final
 
 LOW: Final = 100
 HIGH: Final = 200
-"""A1111's two thresholds for edges: an edge contains a pixel above `HIGH`, and continues through pixels above `LOW`."""
+"""A1111's two thresholds: an edge needs at least one pixel above `HIGH`, and continues through pixels above `LOW`."""
 
 
 def edges(pixels: Any, low: int = LOW, high: int = HIGH) -> Any:
-    """Find the edges in (H, W, 3) uint8; returns (H, W, 3) uint8 with values 0 and 255."""
+    """Find the edges in (H, W, 3) uint8 pixels; returns (H, W, 3) uint8 with values 0 and 255."""
     import numpy as np
 
     across, down = _gradient(pixels.astype(np.int32))
@@ -27,7 +27,7 @@ def edges(pixels: Any, low: int = LOW, high: int = HIGH) -> Any:
 
 
 def _gradient(pixels: Any) -> tuple[Any, Any]:
-    """Sobel derivatives of (H, W, C), each (H, W, C); outside the image the edge pixels are repeated."""
+    """Horizontal and vertical Sobel derivatives, each (H, W, C) like the pixels; borders repeat the edge pixels."""
     import numpy as np
 
     whole = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -37,7 +37,7 @@ def _gradient(pixels: Any) -> tuple[Any, Any]:
 
 
 def _thinned(strength: Any, across: Any, down: Any) -> Any:
-    """Whether each pixel is a maximum among its two neighbours in the direction of the gradient."""
+    """Non-maximum suppression: whether each pixel is stronger than both its neighbours along the gradient."""
     import numpy as np
 
     whole = np.pad(strength, 1)

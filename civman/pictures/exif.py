@@ -1,4 +1,4 @@
-"""Read and write the two texts of a JPEG or WebP: EXIF's user comment, and civman's record as an XMP property.
+"""Read and write the two texts in a JPEG or WebP: EXIF's user comment, and civman's record as an XMP property.
 
 Sources: Exif 2.32 (section 4.6: user comment and its character codes), TIFF 6.0 (directories), XMP part 1.
 """
@@ -21,12 +21,12 @@ _MOST_ENTRIES: Final = 2000
 _ITEM_BYTES: Final = {1: 1, 2: 1, 6: 1, 7: 1, 129: 1}
 """The field types that may contain text, with the size of one item in bytes (129 is UTF-8, from Exif 3)."""
 _SIGNS: Final = ("Steps: ", "sui_image_params", '{"', "{\n")
-"""Strings that occur in generation data: decoded text that contains one has the right byte order."""
+"""Strings that are typical of generation data: if decoded text contains one of them, the byte order was right."""
 
 _NAMESPACE: Final = "urn:civman:1.0/"
 _PLAIN: Final = re.compile("[\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0001fffd]*")
 _MOST_PLAIN: Final = 60_000
-"""The maximum size in UTF-8 bytes of an uncompressed record; larger ones are compressed to fit a JPEG segment."""
+"""The maximum size in UTF-8 bytes of an uncompressed record; a larger one is compressed to fit a JPEG segment."""
 _MOST_RECORD: Final = 64 * 1024 * 1024
 _RECORD: Final = re.compile(rb"<civman:(?P<tag>record|packed)>(?P<text>[^<]*)</civman:(?P=tag)>", re.DOTALL)
 
@@ -81,7 +81,7 @@ def comment_text(value: bytes) -> str:
     """Decode a user comment in any of the encodings that programs use.
 
     The standard does not specify the byte order of UTF-16, and the TIFF's own byte order does not determine it
-    (CivitAI's images differ). The order that results in generation data is chosen, otherwise the one with more plain
+    (CivitAI's images differ). The order that gives generation data is chosen, or else the order that gives more plain
     letters.
     """
     code, body = value[:8], value[8:]

@@ -1,8 +1,8 @@
-"""Write images as PNG, JPEG or WebP files that contain texts, and read them again.
+"""Write images as PNG, JPEG or WebP files with metadata texts, and read such files.
 
 A PNG contains `parameters` (the text that A1111 and CivitAI read) in a text chunk of that name; a JPEG or WebP contains
-it in EXIF's user comment. civman's own record is in a PNG's iTXt chunk `civman`, elsewhere in an XMP property. A JPEG
-comment is never used, because other programs expect Fooocus data there.
+it in EXIF's user comment. civman's own record is in a PNG's iTXt chunk `civman`; in a JPEG or WebP, it is an XMP
+property. A JPEG comment is never written, because other programs expect Fooocus data there.
 
 Source: CivitAI's upload page (run, August 2026).
 """
@@ -30,7 +30,7 @@ _MOST_PIXELS: Final = 89_000_000
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The contents of an image file: `size` is (width, height) in pixels; texts are exactly as they were written."""
+    """The metadata of an image file: `size` is (width, height) in pixels; texts are exactly as in the file."""
 
     format: Format
     size: tuple[int, int]
@@ -55,14 +55,14 @@ def write(
     others: Mapping[str, str] | None = None,
     profile: bytes | None = None,
 ) -> bytes:
-    """Encode (H, W, 3) uint8 pixels as a file that contains both texts. The same input gives the same bytes.
+    """Encode (H, W, 3) uint8 pixels as a file with `record` and `parameters`. The same input gives the same bytes.
 
     Pixels may have a fourth channel, transparency, except in a JPEG. `quality` is 1 to 100 for JPEG (None: 95; chroma
-    is never subsampled) and for WebP (None: lossless); PNG has none. `others`: further texts of a PNG by their names.
-    `profile`: the ICC profile of the colours.
+    is never subsampled) and for WebP (None: lossless); it is ignored for PNG. `others`: further texts of a PNG by their
+    names. `profile`: the ICC profile of the colours.
 
     Raises: UsageError: `text-too-long` (it does not fit into a JPEG), `unwritable-picture` (too large for the format,
-        or a text with half a surrogate pair).
+        or a text with a lone surrogate).
     """
     from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to write
 
@@ -128,7 +128,7 @@ def _check_segments(options: Mapping[str, Any]) -> None:
 
 
 def read(source: Path | bytes) -> Carried:
-    """Read the texts of an image. The whole file is checked and decoded, so a truncated or damaged one is an error.
+    """Read the texts of an image. The whole file is checked and decoded, so truncated and damaged files are errors.
 
     Raises: UsageError (`bad-picture`): missing, not a PNG, JPEG or WebP, truncated, damaged, or too large.
     """
@@ -154,7 +154,7 @@ def texts(data: bytes, name: str = "") -> Carried:
 def pixels(source: Path | bytes, *, with_alpha: bool = False) -> Any:
     """Decode a file to (H, W, 3) uint8. Colours are unchanged, EXIF rotation is ignored, transparency is dropped.
 
-    With `with_alpha`, an image that has transparency gives (H, W, 4). Raises: UsageError (`bad-picture`): as `read`.
+    `with_alpha`: an image with transparency is decoded to (H, W, 4). Raises: UsageError (`bad-picture`): as `read`.
     """
     data, name = _bytes(source), _name(source)
     kind, notes = _notes(data, name)

@@ -17,8 +17,9 @@ _STEPS: Final = re.compile(r"\s*Steps: ?[0-9]")
 _PAIR: Final = re.compile(r"(?:^|,)\s*\w[\w /-]{0,60}:")
 _MOST_KEY: Final = 200
 _MOST_FAILED: Final = 100
-"""The maximum number of values that are tried as JSON without success: each error costs time, because Python counts
-lines.
+"""The maximum number of failed attempts to parse a value as JSON.
+
+Each takes long, because Python counts lines for the error message.
 """
 _NOT_IN_KEYS: Final = frozenset('"{}[]')
 _TAG: Final = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,300}+):?([^<>]{0,800}+)>")
@@ -39,7 +40,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class CivitaiEntry:
-    """An entry of `Civitai resources`: a model version on CivitAI, and its weight if there is one."""
+    """An entry of `Civitai resources`: a model version on CivitAI, and its weight if one is given."""
 
     version_id: int | None
     kind: str = ""
@@ -51,7 +52,7 @@ class CivitaiEntry:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The parsed text. `details` are the settings as written, in order; JSON values stay JSON text."""
+    """A parsed text in A1111's format. `details`: the settings as written, in order; JSON values are kept as text."""
 
     prompt: str
     negative: str
@@ -114,7 +115,7 @@ def is_infotext(text: str) -> bool:
 
 
 def _details_at(lines: list[str]) -> int:
-    """Find the line of settings: the last one with the steps first, else the last line if it has three settings."""
+    """Find the line of settings: the last one that starts with "Steps:", else the last line if it has 3 settings."""
     for at in range(len(lines) - 1, -1, -1):
         if _STEPS.match(lines[at]):
             return at
@@ -125,7 +126,7 @@ def _details_at(lines: list[str]) -> int:
 
 
 def settings(line: str) -> Iterator[tuple[str, str]]:
-    """Parse a line of settings: its keys and values.
+    """Parse a line of settings into keys and values.
 
     Plain string searches are used, because regular expressions take quadratic time on crafted input.
     """
@@ -151,7 +152,7 @@ def settings(line: str) -> Iterator[tuple[str, str]]:
 
 
 def pairs(text: str) -> Iterator[tuple[str, str]]:
-    """Parse `name: value, name: value`; parts of another form are skipped."""
+    """Parse `name: value, name: value`; items in any other form are skipped."""
     for item in text.split(","):
         name, colon, value = item.rpartition(":")
         if colon and name.strip() and value.strip():
@@ -159,7 +160,7 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def number(text: str) -> float | None:
-    """Parse a number, or return None if the text is none."""
+    """Parse a number; None if the text is not a number."""
     match = _SCALE.fullmatch(text.strip())
     return float(match[1]) if match else None
 

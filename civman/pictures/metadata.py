@@ -1,4 +1,4 @@
-"""One form for the metadata of images from all programs, and tools to read JSON whose types cannot be trusted."""
+"""A common form for the metadata that all programs write into images, and tools to read JSON with untrusted types."""
 
 import json
 import math
@@ -29,7 +29,10 @@ class Generator(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Numbers and names as the program wrote them; None if missing. Sizes are in pixels, of the first pass."""
+    """The settings of an image as its program wrote them; None if missing.
+
+    Width and height are the first pass's, in pixels.
+    """
 
     steps: int | None = None
     sampler: str | None = None
@@ -58,7 +61,7 @@ class Resource:
     air: str | None = None
     weight: float | None = None
     text_weight: float | None = None
-    """The weight of a LoRA on the text encoders, if it has one of its own."""
+    """The weight of a LoRA on the text encoders, if it differs from `weight`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class PictureMetadata:
 
 
 class Loose:
-    """A JSON object from an untrusted source: a value that is missing or has another type is None or empty."""
+    """A JSON object from an untrusted source: a value that is missing or of the wrong type reads as None or empty."""
 
     def __init__(self, value: object) -> None:
         """Wrap a parsed JSON value; one that is not an object counts as an empty object."""

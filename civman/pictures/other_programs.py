@@ -1,9 +1,10 @@
 """Read the metadata of images from other programs: which program, prompts, settings and models.
 
-A1111's text and ComfyUI's graphs have modules of their own (`a1111`, `comfyui`). This one reads the rest and decides
-the order, which is CivitAI's: text first. InvokeAI's two old formats are read with the library sd-parsers; for the
-others it returns nothing (SwarmUI, RuinedFooocus, CivitAI) or was measured to be wrong (ComfyUI's models and white
-space, NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models since version 4).
+A1111's text and ComfyUI's graphs have modules of their own (`a1111`, `comfyui`). This module reads all other formats,
+and tries the formats in CivitAI's order: text first. InvokeAI's two old formats are read with the library sd-parsers.
+It is not used for the other formats, because it returns nothing (SwarmUI, RuinedFooocus, CivitAI) or wrong values
+(ComfyUI's models and white space, NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models since
+version 4).
 """
 
 import re
@@ -23,7 +24,7 @@ _RUINED_LORA: Final = re.compile(r"\s*([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 
 
 def read(carried: Carried) -> PictureMetadata | None:
-    """Read the metadata of an image; None if it has none in a known format. Malformed text never causes an error."""
+    """Read the metadata of an image; None if it has none in a known format. Malformed text never raises an error."""
     entries = carried.entries
     for text in (carried.parameters or "", *_legacy_exif(entries)):
         if told := read_text(text):
@@ -40,7 +41,7 @@ def read(carried: Carried) -> PictureMetadata | None:
 
 
 def read_text(text: str) -> PictureMetadata | None:
-    """Read the metadata in a `parameters` text, in any of the formats that programs write there."""
+    """Read the metadata in a `parameters` text in any of the formats that programs write under this name."""
     if not text.lstrip().startswith("{"):
         return a1111.read(text)
     value = Loose(loads(text))
@@ -163,7 +164,7 @@ def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
 
 
 def _invoke_model(kind: str, model: Loose, weight: float | None) -> Resource:
-    """Convert a model of InvokeAI, which stores its BLAKE3 hash, and other hashes only if they came with the model."""
+    """Convert a model entry of InvokeAI. Its hash is BLAKE3, unless the model came with a hash of another kind."""
     algorithm, colon, digest = model.text("hash").partition(":")
     known = a1111.hex_of(digest if colon else algorithm)
     return Resource(kind, model.text("name", "model_name"), known, weight=weight)

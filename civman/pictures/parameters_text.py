@@ -25,7 +25,7 @@ __all__ = ["Part", "SecondPass", "Generation", "text", "Parsed", "read"]
 
 _NOT_IN_NAMES: Final = re.compile(r'[,:"{}\[\]<>\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _ENDS_THAT_CUT: Final = ("resources", "hashed prompt", "hashed negative prompt", "negative prompt")
-"""A name with such an ending, followed by a colon, would end the text or be read as the negative prompt."""
+"""A name with one of these endings, followed by a colon, would end the text or be read as the negative prompt."""
 _KEYS: Final = frozenset({
     "steps", "sampler", "schedule type", "cfg scale", "seed", "size", "model", "model hash", "vae", "vae hash",
     "clip skip", "denoising strength", "rng", "ensd", "version", "hashes", "lora hashes", "civitai resources",
@@ -41,13 +41,13 @@ _KEYS: Final = frozenset({
     "hires schedule type", "hires cfg scale", "hires checkpoint", "hires prompt", "hires negative prompt", "refiner",
     "refiner switch at", "refiner switch by sampling steps", "hires refiner",
 })  # fmt: skip
-"""The names of settings, which a LoRA must not have: simple readers would take it for the setting."""
+"""The names of settings. No model may have one of them as its name: simple readers would mistake it for the setting."""
 _ENDS_IN_QUOTES: Final = re.compile(r"(?i)(resources|prompt|hashes|template|steps|metadata):")
-"""Words before a colon at which readers end a line of settings, even within quotes."""
+"""Words that, followed by a colon, make readers end a line of settings, even within quotes."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
 _TAG: Final = re.compile(r"<lora:([^:>]+)")
 _SITE_TAG: Final = re.compile(r"<lora:([a-zA-Z0-9_.\-]+):[0-9.]+>")
-"""The only LoRA tags that CivitAI reads a strength from: a plain name, and one strength that is not negative."""
+"""Matches the only LoRA tags whose strength CivitAI reads: a plain name, and one strength that is not negative."""
 _HASH: Final = re.compile(r"[0-9a-f]{8,64}")
 _AIR: Final = re.compile(r"urn:air:[a-z0-9_-]+:(?P<kind>[a-z0-9_-]+):civitai:[0-9]+@(?P<version>[0-9]+)")
 
@@ -56,8 +56,8 @@ _AIR: Final = re.compile(r"urn:air:[a-z0-9_-]+:(?P<kind>[a-z0-9_-]+):civitai:[0-
 class Part:
     """A model used for the image; unknown facts are None.
 
-    `name` is the file name without extension, or the word in the prompt for an embedding. Hashes are lower-case hex.
-    CivitAI finds a model best by `version_id`; `air` contains it too.
+    `name` is the file name without extension or, for an embedding, its word in the prompt. Hashes are lower-case hex.
+    CivitAI finds a model most reliably by `version_id`, which `air` contains too.
     """
 
     name: str
@@ -73,7 +73,9 @@ class Part:
     """The block weights of a LoRA."""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """How the scale of a LoRA on the UNet changes over the steps of each pass; "": not, or as in the first pass."""
+    """How the UNet's scale of a LoRA changes over the steps of each pass; "": it does not, or not differently from the
+    first.
+    """
 
 
 class Words(str):
@@ -82,7 +84,7 @@ class Words(str):
 
 @dataclass(frozen=True, slots=True)
 class SecondPass:
-    """The hires pass: final size in pixels, steps, denoising strength, and the upscaler by civman's or A1111's name."""
+    """The hires pass: final size in pixels, steps, denoising strength, and civman's or A1111's name of the upscaler."""
 
     width: int
     height: int
@@ -91,15 +93,15 @@ class SecondPass:
     upscaler: str
     prompt: str | None = None
     negative: str | None = None
-    """The second pass's own prompts; None: those of the first pass."""
+    """The prompts of the second pass; None means the first pass's."""
     loras: tuple[Part, ...] | None = None
-    """The LoRAs of the second pass, whose tags are added to its prompt; None: those of the first pass."""
+    """The LoRAs of the second pass, whose tags are added to its prompt; None means the first pass's."""
     checkpoint: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ControlUnit:
-    """A unit of A1111's ControlNet extension: its model and its fields in the extension's words."""
+    """A unit of A1111's ControlNet extension: its model, and its settings with the extension's values."""
 
     model: Part
     weight: float
@@ -108,16 +110,16 @@ class ControlUnit:
     control_mode: str
     resize_mode: str
     union_type: str = ""
-    """The kind of control image for a union of ControlNets; "" for other models."""
+    """The kind of control image, for a union ControlNet; "" for other models."""
     module: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Everything that the text can express about one image. `version` names the program, such as "civman 0.3".
+    """Everything about one image that the `parameters` text can express.
 
-    `sampler` is A1111's name, with or without the schedule; `schedule` is A1111's name too ("Karras"), or "". `prompt`
-    may contain LoRA tags; missing ones are added.
+    `version` is the program, such as "civman 0.3". `sampler` is A1111's name, with or without the schedule; `schedule`
+    is A1111's name too ("Karras"), or "". `prompt` may contain LoRA tags; missing ones are added.
     """
 
     prompt: str
@@ -173,14 +175,14 @@ def text(generation: Generation) -> str:
 
 
 def sampler_name(sampler: str, schedule: str) -> str:
-    """Return CivitAI's single name for a sampler with its schedule if there is one, else the sampler's name."""
+    """Return CivitAI's name for the sampler and schedule together if it has one, else the sampler's name."""
     both = f"{sampler} {schedule}"
     return both if both in _names()["site_samplers"] else sampler
 
 
 @cache
 def _names() -> dict[str, Any]:
-    """Other programs' names for samplers and upscalers (parameter_names.json)."""
+    """Load other programs' names for samplers and upscalers from parameter_names.json."""
     data: dict[str, Any] = json.loads(resources.files(__package__).joinpath("parameter_names.json").read_text("utf-8"))
     return data
 
@@ -193,7 +195,7 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     yield "CFG scale", _number(generation.cfg)
     yield "Seed", str(generation.seed)
     yield "Size", f"{generation.width}x{generation.height}"
-    # before the model, because readers that tear the units apart would take a unit's model for the checkpoint
+    # written before the model, because readers that split units at commas would take a unit's model for the checkpoint
     for number, (name, unit) in enumerate(_control_units(generation)):
         yield f"ControlNet {number}", _unit_text(name, unit)
     if model is not None:
@@ -221,7 +223,7 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
 
 
 def _control_units(generation: Generation) -> list[tuple[str, ControlUnit]]:
-    """Each unit with the name of its model; a model that several units use has one name."""
+    """Each unit with its model's name in the text; units that use the same model have the same name."""
     models = list(dict.fromkeys(unit.model for unit in generation.controls))
     named = {part: name for name, part in _named(models)}
     return [(named[unit.model], unit) for unit in generation.controls]
@@ -239,7 +241,7 @@ def _unit_text(name: str, unit: ControlUnit) -> str:
 
 
 def _of_stages(generation: Generation, loras: Sequence[tuple[str, Part]]) -> Iterator[tuple[str, str]]:
-    """The second pass's own prompts and checkpoint, and the refiner."""
+    """Yield the settings for the second pass's prompts and checkpoint, and for the refiner."""
     hires = generation.hires
     if hires is not None:
         yield "Hires checkpoint", _titled(hires.checkpoint) if hires.checkpoint is not None else ""
@@ -252,15 +254,15 @@ def _of_stages(generation: Generation, loras: Sequence[tuple[str, Part]]) -> Ite
 
 
 def _titled(checkpoint: Part) -> str:
-    """A checkpoint's name and hash as A1111 writes them in one value."""
+    """Format a checkpoint's name and hash as a single value, as A1111 does."""
     digest = _short(checkpoint.autov2)
     return _plain(checkpoint.name, digest or "model") + (f" [{digest}]" if digest else "")
 
 
 def _quoted(prompt: str) -> str:
-    """A prompt as a quoted value, which A1111 reads as JSON; where an empty one would be no value, a space.
+    """Format a prompt as a JSON string, as A1111 does; an empty prompt is written as a space, to remain a value.
 
-    Characters that CivitAI's reader takes for the end of the value or for other settings are escaped.
+    Characters that CivitAI's reader would take for the end of the value or for other settings are escaped.
     """
     text = json.dumps(prompt or " ", ensure_ascii=False)[1:-1]
     for sign in ('\\"', "[", "{"):
@@ -269,10 +271,10 @@ def _quoted(prompt: str) -> str:
 
 
 def _listed_by_hash(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
-    """The LoRAs to list in `Lora hashes`.
+    """Select the LoRAs to list in `Lora hashes`.
 
-    CivitAI joins an entry there with the tag of the same name and stores strength 1 where it cannot read the tag, even
-    if `Civitai resources` gives the strength. A LoRA with such a tag is therefore listed in `Hashes` alone.
+    CivitAI matches an entry of that list with the tag of the same name. If it cannot read the tag, it stores strength
+    1, even if `Civitai resources` gives the strength. A LoRA with such a tag is therefore listed in `Hashes` only.
     """
     read_by_site = set(_SITE_TAG.findall(prompt))
     return ((name, lora) for name, lora in loras if name in read_by_site and _hash(lora))
@@ -294,10 +296,10 @@ def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterat
 
 
 def _resources(generation: Generation) -> Iterator[dict[str, object]]:
-    """The models that have an id on CivitAI. A single entry without an id would make CivitAI discard all of them.
+    """Yield an entry for each model with an id on CivitAI; one entry without an id would make CivitAI discard them all.
 
-    CivitAI takes an entry's name from its type (from its AIR where there is one) and links no part that is named "vae".
-    A VAE is therefore of type "VAE" and has no AIR.
+    CivitAI names an entry by its type, or by its AIR if it has one, and does not link an entry that is named "vae". A
+    VAE therefore gets the type "VAE" and no AIR.
     """
     parts = [("checkpoint", generation.model), ("VAE", generation.vae)]
     parts += [("lora", part) for part in generation.loras] + [("embedding", part) for part in generation.embeddings]
@@ -325,17 +327,17 @@ def _with_tags(prompt: str, parts: Sequence[Part], loras: Sequence[tuple[str, Pa
 
 
 def _key(part: Part) -> tuple[str, str | None, str | None]:
-    """What is equal for two uses of one file."""
+    """Return a key that is equal for two entries of the same file."""
     return part.name, part.autov2, part.autov3
 
 
 def _distinct(parts: Sequence[Part]) -> list[Part]:
-    """The parts without a second use of a file."""
+    """Remove repeated entries of the same file."""
     return [*{_key(part): part for part in reversed(parts)}.values()][::-1]
 
 
 def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[str]:
-    """Tags for the LoRAs that the prompt does not contain: A1111 learns their scales only from tags."""
+    """Yield tags for LoRAs that have none in the prompt, because A1111 reads their scales only from tags."""
     there = {_plain(name) for name in _TAG.findall(prompt)}
     for name, lora in loras:
         if name not in there:
@@ -373,7 +375,7 @@ def _harmless(prompt: str) -> str:
 
 
 def _whole(words: str) -> str:
-    """Remove characters that cannot be written to a file (half surrogate pairs, NUL), and unify line breaks."""
+    """Remove characters that cannot be written to a file (lone surrogates, NUL), and convert line breaks to LF."""
     whole = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
     return whole.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -384,7 +386,7 @@ def _short(digest: str | None) -> str:
 
 
 def _hash(part: Part) -> str:
-    """Return a LoRA's hash: AutoV3, which A1111 writes, or AutoV2 if that is unknown."""
+    """Return a LoRA's hash: AutoV3, as A1111 writes it, or AutoV2 if AutoV3 is unknown."""
     return _checked(part.autov3)[:12] or _short(part.autov2)
 
 

@@ -16,7 +16,7 @@ from civman.pictures.upscale_text import settings_of, upscaler_title
 
 
 def parameters(record: Record, *, with_words: bool = True) -> str:
-    """Write the text for one image; with `with_words=False`, only settings and models without prompts."""
+    """Write the `parameters` text for one image; `with_words=False` leaves out the prompts."""
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
     # with a stretched second pass, the size in the text is that of the second pass
@@ -54,7 +54,7 @@ def _prompt(record: Record, *, with_words: bool) -> str:
 
 
 def _with_networks(record: Record, prompt: str, networks: Sequence[HypernetworkUse]) -> str:
-    """Add the tags of hypernetworks to a prompt, from which A1111 learns their strengths."""
+    """Add tags for hypernetworks to a prompt, because A1111 reads their strengths from the tags."""
     tags = [f"<hypernet:{_part(record, use.sha256).name}:{use.strength:g}>" for use in networks]
     return " ".join([*([prompt] if prompt else []), *tags])
 
@@ -70,7 +70,10 @@ def _loras(record: Record, uses: Sequence[LoraUse]) -> tuple[Part, ...]:
 
 
 def _second_pass(record: Record, hires: Hires, *, with_words: bool) -> SecondPass:
-    """The second pass. Its prompt is written if it has other words or networks, all of which its tags name."""
+    """Describe the second pass.
+
+    Its prompt is written only if it differs from the first one in words, LoRAs or hypernetworks.
+    """
     recipe, (prompt, negative) = record.recipe, (hires.prompt, hires.negative_prompt)
     has_networks = hires.loras is not None or hires.hypernetworks is not None
     if has_networks or (with_words and prompt not in (None, recipe.prompt)):
@@ -88,7 +91,7 @@ def _second_pass(record: Record, hires: Hires, *, with_words: bool) -> SecondPas
 
 
 def _of_second_sampling(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build A1111's keys, and Forge's for the CFG scale, for a second pass that samples in its own way."""
+    """Build the keys of a second pass with its own sampler, schedule (A1111's keys) or CFG scale (Forge's key)."""
     hires = recipe.hires
     if hires is None or hires.stretches:
         return
@@ -101,7 +104,7 @@ def _of_second_sampling(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_refiner(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build A1111's keys for how a refiner takes over."""
+    """Build A1111's keys for when the refiner takes over, and in which passes."""
     refiner = recipe.refiner
     if refiner is None:
         return
@@ -121,7 +124,7 @@ def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
-    """Build A1111's keys for restored faces, for a redraw in tiles and for the enlargement of the finished image."""
+    """Build A1111's keys for face restoration, for a redraw in tiles, and for the enlargement of the finished image."""
     if record.recipe.faces is not None:
         yield "Face restoration", {"codeformer": "CodeFormer", "gfpgan": "GFPGAN"}[record.recipe.faces.method]
         if record.recipe.faces.weight != WEIGHT:
@@ -142,7 +145,8 @@ def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
         yield "Ultimate SD upscale mask_blur", ultimate.blur
         yield "Ultimate SD upscale padding", ultimate.padding
     tiles, larger = record.recipe.tiled_diffusion, record.recipe.input_upscale
-    if tiles is not None:  # in the form of the extension's first versions, which no reader tears apart
+    # in the form of the extension's first versions, which CivitAI's reader does not split at commas
+    if tiles is not None:
         yield "Tiled Diffusion method", tiles.method
         yield "Tiled Diffusion tile width", tiles.tile_width
         yield "Tiled Diffusion tile height", tiles.tile_height
@@ -168,11 +172,14 @@ _CONTROL_RESIZES = {
     "just resize": "Just Resize", "crop and resize": "Crop and Resize", "resize and fill": "Resize and Fill",
     "resize and pad": "Resize and Fill",
 }  # fmt: skip
-"""Values of a control in a recipe, and A1111's ControlNet extension's words for them."""
+"""Values of a control in a recipe → A1111's ControlNet extension's names for them."""
 
 
 def _reference_unit(record: Record, use: ReferenceUse) -> ControlUnit:
-    """A unit for an IP-Adapter; the extension's automatic module chooses the encoder. A crop cannot be expressed."""
+    """Build a ControlNet unit for an IP-Adapter, whose module selects the encoder.
+
+    The image's crop cannot be expressed.
+    """
     return ControlUnit(
         _part(record, use.sha256), use.weight, use.start, use.end, "Balanced", "Crop and Resize",
         module="ip-adapter-auto",
@@ -187,7 +194,7 @@ def _control_unit(record: Record, use: ControlUse) -> ControlUnit:
 
 
 def _of_details(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """ADetailer's keys for detail passes of faces; it has none for a mask or a box."""
+    """Build ADetailer's keys for detail passes over faces; ADetailer has no keys for a mask or a box."""
     faces = [made for made in recipe.details if made.region == "faces"]
     for number, made in enumerate(faces, 1):
         end = {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")
@@ -230,7 +237,7 @@ def _upscaler(record: Record) -> str:
 
 
 def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build A1111's keys and values for settings of sampler, noise and prompt that differ from the defaults."""
+    """Build A1111's keys and values for sampler, noise and prompt settings that differ from the defaults."""
     made, usual = recipe.sampling, Sampling()
     for key, name in (
         ("Eta", "eta"), ("Eta DDIM", "eta_ddim"), ("Sigma churn", "s_churn"), ("Sigma tmin", "s_tmin"),
@@ -258,7 +265,7 @@ def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_guidance(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build the keys and values that A1111 and its extensions have for settings of guidance and attention."""
+    """Build the keys and values of A1111 and its extensions for guidance and attention settings."""
     if recipe.guidance_rescale:
         yield "CFG Rescale phi", recipe.guidance_rescale
     if recipe.token_merging:

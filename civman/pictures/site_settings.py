@@ -1,6 +1,6 @@
 """The settings of an image as CivitAI's API lists them (`meta`), with a record of the entries that were read.
 
-CivitAI's reader tears entries apart whose quoted values contain commas; the fragments keep their odd names here.
+CivitAI's reader splits quoted values with commas into several entries; these fragments keep their odd names here.
 """
 
 import re
@@ -21,7 +21,7 @@ _HASH: Final = re.compile(r"[0-9a-fA-F]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A model that the settings name. `hash` is empty if they give none."""
+    """A model named in the settings. `hash` is empty if the settings do not give one."""
 
     role: str
     name: str
@@ -97,7 +97,7 @@ class Entries:
 
     @property
     def version(self) -> tuple[int, int] | None:
-        """A1111's version that made the image, or None if the settings do not show it.
+        """The version of A1111 that made the image, or None if the settings do not show it.
 
         Forge and civman count as 1.10.
         """
@@ -109,7 +109,7 @@ class Entries:
         return (int(found[1]), int(found[2])) if found else None
 
     def is_before(self, release: tuple[int, int], commits: int) -> bool:
-        """Whether A1111 made the image before this many commits after a release; without a version, it did."""
+        """Whether A1111 was older than this many commits after a release; True if its version is unknown."""
         version = self.version
         if version is None or version != release:
             return version is None or version < release
@@ -142,7 +142,7 @@ class Entries:
         return self._hash(listed.get(key, ""))
 
     def listed_loras(self) -> list[NamedFile]:
-        """The LoRAs in the API's list of resources, with their weights if it gives them."""
+        """The LoRAs in the API's list of resources, with their weights if the list contains them."""
         return [
             NamedFile(
                 "lora", str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item.get("weight"))
@@ -156,7 +156,7 @@ class Entries:
         return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
     def _torn_hashes(self) -> dict[str, str]:
-        """Hashes of LoRAs from a quoted list that was split into entries: some names or hashes still have quotes."""
+        """Hashes of LoRAs from a quoted list that CivitAI's reader split; some names or hashes still have a quote."""
         found = {}
         for name, value in self._values.items():
             if isinstance(value, str) and (name.startswith('"') or value.endswith('"')):

@@ -1,7 +1,7 @@
-"""The settings of the extension Tiled Diffusion as images contain them, in each of the extension's forms.
+"""The settings of the extension Tiled Diffusion in an image's metadata, in each form that the extension has written.
 
 The first versions wrote plain entries ("Tiled Diffusion method"), later ones an object in a single entry. CivitAI's
-reader tears that object apart, so that the names and values of the entries have its quotes and brackets.
+reader splits that object at commas, so that the entries' names and values contain its quotes and brackets.
 """
 
 import ast
@@ -18,21 +18,21 @@ _NAMES: Final = {
     "scale factor": "factor", "keep input size": "keeps size", "noiseinv": "inverts noise",
     "region control": "has regions",
 }  # fmt: skip
-"""The extension's names of settings, in lower case, and what they mean."""
+"""Maps the extension's names of settings, in lower case, to civman's names for what they mean."""
 _TORN: Final = (
     r"[\"{]*'?\"?(Method|Upscaler|Keep input size|Tile batch size|Tile Overlap|Overlap|Upscale factor|Scale factor|"
     r"Tile tile (width|height)|Latent tile (width|height)|NoiseInv( .*)?|Region control)['\"]"
 )
 PATTERN: Final = re.compile(f"Tiled Diffusion|{_TORN}")
-"""The names of all entries of the extension."""
+"""Matches the names of all entries that the extension writes."""
 _MOST_TEXT: Final = 20_000
 _PREFIX: Final = "Tiled Diffusion"
 
 
 def tiled_diffusion_in(entries: Entries) -> dict[str, str]:
-    """The settings by their meaning: "method", "width", "height", "overlap", "upscaler", "factor" and others.
+    """Return the settings by civman's names: "method", "width", "height", "overlap", "upscaler", "factor" and others.
 
-    Empty if the extension took no part.
+    Empty if the extension was not used.
     """
     found: dict[str, str] = {}
     for name in entries.take(PATTERN):
@@ -47,7 +47,7 @@ def tiled_diffusion_in(entries: Entries) -> dict[str, str]:
 
 
 def _of_object(value: object) -> dict[str, str]:
-    """Read the object of a single entry: JSON, or as Python writes it."""
+    """Read the settings from an object in a single entry, which is JSON or a Python literal."""
     if isinstance(value, str) and len(value) <= _MOST_TEXT:
         value = loads(value) or _literal(value)
     items = value.items() if isinstance(value, dict) else ()
@@ -55,7 +55,7 @@ def _of_object(value: object) -> dict[str, str]:
 
 
 def _literal(text: str) -> object:
-    """The value of an object as Python writes it, without running anything; None if the text is something else."""
+    """Evaluate a Python literal without running code; None if the text is not a literal."""
     try:
         found: object = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -1,7 +1,7 @@
-"""The texts in an upscaled image: those of the image that it was made from, and A1111's settings of its Extras tab.
+"""The texts in an upscaled image: those of the source image, and the settings of A1111's Extras tab.
 
 A1111 keeps the source's `parameters` and writes the settings of the upscale as `extras` and as `postprocessing` into a
-PNG. A JPEG or WebP has room for one text, so there the settings are added to the source's, as SD.Next does.
+PNG. A JPEG or WebP has room for one text, so there the settings are appended to the source's text, as in SD.Next.
 
 Source: A1111 1.6 to 1.10 (its modules for postprocessing and its script for upscaling).
 """
@@ -25,7 +25,7 @@ _UPSCALER: Final = "Postprocess upscaler"
 _SECOND: Final = "Postprocess upscaler 2"
 _MOST_SIDE: Final = "Max side length"
 _OTHERS: Final = ("GFPGAN visibility", "CodeFormer visibility", "Caption", "Deepbooru", "Split", "Flip", "Focal crop")
-"""A1111's keys for the steps of its Extras tab other than upscaling."""
+"""A1111's keys for operations of its Extras tab other than upscaling."""
 KEYS: Final = (_BY, _TO, _CROP, _UPSCALER, _SECOND, _MOST_SIDE)
 """All of A1111's keys for an upscale."""
 CHUNKS: Final = ("postprocessing", "extras")
@@ -42,11 +42,11 @@ class ExtrasSettings:
     is_cropped: bool = False
     most_side: int = 0
     others: tuple[str, ...] = ()
-    """Other steps of the Extras tab that changed the image, as written in its settings."""
+    """Other operations of the Extras tab that changed the image, as written in the image's settings."""
 
 
 def settings_of(made: Enlargement, name: str, size: tuple[int, int] | None) -> dict[str, str]:
-    """A1111's keys and values for an enlargement by an upscaler of this name.
+    """Build A1111's keys and values for an enlargement with an upscaler of this name.
 
     `size`: width and height of the image before the enlargement; None: unknown, so that no factor can be written.
     """
@@ -61,14 +61,14 @@ def settings_of(made: Enlargement, name: str, size: tuple[int, int] | None) -> d
 
 
 def upscaler_title(name: str, made: Enlargement) -> str:
-    """The name that A1111 gives to an upscaler: that of a published model, else that of its file."""
+    """Return A1111's name for an upscaler: that of the published model, else that of the file."""
     known = upscaler_with(made.model) if made.model else None
     stem = next((name.removesuffix(end) for end in MODEL_SUFFIXES if name.endswith(end)), name)
     return known.names[0] if known else stem
 
 
 def texts(record: UpscaleRecord, source: str | None, format: Format) -> tuple[str | None, dict[str, str]]:  # noqa: A002
-    """The texts to write into an upscaled image: its `parameters` text, and for a PNG further text chunks by name.
+    """Return the texts to write into an upscaled image: its `parameters` and, for a PNG, further text chunks by name.
 
     `source`: the `parameters` text of the image that was enlarged; it is kept.
     """
@@ -92,7 +92,7 @@ def extras_settings(carried: Carried) -> ExtrasSettings | None:
 
 
 def extras_in(details: Mapping[str, str]) -> ExtrasSettings | None:
-    """Convert the entries of A1111's Extras tab to settings; None if they name no upscaler."""
+    """Convert the entries of A1111's Extras tab to settings; None if they contain no upscaler."""
     upscaler = details.get(_UPSCALER, "")
     scale, size = infotext.number(details.get(_BY, "")), details.get(_TO, "")
     if not upscaler or not (scale or size):
@@ -103,7 +103,7 @@ def extras_in(details: Mapping[str, str]) -> ExtrasSettings | None:
 
 
 def with_extras(carried: Carried, text: str | None) -> str | None:
-    """Add the settings of A1111's Extras tab, which are separate texts of a PNG, to the settings of the image."""
+    """Append the settings of A1111's Extras tab, a separate chunk of a PNG, to the image's `parameters` text."""
     if text is None or not infotext.is_infotext(text) or _UPSCALER in infotext.read(text).details:
         return text
     added = next((found for name in CHUNKS if (found := carried.entries.get(name, "").strip())), "")
@@ -111,7 +111,7 @@ def with_extras(carried: Carried, text: str | None) -> str | None:
 
 
 def request_of(settings: ExtrasSettings, size: tuple[int, int]) -> UpscaleRequest:
-    """Build the request that enlarges an image of this size as the settings say, with A1111's rules for sizes."""
+    """Build the request that enlarges an image of this size according to `settings`, with A1111's rules for sizes."""
     (width, height), scale, to = size, settings.scale or None, settings.size or None
     if scale is not None and 0 < settings.most_side < max(width, height) * scale:
         scale = settings.most_side / max(width, height)

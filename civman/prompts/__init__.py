@@ -1,1 +1,1 @@
-"""What a prompt means: emphasis syntax, `<lora:…>` tags, CLIP tokens and chunks. No torch."""
+"""Prompt parsing: emphasis syntax, `<lora:…>` tags, CLIP tokens and chunks. No torch."""

@@ -1,9 +1,9 @@
 """Split a prompt in ComfyUI's syntax into chunks of 75 tokens. No torch.
 
-Each fragment is tokenized as a whole; one of fewer than eight tokens that does not fit begins a new chunk, a longer one
-is divided.
+Each fragment is tokenized as a whole. A fragment that does not fit into the current chunk begins a new one if it has
+fewer than eight tokens; a longer fragment is divided.
 
-Source: ComfyUI, `comfy/sd1_clip.py` since January 2025. Before, this was a rule for single words.
+Source: ComfyUI, `comfy/sd1_clip.py` since January 2025. Earlier versions applied this rule to single words.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from civman.prompts.token_chunks import Chunk, Insert
 from civman.prompts.tokenizer import CHUNK, ClipTokenizer
 
 _KEPT_WHOLE: Final = 8
-"""Groups of fewer tokens than this are not divided between two chunks."""
+"""A group of fewer tokens than this is not divided between two chunks."""
 
 
 def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, int]) -> tuple[Chunk, ...]:
@@ -43,7 +43,7 @@ class _Packer:
         self._inserts: list[Insert] = []
 
     def add(self, tokens: list[int], weight: float) -> None:
-        """Add a group of tokens; short groups that do not fit begin a new chunk, long ones are divided."""
+        """Add a group of tokens. If it does not fit, a short group begins a new chunk, and a long group is divided."""
         is_long = len(tokens) >= _KEPT_WHOLE
         while tokens:
             room = CHUNK - len(self._ids)
@@ -58,7 +58,7 @@ class _Packer:
             self._close()
 
     def insert(self, name: str, length: int, weight: float) -> None:
-        """Add an embedding's vectors; few of them stay together, as tokens do."""
+        """Add an embedding's vectors; like tokens, they are divided between two chunks only if there are many."""
         begun, is_long = 0, length >= _KEPT_WHOLE
         while begun < length:
             taken = min(length - begun, CHUNK - len(self._ids))

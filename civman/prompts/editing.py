@@ -1,12 +1,11 @@
 r"""Prompts that change while an image is made, and prompts that are combined: A1111's editing, alternation and `AND`.
 
-`[from:to:when]`, `[to:when]` and `[from::when]` change the text at one step, and `[a|b|c]` changes it at every step.
-`a AND b :0.5` describes one image with two texts and their weights; a number after a colon at the end of a prompt is
-its weight even without `AND`. The texts that result are then read by `emphasis`. Standard library only.
+`[from:to:when]`, `[to:when]` and `[from::when]` change the text at one step, and `[a|b|c]` changes it at every step. `a
+AND b :0.5` describes one image with two texts and their weights; a number after a colon at the end of a prompt is its
+weight even without `AND`. The resulting texts are then parsed by `emphasis`. Standard library only.
 
-`when` is a share of the steps or a step; what exactly it counts depends on A1111's version (see `Rule`). A bracket that
-is not closed, or that fits none of these forms, is plain text; a `|` that belongs to no alternation makes the whole
-text plain.
+`when` is a share of the steps or the number of a step, depending on A1111's version (see `Rule`). A bracket that is not
+closed, or that fits none of these forms, is plain text; a `|` outside an alternation makes the whole text plain.
 
 Source: A1111's rules of 1.2, 1.5 and 1.10, written anew as a scanner.
 """
@@ -24,15 +23,16 @@ _PART_WEIGHT: Final = re.compile(r"\s*:\s*([-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+))\s*
 _WHEN: Final = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*")
 _PLAIN: Final = re.compile(r"[^\\()\[\]:|]+")
 _MOST_DEEP: Final = 100
-"""The largest number of nested brackets for prompt editing."""
+"""The maximum nesting depth of brackets for prompt editing."""
 
 
 class Rule(StrEnum):
-    """How the number `when` in an edit is counted. Each rule is named after the A1111 version that introduced it.
+    """How the number `when` in an edit is interpreted. Each rule is named after the A1111 version that introduced it.
 
-    `V1_0`: steps. `V1_3`: model evaluations, of which some samplers need two in a step. In both, a number below 1 is a
-    share, and the second pass follows the schedule of the first one. `V1_6`: evaluations; a number with a point is a
-    share, and numbers go on counting in the second pass (1.5 is half of it).
+    `V1_0` counts steps. `V1_3` counts model evaluations, of which some samplers need two per step. In both, a number
+    below 1 is a share, and the second pass uses the timing of the first. `V1_6` counts evaluations; a number with a
+    decimal point is a share, and numbers continue from the first pass into the second (1.5 is the middle of the
+    second).
     """
 
     V1_0 = "a1111-1.0"
@@ -44,8 +44,8 @@ class Rule(StrEnum):
 class Timing:
     """How the numbers in a prompt's edits are converted to evaluations of one pass.
 
-    `length`: the steps or evaluations of the pass (of the first pass if the second one follows its schedule). `before`:
-    the evaluations of the first pass, if this is a second pass with a schedule of its own.
+    `length`: the steps or evaluations of the pass (of the first pass if the second one uses its timing). `before`: the
+    evaluations of the first pass, if this is a second pass with a timing of its own.
     """
 
     rule: Rule
@@ -53,7 +53,7 @@ class Timing:
     before: int | None = None
 
     def end(self, when: str) -> int:
-        """The number of the last evaluation that still uses the text before the change."""
+        """Return the number of the last evaluation before the change that an edit's number `when` specifies."""
         value = float(when)
         if self.rule is not Rule.V1_6:
             value = value * self.length if value < 1 else value
@@ -66,7 +66,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The text that the evaluations up to number `last` use; evaluations are numbered from 0."""
+    """The text for the evaluations after the previous stage's, up to number `last`; evaluations are numbered from 0."""
 
     last: int
     text: str
@@ -86,7 +86,7 @@ def timings(
     """Compute the timing of the first pass, and of the second pass if there is one.
 
     `calls_per_step`: how many evaluations A1111 counts for each step of the sampler, 1 or 2. `hires_calls_per_step`:
-    those of the second pass's sampler; None: as many.
+    the same number for the second pass's sampler; None: as in the first pass.
     """
     length = steps if rule is Rule.V1_0 else steps * calls_per_step
     first = Timing(rule, length)
@@ -179,8 +179,8 @@ class _Frame:
 class _Reader:
     """Reads a text once from left to right.
 
-    A bracket that turns out to be plain text makes all open brackets around it plain text too, because inside a
-    construct every bracket must belong to a construct.
+    A bracket that turns out to be plain text makes all open brackets around it plain text too, because inside an edit
+    or an alternation every bracket must be a valid construct.
     """
 
     def __init__(self, text: str) -> None:
@@ -188,9 +188,11 @@ class _Reader:
         self._root: _Items = []
         self._open: list[_Frame] = []
         self.spoiled = False
-        """Whether the whole text is plain because of a `|` outside an alternation or a `\\` before nothing."""
+        """Whether the whole text is plain because of a `|` outside an alternation, or a backslash at the end of the
+        text or of a line.
+        """
         self.changing = 0
-        """The number of constructs that were found, whether or not the text turned out to be plain."""
+        """The number of edits and alternations found, including those that turn out to be plain text."""
 
     def items(self) -> _Items:
         at = 0
@@ -257,7 +259,7 @@ class _Reader:
 
 
 def _construct(frame: _Frame, closing: str) -> "_Edit | _Alternation | _Items | None":
-    """Interpret a closed bracket as a change or as plain items; None if it fits no form."""
+    """Interpret a closed bracket as an edit, an alternation or plain items; None if it fits none of these forms."""
     bars, colons = frame.separators.count("|"), frame.separators.count(":")
     if frame.bracket == "(":
         return [*_as_written(frame), closing] if not bars and colons <= 1 else None

@@ -48,9 +48,10 @@ class LoraRequest:
     """Block weights, as in the tag's third field or after `lbw=`."""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """The UNet's scale over the steps of each pass, as typed; "" if it does not change, or if it is as in the first."""
+    """The UNet's scale over the steps of the first and second pass, as typed; "" if constant or as in the first pass.
+    """
     kind: str = "lora"
-    """"lora", or "hypernet", whose strength is in both scales."""
+    """"lora", or "hypernet", for which both scales are the strength."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,9 @@ def _refusal(prompt: str, place: int, reason: str, hint: str) -> UsageError:
 def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     """Parse a tag such as `<lora:name:0.8>` into the adapter that it requests, with its scales.
 
-    A single scale is that of both the UNet and the text encoder; `te=` and `unet=` set them separately. The text
-    encoder's scale does not change over the steps: of keyframes, it takes the first scale, in both passes.
+    A single scale is for both the UNet and the text encoder; `te=` and `unet=` set them separately. The text encoder's
+    scale does not change over the steps: if it is given as keyframes, the scale of the first step is used in both
+    passes.
 
     Source: A1111, `<lora:name:te:unet>`; cheald/sd-webui-loractl for `hr=`, `hrunet=` and `hrte=`, which has no effect.
     """
@@ -200,7 +202,7 @@ class _Scanner:
     literal: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
-    """The open brackets, each as the index of the first span inside it."""
+    """The open square brackets, each as the index of the first span inside it; `rounds` has the round ones."""
 
     def sections(self) -> tuple[tuple[Fragment, ...], ...]:
         at = 0
@@ -253,7 +255,7 @@ class _Scanner:
                 self.spans.append(_Span(part, starts_section=number > 0))
 
     def _joined(self) -> tuple[tuple[Fragment, ...], ...]:
-        """Sections of fragments; adjacent fragments with equal weights are joined."""
+        """Build the sections, joining adjacent fragments with equal weights."""
         sections: list[list[Fragment]] = [[]]
         for span in self.spans:
             if span.starts_section:

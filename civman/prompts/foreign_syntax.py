@@ -1,7 +1,7 @@
-"""Notices about parts of a prompt that another program would read as syntax, and that are plain text here.
+"""Notices about parts of a prompt that another program would read as syntax but that are plain text in civman.
 
-Nothing is changed: a prompt that was pasted from elsewhere is rendered unchanged, and a notice says what has no effect
-in it. Standard library only.
+Nothing is changed: a prompt that was pasted from another program is rendered as it is, and a notice says which syntax
+in it has no effect. Standard library only.
 
 Source: the documented prompt syntax of ComfyUI, Dynamic Prompts, InvokeAI (Compel), NovelAI and Midjourney.
 """
@@ -42,7 +42,7 @@ def foreign_notices(prompt: str) -> tuple[str, ...]:
 
 
 def _brackets(text: str) -> list[str]:
-    """Return notices about the first unclosed and the first unopened bracket of each kind."""
+    """Return notices about the first unclosed bracket and the first unmatched closing bracket of each kind."""
     notices = []
     for opening, closing in ("()", "[]"):
         opened: list[int] = []

@@ -1,7 +1,7 @@
 """Styles: named texts that are combined with a prompt, read from A1111's `styles.csv`.
 
 Source: AUTOMATIC1111's styles (the rule, not its code). The columns are `name`, `prompt` and `negative_prompt`; files
-of 2022 call the prompt `text`.
+from 2022 call the prompt column `text`.
 """
 
 import csv
@@ -28,7 +28,7 @@ class Style:
 
 
 def read_styles(path: Path) -> dict[str, Style]:
-    """Read a file of styles, by name. If a name occurs twice, the later style counts, as in A1111.
+    """Read a file of styles, by name. If a name occurs twice, the last style with it is used, as in A1111.
 
     Raises: UsageError (`unreadable-prompts`): the file cannot be read, or is not a table of styles.
     """

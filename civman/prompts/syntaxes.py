@@ -1,11 +1,11 @@
-"""Parse a prompt by the rule for emphasis that a recipe names."""
+"""Parse a prompt with the emphasis rule that a recipe specifies."""
 
 from civman.prompts import comfyui_syntax
 from civman.prompts.emphasis import Fragment, ParsedPrompt, parse
 
 
 def parse_by(rule: str, prompt: str) -> ParsedPrompt:
-    """Parse a prompt; "none" reads plain text without brackets, `BREAK` or weights, "comfyui" follows ComfyUI's rules.
+    """Parse a prompt: "none" reads all of it as plain text, "comfyui" follows ComfyUI's rules, other rules A1111's.
 
     Raises: the errors of `parse`.
     """

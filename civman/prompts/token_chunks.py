@@ -18,13 +18,13 @@ _BACKTRACK = 20
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """The position where an embedding's vectors replace tokens, counted without the start token."""
+    """The position in a chunk, without the start token, where `length` of an embedding's vectors are inserted."""
 
     offset: int
     name: str
     length: int
     begin: int = 0
-    """The first of the embedding's vectors at this position."""
+    """The index of the first of the embedding's vectors to insert here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
 
     Args:
         parsed: the prompt.
-        tokenizer: any of the model's tokenizers (they have the same vocabulary).
-        lengths: the number of vectors of each embedding that may be used, by name.
+        tokenizer: any of the model's tokenizers (all have the same vocabulary).
+        lengths: the number of vectors of each available embedding, by name.
 
     Raises:
-        UsageError: two embeddings have names that give the same tokens, or a name has no letter.
-        Incompatible: an embedding has more vectors than a chunk can hold.
+        UsageError: the names of two embeddings give the same tokens, or a name has no letter.
+        Incompatible: an embedding has more vectors than fit into a chunk.
     """
     lengths = lengths or {}
     for name, length in lengths.items():
@@ -79,8 +79,8 @@ def used(chunks: Iterable[Chunk]) -> frozenset[str]:
 class _Finder:
     """Finds embeddings in a fragment by the token ids of their names; the longest name wins.
 
-    A name that starts or ends with punctuation, such as `<cat-toy>`, is searched for as text first, because the
-    neighbouring characters would be part of the same token.
+    A name that starts or ends with punctuation, such as `<cat-toy>`, is searched for in the text before tokenizing,
+    because the neighbouring characters could become part of the same token.
     """
 
     def __init__(self, names: Iterable[str], tokenizer: ClipTokenizer) -> None:

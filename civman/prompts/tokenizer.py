@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 START, END = 49406, 49407
 """The ids of the special tokens at the start and end of every chunk."""
 ZERO = 0
-"""The padding id of OpenCLIP's encoders (SD 2.x, SDXL's second one); its token is `!`."""
+"""The padding id of OpenCLIP's text encoders (SD 2.x, SDXL's second encoder), which is the id of the token `!`."""
 COMMA = 267
 CHUNK = 75
 """The number of tokens between the start and the end token."""
@@ -25,7 +25,7 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 @dataclass(frozen=True, slots=True)
 class ClipTokenizer:
-    """Converts text to token ids. `padding` is the id that fills up a text encoder's chunks."""
+    """Converts text to token ids. `padding` is the id that pads a text encoder's chunks."""
 
     words: Tokenizer
     padding: int = END
@@ -44,13 +44,13 @@ class ClipTokenizer:
 
 
 def clip_tokenizer(padding: int = END) -> ClipTokenizer:
-    """Return a tokenizer; `padding` is END for CLIP-L (SD 1.x, SDXL's first encoder), ZERO for OpenCLIP."""
+    """Return CLIP's tokenizer; `padding` is END for CLIP-L (SD 1.x, SDXL's first encoder), ZERO for OpenCLIP."""
     return ClipTokenizer(_words(), padding)
 
 
 @cache
 def _words() -> Tokenizer:
-    """Build CLIP's tokenizer, which takes about 0.1 s; it is kept as long as the process runs."""
+    """Build CLIP's tokenizer. This takes about 0.1 s, so the result is cached."""
     token_ids, merges = vocabulary()
     words = Tokenizer(
         models.BPE(
@@ -90,7 +90,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def byte_symbols() -> list[str]:
-    """Return a printable character for each byte: the byte's own if it is printable, else the next one from 256 on."""
+    """Return a printable character for each byte: its own if printable, else the next unused one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
     return [chr(code) for code in (*printable, *range(256, 256 + others))]

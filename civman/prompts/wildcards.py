@@ -1,9 +1,9 @@
 """Dynamic prompts: variants such as `{red|green}` and wildcards such as `__colour__`, expanded to plain prompts.
 
-The syntax is that of A1111's extension sd-dynamic-prompts, and so is the choice for a seed: both are computed by that
-extension's own library, `dynamicprompts`. A wildcard stands for a line of `colour.txt` in the folder of wildcards, or
-for an entry of a YAML or JSON file there. What the library would leave in the prompt without a warning, such as the
-name of a wildcard that does not exist, is an error here.
+The syntax is that of A1111's extension sd-dynamic-prompts, and a seed chooses the same values: both are computed by
+that extension's own library, `dynamicprompts`. A wildcard is replaced with a line of `colour.txt` in the folder of
+wildcards, or with an entry of a YAML or JSON file there. Anything that the library would silently leave in the prompt,
+such as the name of a wildcard that does not exist, is an error here.
 """
 
 import logging
@@ -30,7 +30,7 @@ def is_dynamic(prompt: str) -> bool:
 
 
 def drawn(template: str, folder: Path | None, seed: int, count: int) -> list[str]:
-    """Expand a prompt `count` times by random choices that the seed determines.
+    """Expand a prompt `count` times with random choices that depend on the seed.
 
     Raises: UsageError (`bad-wildcards`): the prompt cannot be expanded. CannotRender (`no-wildcards-extra`): the
         package `dynamicprompts` is not installed.
@@ -78,14 +78,14 @@ def _manager(template: str, folder: Path | None) -> Any:
     if folder is not None and not folder.is_dir():
         raise UsageError(
             f"the folder of wildcards `{folder}` does not exist",
-            hint="--wildcards FOLDER names a folder with files such as colour.txt", code=Cause.BAD_WILDCARDS,
+            hint="--wildcards must be a folder with files such as colour.txt", code=Cause.BAD_WILDCARDS,
         )  # fmt: skip
     return WildcardManager(folder)
 
 
 @contextmanager
 def _reported(template: str) -> Iterator[None]:
-    """Report what the library raises as an error about the prompt, and keep the library's own log quiet."""
+    """Convert the library's exceptions to errors about the prompt, and silence the library's own log."""
     from pyparsing import ParseBaseException
 
     log = logging.getLogger("dynamicprompts")
