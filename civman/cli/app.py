@@ -1,4 +1,4 @@
-"""The root command, and `main`, the only place where an error becomes a message and an exit code."""
+"""The root command, and `main`, the only function that turns errors into messages and exit codes."""
 
 import gc
 import os
@@ -20,9 +20,9 @@ from civman.diffusion import quick_start
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 _NEED_OTHERS = ("help", "config")
-"""Commands that need the other commands to be loaded, too."""
+"""Commands that inspect the other commands, so that all have to be loaded."""
 _RENDERING = ("render", "replay", "upscale")
-"""Commands that import torch."""
+"""Commands that import torch, which `main` starts to load early."""
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -61,7 +61,7 @@ def _root(
 
 
 def _needed(arguments: Sequence[str]) -> str | None:
-    """Return the only command that these arguments need; None if they may need several."""
+    """Return the name of the only command that these arguments need; None if all commands have to be loaded."""
     words = completion.words_before_cursor()
     name = next((word for word in (arguments if words is None else words) if not word.startswith("-")), None)
     known = {known for _, each in commands() for known in (each.name, each.alias)}
@@ -70,7 +70,7 @@ def _needed(arguments: Sequence[str]) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None = None) -> int:
-    """Run one command and return its exit code. Errors have been printed when this returns.
+    """Run one command and return its exit code, after printing any error.
 
     `make_library` opens the library instead of `Library`; it is for programs that embed the commands.
     """
@@ -107,8 +107,8 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         return ExitCode.DONE
     finally:
         MAKE_LIBRARY.reset(made)
-        if argv is None:  # only if this process runs nothing but this command
-            # hide the imported modules from the garbage collector, whose search at exit takes 0.03 s
+        if argv is None:  # only if this process exits after the command: a caller that passes `argv` goes on
+            # exclude the imported modules from garbage collection: searching them at exit takes 0.03 s
             gc.freeze()
 
 
@@ -133,7 +133,7 @@ def _refused_by_typer(error: Exception, output: Output) -> int | None:
 
 
 def _in_plain_words(message: str) -> str:
-    """Replace pydantic's sentences about an option's value by shorter ones, such as "it must be at most 5"."""
+    """Replace pydantic's sentences about an option's value with shorter ones, such as "it must be at most 5"."""
     for theirs, ours in _PYDANTIC_WORDS.items():
         message = message.replace(theirs, ours)
     return message

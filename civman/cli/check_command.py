@@ -147,11 +147,11 @@ def _print(
             f" (compared by {part.depth}){f'; weights stored as {clean(part.weights)}' if part.weights else ''}"
         )
         if part.support is not None:
-            console.print(f"  CivitAI's compatibility table says {part.support} for the two base models", style="dim")
+            console.print(f"  CivitAI's compatibility table rates the two base models: {part.support}", style="dim")
         for reason in part.reasons[:_REASONS]:
             console.print(f"  {clean(reason)}")
         if len(part.reasons) > _REASONS:
-            console.print(f"  … and {len(part.reasons) - _REASONS} more; --json has them all")
+            console.print(f"  … and {len(part.reasons) - _REASONS} more; --json lists them all")
         if number in norms:
             _print_norms(console, norms[number])
     if len(found.parts) != 1:
@@ -162,7 +162,7 @@ def _print(
 
 
 def _print_norms(console: "Console", norms: "Sequence[BlockNorm]") -> None:
-    """Print how much a LoRA changes each block; the bars compare the blocks' shares with the largest one."""
+    """Print how much a LoRA changes each block; each bar's length is relative to the most changed block."""
     most = max((each.share for each in norms), default=0.0) or 1.0
     columns = [
         Column("block", is_whole=True), Column("weights", is_right=True, drop=1), Column("change", is_right=True),

@@ -1,4 +1,4 @@
-"""All commands: the panel of `civman --help` that lists each one, and the examples at the end of its help page."""
+"""All commands, each with its panel in `civman --help` and the examples at the end of its help page."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -8,24 +8,27 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of the command line. `alias` is a second, hidden name; `examples` are command lines as typed."""
+    """A command of the command line. `alias` is a hidden second name; `examples` are complete command lines."""
 
     name: str
     place: str
-    """The command's module in this package and its function, such as "list_command.list_assets"."""
+    """Where the command's function is: module and function, such as "list_command.list_assets"."""
     examples: tuple[str, ...]
     alias: str | None = None
 
     @property
     def run(self) -> Callable[..., Any]:
-        """The command's function. Its module is imported here, since importing all takes 0.06 s and a run needs one."""
+        """The command's function. Only its module is imported here: importing those of all commands takes 0.06 s."""
         module, _, function = self.place.partition(".")
         found: Callable[..., Any] = getattr(importlib.import_module(f"civman.cli.{module}"), function)
         return found
 
     @property
     def epilog(self) -> str:
-        """The examples, formatted for the end of a help page: typer prints each paragraph on a line of its own."""
+        """The examples, formatted for the end of a help page.
+
+        Each is a paragraph, since typer joins a paragraph's lines.
+        """
         return "\n\n".join(["Examples:", *(f"  $ {line}" for line in self.examples)])
 
 

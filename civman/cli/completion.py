@@ -1,7 +1,7 @@
 """Shell completion of values: refs, samplers, schedules, model types, base models, layouts.
 
-Every function is called by typer with the text typed so far and returns the values that start with it. None of them
-uses the network or changes anything; an error gives no completions, because there is nowhere to show it.
+typer calls each function with the text typed so far; the function returns the values that start with it. None of them
+uses the network or changes anything; after an error they return nothing, because a shell has no place to show errors.
 """
 
 import io
@@ -14,21 +14,21 @@ from typing import Final
 import typer
 
 _REQUEST: Final = "_CIVMAN_COMPLETE"
-"""The environment variable with which a shell requests completions: "complete_bash", "complete_zsh" …"""
+"""The environment variable with which a shell requests completions; its value is "complete_bash", "complete_zsh" …"""
 _MOST: Final = 300
-"""The maximum number of files that are offered, newest first; more would only fill the screen."""
+"""The maximum number of files offered as completions, newest first; more would only fill the screen."""
 _BREAKS: Final = ("@", ":", "=")
-"""Characters at which bash splits a word before it requests completions."""
+"""Characters at which bash splits words before it requests completions."""
 _PREFIXES: Final = ("sha256", "picture", "civitai")
 """Prefixes of refs that are followed by a colon."""
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Prepare for a shell's request for completions, so that it is answered quickly. Does nothing in any other run.
+    """Make completions fast if a shell requests them; otherwise do nothing.
 
-    typer validates the words before the cursor with pydantic, whose import takes as long as everything else together.
-    Completions need these words only as they were typed.
+    typer would validate the words before the cursor with pydantic, whose import doubles the time. Completions need
+    these words only as they were typed, so validation is skipped.
     """
     if _REQUEST not in os.environ:
         yield
@@ -53,8 +53,7 @@ def _as_typed(_parameter: object, _context: object, value: object) -> object:
 def words_before_cursor() -> list[str] | None:
     """Return the words of the command line before the one to be completed, without `civman`.
 
-    None if the shell does not request completions. These are the words that typer will read, except that words which
-    bash has split are not rejoined.
+    Returns None if no shell requests completions. Words that bash has split, such as refs, are not rejoined.
     """
     request = os.environ.get(_REQUEST)
     if request is None:
@@ -69,9 +68,9 @@ def words_before_cursor() -> list[str] | None:
 def bash_words() -> Iterator[None]:
     """Complete refs such as `51207@114620` and `sha256:ac83` in bash, which splits them into several words.
 
-    `civman show 51207@1146` arrives as the words `civman show 51207 @ 1146`. They are joined in the variables that
-    typer reads, and what is before the last split is removed from the completions, because bash replaces only the rest.
-    Does nothing unless bash asks for completions.
+    bash passes `civman show 51207@1146` as the words `civman show 51207 @ 1146`. They are rejoined in the environment
+    variables that typer reads, and the part before the last split is removed from the completions, because bash
+    replaces only the part after it. Does nothing unless bash requests completions.
     """
     if os.environ.get(_REQUEST) != "complete_bash":
         yield
@@ -93,7 +92,7 @@ def bash_words() -> Iterator[None]:
 def _joined(words: Sequence[str], place: int) -> tuple[list[str], int]:
     """Rejoin words that bash split at `@`, `:` and `=`.
 
-    `place` is the index of a word; its index after rejoining is also returned.
+    Also returns the index, after rejoining, of the word that had the index `place`.
     """
     joined: list[str] = []
     cursor = len(words)
@@ -115,12 +114,12 @@ def _starting(values: Iterable[tuple[str, str]], incomplete: str) -> list[tuple[
 
 
 def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Complete a ref with the aliases and the printed refs of the files in the library."""
+    """Complete a ref with the aliases of the files in the library, and with their refs as civman prints them."""
     from civman.errors import CivmanError
 
     try:
         stored = _stored(context)
-        if incomplete.startswith("@"):  # `@` begins a version without its model's id
+        if incomplete.startswith("@"):  # `@` begins a version's ref that leaves out the model's id
             stored = [(ref[ref.index("@") :], text) for ref, text in stored if "@" in ref]
         return _starting(stored, incomplete)
     except (CivmanError, OSError):
@@ -128,7 +127,7 @@ def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def upscalers(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Complete an upscaler: the built-in ones, and the aliases and printed refs of the models in the library."""
+    """Complete an upscaler: a built-in one, or the alias or ref of an upscaler model in the library."""
     from civman.domain.architecture import Kind
     from civman.domain.recipes.enlargement import METHODS
     from civman.errors import CivmanError

@@ -25,7 +25,7 @@ def config(
         typer.Argument(
             metavar="[KEY]",
             autocompletion=completion.setting_names,
-            help="The setting: library, render.checkpoint, render.presets.NAME.OPTION …",
+            help="The name of the setting: library, render.checkpoint, render.presets.NAME.OPTION …",
             show_default=False,
         ),
     ] = None,
@@ -40,14 +40,16 @@ def config(
 ) -> Result:
     """Show the settings in effect and where each one comes from, or change one.
 
-    Settings come from flags, the environment, the nearest civman.toml and the user's config.toml, in this order.
+    The first source that has a setting decides: flags, the environment, the nearest civman.toml, your config.toml.
     """
     from civman.errors import UsageError
 
     settings = session.library.context.settings
     if key is None:
         if project or unset:
-            raise UsageError("no setting was given", hint="`civman config` lists all settings")
+            raise UsageError(
+                "--project and --unset need the name of a setting", hint="`civman config` lists all settings"
+            )
         return _listed(settings)
     if unset or value:
         if unset and value:

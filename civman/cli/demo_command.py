@@ -35,17 +35,17 @@ _DRAWING: tuple[tuple[str, ...], ...] = (
     ),
     ("renders", "--limit", "3"),
 )  # fmt: skip
-"""The further steps of the demo if the packages for rendering are installed; a last step replays the newest image."""
+"""Further steps of the demo, if the packages for rendering are installed; after them, the newest image is replayed."""
 
 
 def demo(
     serve: Annotated[
         bool, typer.Option("--serve", help="Only run the server, for commands in another terminal; Ctrl-C stops it.")
     ] = False,
-    port: Annotated[int, typer.Option(help="The server's port; 0 takes any free one.")] = 0,
+    port: Annotated[int, typer.Option(help="The server's port; 0 chooses any free port.")] = 0,
     library: LibraryOpt = None,
 ) -> None:
-    """Show civman at work without a network: start a small CivitAI on this computer and run commands against it."""
+    """Demonstrate civman without a network: start a small copy of CivitAI's API here and run commands with it."""
     from civman.demo.server import CivitaiServer
     from civman.planning.render_extra import missing_parts
     from civman.settings import load_settings
@@ -53,7 +53,7 @@ def demo(
     settings = load_settings(library=library)
     place = settings.library
     if settings.sources["library"] == "default":
-        # use a folder of its own, so that no demo models are added to the user's library
+        # use a separate folder, so that no demo models are added to the user's library
         place = place.with_name("demo-library")
     with CivitaiServer(port=port) as server:
         environ = {

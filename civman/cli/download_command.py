@@ -109,7 +109,7 @@ def download(
 
 
 def _needs(session: Session, outcomes: "Sequence[Outcome]") -> "Needs":
-    """Find out which parts the downloaded checkpoints need besides themselves."""
+    """Find out which separate parts, such as text encoders, the downloaded checkpoints need for rendering."""
     from civman.errors import CannotRender, InvalidModelFile
 
     found: Needs = {}
@@ -117,14 +117,14 @@ def _needs(session: Session, outcomes: "Sequence[Outcome]") -> "Needs":
         if asset is not None:
             try:
                 found[asset.blob.sha256] = session.library.downloads.needed_parts(asset)
-            # the checkpoint was stored, but it cannot be used for rendering
+            # the checkpoint was stored, but it cannot be rendered with
             except (CannotRender, InvalidModelFile) as error:
                 session.output.notice(f"{clean(asset.name)}: {clean(error.message)}")
     return found
 
 
 def _require_queueable(session: Session, *, dry_run: bool, files_at_once: int) -> None:
-    """Check that no option is set that the server cannot follow. Raises: UsageError."""
+    """Check that no option is set that has no effect on the server's queue. Raises: UsageError."""
     from civman.errors import UsageError
 
     refused = {"--dry-run": dry_run, "--at-once": files_at_once != _AT_ONCE, "--offline": bool(session.offline)}
@@ -190,7 +190,7 @@ def _print_plans(console: "Console", plans: "list[tuple[Job | Outcome, Path | No
     for job, place in plans:
         if not isinstance(job, Job):
             assert job.asset is not None
-            console.print(f"{clean(job.asset.name)}: already in the library, and CivitAI does not have it")
+            console.print(f"{clean(job.asset.name)}: already in the library, and not on CivitAI")
             console.print(f"  place   {place}", soft_wrap=True)
             continue
         version = job.version
@@ -204,7 +204,7 @@ def _print_plans(console: "Console", plans: "list[tuple[Job | Outcome, Path | No
 
 
 def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
-    """Print a note for each model of which several files are now stored, because its name and id are now ambiguous."""
+    """Print a note for each model that now has several stored files, because its name and id have become ambiguous."""
     fresh = [outcome.asset for outcome in outcomes if outcome.asset is not None and not outcome.was_present]
     for model_id, name in {asset.model_id: asset.model_name for asset in fresh if asset.model_id is not None}.items():
         files = session.library.files.of_model(model_id)
@@ -223,7 +223,7 @@ def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
 def report(outcomes: "Sequence[Outcome]", needs: "Needs | None" = None) -> Result:
     """Build the result of downloads. Raises: the download's error, if there was only one download and it failed.
 
-    `needs`: the parts that each stored checkpoint needs besides itself, by digest.
+    `needs`: the separate parts that each stored checkpoint needs for rendering, by the checkpoint's digest.
     """
     from civman.errors import PartlyFailedError
 
@@ -269,7 +269,8 @@ def _print(console: "Console", outcomes: "Sequence[Outcome]", needs: "Needs") ->
             console.print(f"{title}: {how}, {size(asset.blob.size_bytes)}, sha256 {asset.blob.sha256[:12]}…")
             if asset.blob.suffix not in MODEL_SUFFIXES or asset.type in OTHER_CONTENTS:
                 kind = asset.blob.suffix or "file without an extension"
-                console.print(f"  not a model: {clean(kind)}, on CivitAI as {clean(asset.type_raw or asset.type)}")
+                listed = clean(asset.type_raw or asset.type)
+                console.print(f"  not a model: {clean(kind)}, listed on CivitAI as {listed}")
             if asset.trained_words:
                 console.print(f"  trigger words: {clean(', '.join(asset.trained_words))}")
             for conflict in asset.facts.conflicts:

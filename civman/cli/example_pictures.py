@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _RATINGS = {1: "PG", 2: "PG-13", 4: "R", 8: "X", 16: "XXX", 32: "blocked"}
 _CLEAR = 2
-"""The highest rating that is shown clearly: PG-13."""
+"""The highest rating that is shown without blurring: PG-13."""
 _MOST = 12
 _CELL = 320
-"""The longest side of a cell in pixels."""
+"""The longest side in pixels of a cell of the contact sheet."""
 _ROWS = 24
 
 
@@ -40,9 +40,9 @@ class Example:
 def with_examples(
     session: Session, result: Result, version: "ModelVersion", *, shows_all: bool, output: Path | None
 ) -> Result:
-    """Add the version's example images to a result: as a contact sheet in the terminal, or in the file `output`.
+    """Add the version's example images to a result, as a contact sheet in the terminal or in the file `output`.
 
-    Raises: UsageError: there is neither a terminal that shows images nor `output`. StoreError: the file cannot be
+    Raises: UsageError: the terminal cannot show images and there is no `output`. StoreError: the file cannot be
     written.
     """
     from dataclasses import replace
@@ -55,7 +55,7 @@ def with_examples(
         from civman.errors import UsageError
 
         raise UsageError(
-            "example images are shown in a terminal with colours only",
+            "example images can only be shown in a terminal with colours",
             hint="save the images as a contact sheet: --output sheet.png",
         )
     found = _examples(session.library, version, shows_all=shows_all)
@@ -81,7 +81,7 @@ def with_examples(
 
 
 def _examples(library: "Library", version: "ModelVersion", *, shows_all: bool) -> "Sequence[Example]":
-    """Download the still images that CivitAI shows for a version; a notice names each that cannot be shown."""
+    """Download a version's still images from CivitAI; those that cannot be shown are named in notices."""
     import numpy as np
     from PIL import Image, ImageFilter
 
@@ -108,7 +108,7 @@ def _examples(library: "Library", version: "ModelVersion", *, shows_all: bool) -
 
 
 def rating_of(level: int) -> str:
-    """Convert the bits of CivitAI's rating of an image to words."""
+    """Convert the bits of CivitAI's rating of an image to a name such as "PG-13"."""
     return next((words for bit, words in reversed(_RATINGS.items()) if level & bit), "unrated")
 
 

@@ -1,4 +1,4 @@
-"""What `civman replay` does with images of other programs and with images on CivitAI: fetch, draw, compare."""
+"""How `civman replay` draws images of other programs and of CivitAI again: fetch files, draw, compare."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def fetched_image(session: Session, what: str) -> "SiteImage | None":
-    """Download the original if `what` is the URL of an image on CivitAI; None otherwise."""
+    """Download an image and its settings if `what` is its URL on CivitAI; return None otherwise."""
     if not is_site_image(what):
         return None
     session.output.notice("requesting the image's settings and its original from CivitAI")
@@ -40,7 +40,7 @@ def fetch_named(
 ) -> None:
     """Download the files that the settings name and the library lacks, if the user agrees.
 
-    For settings of a local file, CivitAI is asked only if the user has agreed already.
+    If the settings come from a local file, CivitAI is only contacted with the agreement given in advance.
 
     Raises: CannotRender (`not-drawable`): the image cannot be drawn again. NotFound (`missing-files`): the user does
         not agree; and the error for a file that cannot be downloaded.
@@ -54,7 +54,7 @@ def fetch_named(
     offers = files.offers(prepared)
     prevents = next((each for each in offers if _prevents(each)), None)
     for each in offers:
-        # print nothing for this file: the error that follows says the same
+        # print nothing for this file: the error that is raised below explains it
         for line in () if each is prevents else _lines(each):
             session.output.notice(line)
     _require_obtainable(offers)
@@ -71,10 +71,10 @@ def fetch_named(
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """How to draw an image again, and what to compare it with.
+    """How to draw an image again, and what to compare the result with.
 
-    `changes` are changes to the recipe; `other` is a file to compare with instead of the original; `sheet` is where to
-    write both next to each other.
+    `changes` are changes to the recipe; `other` is a file to compare with instead of the original; `sheet` is the file
+    to write with both images next to each other.
     """
 
     machine: "Machine"
@@ -88,9 +88,10 @@ class Again:
 
 
 def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None":
-    """Read the images that another one was made from, or that ControlNets were given, in order; None if there are none.
+    """Read the input and control images that an image was made from, in order; None if none are given.
 
-    Each is a path, or for a node of a ComfyUI graph `NODE=PATH`, with the node's id or the name of the file it loads.
+    An entry of `given` is a path, or `NODE=PATH` for a node of a ComfyUI graph: the node's id, or the name of the file
+    that the node loads.
 
     Raises: UsageError: an image cannot be read.
     """
@@ -111,7 +112,7 @@ def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None
 
 
 def draw_again(session: Session, settings: "str | SiteImage", original: Path, how: Again) -> Result:
-    """Draw the image of A1111's text or of CivitAI's answer, print what differs, and compare it with the original."""
+    """Draw an image again from A1111's text or CivitAI's settings, and compare it with the original."""
     made, verdict = new_image(session, settings, original, how)
 
     def human(console: "Console") -> None:
@@ -130,7 +131,7 @@ def draw_again(session: Session, settings: "str | SiteImage", original: Path, ho
 def new_image(
     session: Session, settings: "str | SiteImage", original: Path, how: Again
 ) -> "tuple[Sequence[Rendering], Judged | None]":
-    """Render the image again from A1111's text or CivitAI's response; the verdict is None if there is no original."""
+    """Render an image again from A1111's text or CivitAI's settings; the verdict is None if there is no original."""
     library, planned = session.library, planned_again(session, settings, how)
     pixels = original_pixels(how.other or original, is_required=how.other is not None)
     if pixels is not None and how.tries_cards:
@@ -145,14 +146,15 @@ def new_image(
 
 
 def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> "Planned":
-    """Plan the image from A1111's text or CivitAI's response, with the requested changes, and print the notices."""
+    """Plan an image from A1111's text or CivitAI's settings, with the requested changes, and print the notices."""
     from civman.planning.plan import Conditions
 
     library, conditions = session.library, Conditions(how.machine.device)
     with session.reading() as on_event:
         planned = library.pictures.plan_settings(settings, conditions, source=how.source, on_event=on_event)
         if how.changes:
-            library.pictures.keep_inputs(planned)  # the variation needs the control images that were made
+            # store the preprocessed control images: the variation's recipe refers to them
+            library.pictures.keep_inputs(planned)
             varied = library.pictures.plan_variation(
                 planned.recipe,
                 how.changes,
@@ -167,7 +169,7 @@ def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> 
 
 
 def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
-    """The pixels of the original; None if `path` is not an image. Raises: UsageError: with `is_required`."""
+    """Return the original's pixels; if `path` is not an image, return None or, with `is_required`, raise UsageError."""
     from civman.errors import Cause, UsageError
     from civman.pictures import image_text
 
@@ -191,7 +193,7 @@ class Judged:
 def judged(
     session: Session, settings: "str | SiteImage", planned: "Planned", made: Path, original: Any, how: Again
 ) -> Judged | None:  # fmt: skip
-    """Compare the new image with the original, and write the sheet if it was requested; None without an original."""
+    """Compare the new image with the original and, if requested, write both to one file; None without an original."""
     from civman.errors import AnotherPicture
     from civman.pictures import image_text
     from civman.planning.likely_causes import likely_causes
@@ -224,7 +226,7 @@ def judged(
 
 
 def _best_card(session: Session, planned: "Planned", original: Any, machine: "Machine") -> "tuple[Planned, Drawn]":
-    """Draw with the noise of the common graphics cards, and keep the image that is most like the original."""
+    """Draw the image with the noise of each common graphics card, and keep the image most like the original."""
     from civman.planning.likely_causes import cards_to_try, depends_on_card
     from civman.rendering.same_picture import Likeness, liken
 
@@ -272,13 +274,13 @@ def _lines(judged: "JudgedOffer") -> list[str]:
 
 
 def _prevents(judged: "JudgedOffer") -> bool:
-    """Whether the image cannot be drawn because this file cannot be downloaded and the library has no substitute."""
+    """Whether this file makes drawing impossible: it cannot be downloaded, and the library has no substitute for it."""
     wanted = judged.offer.wanted
     return judged.offer.problem is not None and wanted.held is None and wanted.file.role != "embedding"
 
 
 def _require_obtainable(offers: "Sequence[JudgedOffer]") -> None:
-    """Check that nothing prevents the image from being drawn, before anything is downloaded.
+    """Check before downloading that all files that the image needs can be obtained and fit its checkpoint.
 
     Raises: the error for a file that cannot be downloaded and for which the library has no substitute; Incompatible: a
         file does not fit the checkpoint.

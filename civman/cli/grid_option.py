@@ -1,4 +1,4 @@
-"""The `--grid` option of `civman render` and `civman replay`, and the output of both for a grid."""
+"""The `--grid` option of `civman render` and `civman replay`, and how both commands print a grid."""
 
 from typing import TYPE_CHECKING, Annotated
 

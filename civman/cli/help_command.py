@@ -1,4 +1,4 @@
-"""The command `civman help`, and a way to import typer's help pages faster."""
+"""The command `civman help`, and a faster import of typer's help pages."""
 
 import os
 import sys
@@ -9,18 +9,18 @@ from typing import Annotated
 import typer
 
 _UNUSED = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
-"""Modules that typer's help pages import but civman's do not need, each with the class that is imported from it."""
+"""Modules that typer's help pages import but civman does not need, each with the class that typer imports from it."""
 
 
 def prepare_help(arguments: Sequence[str]) -> None:
-    """Import typer's help pages without parts of rich that civman's pages do not use, if `arguments` ask for help.
+    """If `arguments` ask for help, import typer's help pages without the parts of rich that civman does not use.
 
-    The help pages need markdown only in typer's mode "markdown" and tracebacks only for its own exception pages;
-    civman uses neither, and importing both takes 0.06 s, a quarter of the time of `civman --help`.
+    The help pages need markdown only in typer's mode "markdown", and tracebacks only for typer's exception pages.
+    civman uses neither; importing both takes 0.06 s, a quarter of the time of `civman --help`.
     """
     completing = os.environ.get("_CIVMAN_COMPLETE")
     if completing == "complete_bash":
-        return  # stop here: only other shells get descriptions, which typer formats like help
+        return  # bash shows no descriptions; for other shells, typer formats them with its help pages
     if not completing and arguments and arguments[0] != "help" and not {"--help", "-h"} & set(arguments):
         return
     absent = {name: class_ for name, class_ in _UNUSED.items() if name not in sys.modules}

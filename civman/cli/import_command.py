@@ -38,12 +38,13 @@ def import_(
         ),
     ] = False,
 ) -> Result:
-    """Add existing model files to the library, or whole folders of other programs, without moving them.
+    """Add existing model files, or whole model folders of other programs, to the library without moving them.
 
     Files stay where they are unless you use --copy, --link or --move. Every file is hashed once, and CivitAI is asked
-    about all of them in one request; files it does not know keep the metadata in their headers and sidecar files. You
-    can interrupt the import and run it again. A bundle made by `civman export` is copied and verified. A file such as
-    model.safetensors.index.json joins the files of a split model into one file in the library.
+    about all of them in one request; files that CivitAI does not know keep the metadata in their headers and sidecar
+    files. You can interrupt the import and run it again. A bundle made by `civman export` is copied and verified. If
+    you pass an index such as model.safetensors.index.json, the files of the split model are joined into one file in the
+    library.
     """
     from civman.cli.export_command import import_bundle
     from civman.exchange.bundle_archive import is_bundle
@@ -65,7 +66,7 @@ def import_(
 
 
 def _join(session: Session, index_file: Path) -> Result:
-    """Join a model in several files into one."""
+    """Join the shards of a split model, which an index file lists, into one file in the library."""
     with session.reading() as on_event:
         asset = session.library.files.join_shards(index_file, on_event=on_event)
     words = f"{clean(asset.name)}: joined, {size(asset.blob.size_bytes)}, sha256 {asset.blob.sha256[:12]}…"
@@ -87,8 +88,8 @@ def _fault(imported: "ImportResult") -> "CivmanError | None":
     if kept:
         return StoreError(
             f"{counted(len(kept), 'file')} could not be moved: {kept[0].path}: {kept[0].message}",
-            hint="the library has a verified copy of each; delete the old files yourself, or make their folder writable"
-            " and run the same command again",
+            hint="the library has a verified copy of each file; delete the old files yourself, or make "
+            "their folder writable and run the same command again",
             paths=[each.path for each in kept],
         )
     unread = [group for group in imported.left_out if group.reason in FAULTS]
@@ -98,7 +99,7 @@ def _fault(imported: "ImportResult") -> "CivmanError | None":
             f"{'1 place' if count == 1 else f'{count:,} places'} could not be read: {unread[0].paths[0]}: "
             f"{unread[0].words}",
             code=Cause.STORE,
-            hint="the import of everything else is finished; make these places readable, or correct their names, and "
+            hint="everything else was imported; make these places readable, or correct their names, and "
             "run the same command again",
             paths=[path for group in unread for path in group.paths],
         )
@@ -141,7 +142,7 @@ def _print(console: "Console", imported: "ImportResult") -> None:
     )
     _print_problems(console, "skipped", imported.broken)
     if imported.identified_later:
-        console.print(f"  {counted(imported.identified_later, 'file')} of the library identified now")
+        console.print(f"  {counted(imported.identified_later, 'file')} of the library identified on CivitAI now")
     if imported.same_tensors:
         console.print(
             f"  {counted(imported.same_tensors, 'file')} with the same tensors as a file on CivitAI, "
@@ -157,9 +158,9 @@ def _print(console: "Console", imported: "ImportResult") -> None:
     _print_problems(console, "not identified yet", imported.unanswered)
     _print_problems(console, "note not used", imported.notes_refused)
     if imported.rehomed:
-        console.print(f"  {counted(imported.rehomed, 'file')} of the library found again at a new path")
+        console.print(f"  {counted(imported.rehomed, 'file')} of the library found at a new path")
     for kept in imported.kept[:20]:
-        console.print(f"  stays where it was: {clean(kept.path)}: {clean(kept.message)}", style="yellow")
+        console.print(f"  not moved: {clean(kept.path)}: {clean(kept.message)}", style="yellow")
     _print_left_out(console, imported)
 
 

@@ -77,7 +77,7 @@ def _print(console: "Console", found: "Inspected", tensors: bool) -> None:
     if found.gguf is not None:
         console.print(f"  format         {clean(found.gguf.words)}")
     if found.refusal is not None:
-        console.print("  a pickle that civman does not read", style="red")
+        console.print("  a pickle, which civman does not read", style="red")
         return
     if identity is None:
         console.print(f"  not a safetensors file: its content is {found.content}; civman does not open it")

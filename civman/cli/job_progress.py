@@ -1,4 +1,4 @@
-"""How much of a whole job of images is done, computed from the samplers' step events."""
+"""Computes from the samplers' step events how much of a job is done."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from civman.domain.recipes.recipe import Recipe
 
 _RECENT = 20
-"""The number of recent steps whose average is the speed."""
+"""The number of recent steps over which the speed is averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Share:
 
 
 def shares(recipes: "Sequence[Recipe]") -> list[Share]:
-    """Return each plan's share of the job. The cost of a pass is estimated as its steps times its number of pixels."""
+    """Return each plan's share of the job. A pass is assumed to take time in proportion to its steps and pixels."""
     found = []
     for recipe in recipes:
         first, second = float(recipe.steps * recipe.width * recipe.height), 0.0
@@ -69,7 +69,8 @@ class JobProgress:
         if is_new_pass and step.first == 1 and step.stage == "first":
             self._plan += 1
         if is_new_pass:
-            # forget the earlier times: work between two passes, such as decoding, sends no step events
+            # discard the earlier times: work between two passes, such as decoding, sends no step events and would
+            # distort the speed
             self._times.clear()
             self._times.append((now, step.step))
         else:
@@ -84,7 +85,8 @@ class JobProgress:
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
         if step.stage in ("redraw", "upscale"):
-            part = 1.0  # count these stages as nothing: how long they take compared with the steps is unknown
+            # count the image as finished: how long these last stages take compared with the steps is unknown
+            part = 1.0
         elif step.stage == "first":
             part *= share.first_pass
         else:

@@ -22,7 +22,7 @@ _COLUMNS = (Column("job"), Column("state"), Column("kind"), Column("progress"), 
 def jobs(
     session: Session,
     cancel: Annotated[int | None, typer.Option(metavar="JOB", help="Cancel this job.")] = None,
-    follow: Annotated[int | None, typer.Option(metavar="JOB", help="Wait until this job is over.")] = None,
+    follow: Annotated[int | None, typer.Option(metavar="JOB", help="Wait until this job has ended.")] = None,
 ) -> Result:
     """List the renders and downloads of a running `civman serve`, cancel one, or wait for one."""
     server = running_server(session.library.context.settings.library)
@@ -35,7 +35,7 @@ def jobs(
 
 
 def jobs_result(listed: list[dict[str, Any]]) -> Result:
-    """Build the result of a command that lists jobs."""
+    """Build the result of a command that prints a list of jobs."""
     return Result(
         "jobs", listed, human=lambda console: _table(console, listed), ids=(job["id"] for job in listed)
     )  # fmt: skip
@@ -52,7 +52,7 @@ def asked(server: "ServerFile", method: str, path: str, body: Any = None) -> Any
         answer = request(server, method, path, body)
         value = json.load(answer)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NetworkError(f"the server does not answer: {error}") from error
+        raise NetworkError(f"the server does not respond: {error}") from error
     if answer.status >= 400:
         wrong = CivmanError(str(value.get("message")), hint=value.get("hint") or "")
         wrong.code = value.get("code", wrong.code)

@@ -58,7 +58,8 @@ def link(
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Show everything again in a view that was restricted to some files.")
+        bool,
+        typer.Option("--all", help="Link all files again, after an earlier run restricted the view to some of them."),
     ] = False,
     method: Annotated[
         str | None,
@@ -77,7 +78,12 @@ def link(
         typer.Option("--safe/--no-safe", help="Link a safetensors copy of each pickle instead of the pickle."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be changed.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the view; the library is not changed.")] = False,
+    remove: Annotated[
+        bool,
+        typer.Option(
+            "--remove", help="Remove all files that civman created in the folder; the library is not changed."
+        ),
+    ] = False,
 ) -> Result:
     """Link the library's files into another program's folders under readable names, without copying them.
 

@@ -199,7 +199,10 @@ def _size(text: str | None, option: str) -> int | None:
 
 
 def since_of(text: str | None) -> datetime | None:
-    """Parse the value of `--since` into a time; None if the option is not given. Raises: UsageError."""
+    """Parse the value of `--since`, a date or an age such as "30d"; None if the option is not given.
+
+    Raises: UsageError.
+    """
     from civman.errors import UsageError
 
     if text is None:
@@ -241,7 +244,8 @@ def _table(
     print_table(console, _COLUMNS, rows)
     if absent:
         console.print(
-            "missing: the file is no longer at its path; away: its drive is not connected. `civman verify` says more",
+            "missing: the file is no longer at its path; away: its drive is not connected. `civman "
+            "verify` shows details",
             style="dim",
         )
     if skip + len(assets) < total:
@@ -249,9 +253,9 @@ def _table(
 
 
 def _place(asset: "Asset", same_names: "Collection[str]") -> str:
-    """Return the name of a file that is not on CivitAI.
+    """Return the name to show for a file that is not on CivitAI.
 
-    If another listed file has the same name, the file's folder precedes it.
+    The file's folder precedes the name if another listed file has the same one.
     """
     return str(Path(Path(asset.path).parent.name, asset.name)) if asset.name in same_names else asset.name
 

@@ -114,25 +114,28 @@ OnOpt = Annotated[
     str | None,
     typer.Option(
         "--on", metavar="WHERE",
-        help="Work on several workers: auto (one for each GPU), a number of processes, ray or ray://HOST:PORT.",
+        help="Distribute the work over workers: auto (one for each GPU), a number of processes, ray or "
+                "ray://HOST:PORT.",
         show_default="this process",
     ),
 ]  # fmt: skip
 ResumeOpt = Annotated[
-    bool, typer.Option("--resume", help="Skip images that were made before with the same recipe and folder.")
+    bool, typer.Option("--resume", help="Skip images that were already made from the same recipe in the same folder.")
 ]
 FastOpt = Annotated[
     bool,
     typer.Option(
         "--fast",
-        help="Choose the fastest precision of the device: bfloat16 where it gains time. A note says what it costs.",
+        help="Compute in the device's fastest precision: bfloat16 where it saves time. A note states how "
+        "images change.",
     ),
 ]
 CompileOpt = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the model's blocks before the first step; this changes the last bits. Meant for GPUs.",
+        help="Compile the model's blocks before the first step; this changes the last bits of the result. "
+        "Meant for GPUs.",
         show_default="no; in a replay, as originally",
     ),
 ]
@@ -146,13 +149,11 @@ def output_options(
     no_metadata: bool,
     strip_prompt: bool,
 ) -> "OutputOptions":
-    """Return the format in which images are written. Raises: UsageError: two options exclude each other."""
+    """Return the images' file format and the metadata to write into them. Raises: UsageError: options conflict."""
     from civman.errors import UsageError
     from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions
 
     if no_metadata and strip_prompt:
-        raise UsageError(
-            "--no-metadata already leaves out the prompt; --strip-prompt is for keeping the other metadata"
-        )
+        raise UsageError("--no-metadata already leaves out the prompt; --strip-prompt keeps all other metadata")
     metadata = EmbeddedMetadata.NO_PROMPTS if strip_prompt else EmbeddedMetadata.ALL
     return OutputOptions(format, quality, EmbeddedMetadata.NOTHING if no_metadata else metadata)

@@ -100,7 +100,7 @@ def _print(console: "Console", found: "UpdateReport") -> None:
         console.print(f"no newer versions of {counted(found.models, 'model')}{unknown}")
     if found.same_bytes:
         are = "newer version has" if found.same_bytes == 1 else "newer versions have"
-        console.print(f"{found.same_bytes} {are} the same bytes as files that are in the library")
+        console.print(f"{found.same_bytes} {are} the same contents as files in the library")
 
 
 def _print_offer(console: "Console", offer: "Offer") -> None:

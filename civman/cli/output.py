@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from civman.errors import CivmanError
 
 JSON_SHAPE = 1
-"""Increases when a field is removed or changes its meaning; new fields may be added at any time."""
+"""The version of the JSON output. It increases when a field is removed or changes its meaning, not for new fields."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a command for every form of output.
+    """The result of a command, in each output mode.
 
-    `error` is raised after the result is shown, if a part failed.
+    `error` is raised after the result is shown, if a part of the command failed.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Result:
     human: "Callable[[Console], None]"
     ids: Iterable[object] = ()
     lines: Iterable[object] | None = None
-    """With --json: print each of these values as one line, as soon as it is available, instead of `value`."""
+    """If set, --json prints these values instead of `value`, one per line as soon as each is available."""
     error: "CivmanError | None" = None
 
 
@@ -54,18 +54,19 @@ class Output:
 
     @property
     def is_live(self) -> bool:
-        """Whether progress bars make sense: stderr is a terminal and the output is for people."""
+        """Whether to show progress bars: stderr is a terminal, and neither --json nor --quiet is used."""
         return not self.as_json and not self.quiet and self._stderr.isatty()
 
     @property
     def is_for_people_on_a_terminal(self) -> bool:
-        """Whether stdout is a terminal and the output is for people."""
+        """Whether stdout is a terminal, and neither --json nor --quiet is used."""
         return not self.as_json and not self.quiet and self._stdout.isatty()
 
     def show(self, result: Result) -> None:
-        """Show the result: its `value` under its `kind` with --json, `ids` with --quiet, else what `human` prints.
+        """Show the result: its `value` as JSON with --json, its `ids` with --quiet, else what `human` prints.
 
-        Raises: its `error`, if a part of the command failed; with `--json` the value is part of the same object.
+        Raises: the result's `error`, if a part of the command failed; with `--json`, the error and the value are then
+        printed as one object.
         """
         kind, error = result.kind, result.error
         if self.as_json and error is not None:
@@ -85,13 +86,13 @@ class Output:
             raise error
 
     def list_item(self, kind: str, value: object, position: int) -> None:
-        """With --json: write one entry of a list that is shown while it grows, in the form of `show`."""
+        """With --json: write one entry of a growing list; in the end, the list looks as `show` would print it."""
         begin = f'{{\n "civman": {JSON_SHAPE},\n "kind": "{kind}",\n "{kind}": [' if position == 0 else ","
         text = json.dumps(plain(value), ensure_ascii=not _holds_all(self._stdout), indent=1)
         self._stdout.write(begin + "\n" + "  " + text.replace("\n", "\n  "))
 
     def end_list(self, kind: str, count: int, error: "CivmanError | None" = None) -> None:
-        """With --json: end the list that `list_item` began. An error becomes part of the same object."""
+        """With --json: end the list that `list_item` began; an error is added to the same JSON object."""
         if not count:
             self._stdout.write(json.dumps({"civman": JSON_SHAPE, "kind": kind, kind: []}, indent=1) + "\n")
         elif error is None:
@@ -107,7 +108,7 @@ class Output:
         self._stdout.write(f"{text}\n")
 
     def flush(self) -> None:
-        """Flush stdout, so that its reader receives what was written."""
+        """Flush stdout, so that its reader receives everything written so far."""
         self._stdout.flush()
 
     def notice(self, message: str) -> None:
@@ -145,7 +146,10 @@ class Output:
         self._stderr.flush()
 
     def console(self, *, to_stderr: bool = False) -> "Console":
-        """Create a rich console for stdout or stderr. Without a terminal it uses no colours and shortens nothing."""
+        """Create a rich console for stdout or stderr.
+
+        If the stream is not a terminal, nothing is coloured or shortened.
+        """
         from rich.console import Console  # imported here: it takes 0.03 s, which --json and --quiet need not spend
 
         stream = self._stderr if to_stderr else self._stdout
@@ -157,14 +161,14 @@ class Output:
         from civman.errors import UsageError
 
         if self.as_json or self.quiet or not sys.stdin.isatty():
-            raise UsageError(f"{question} civman cannot ask without a terminal", hint="add --yes to confirm")
+            raise UsageError(f"{question} civman can only ask in a terminal", hint="add --yes to confirm")
         self._stderr.write(f"{question} [y/N] ")
         self._stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _holds_all(stream: TextIO) -> bool:
-    """Whether the stream's encoding can represent every character: true for UTF-8, but not for a pipe on Windows."""
+    """Whether the stream's encoding can represent every character: UTF-8 can, a pipe on Windows often cannot."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
 
 

@@ -1,4 +1,4 @@
-"""The output of `civman show` for an image."""
+"""The output of `civman show` for an image file."""
 
 import json
 import sys

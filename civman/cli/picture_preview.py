@@ -1,7 +1,7 @@
-"""A small picture in terminals that can show one: kitty's graphics protocol and iTerm2's inline images.
+"""Small pictures in terminals that can show them: kitty's graphics protocol and iTerm2's inline images.
 
-The protocol that a terminal understands is recognised by environment variables alone. Asking the terminal itself would
-mean waiting for a reply that most terminals never send.
+Environment variables alone show which protocol a terminal understands. Asking the terminal would mean waiting for a
+reply that most terminals never send.
 """
 
 import base64
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _ROWS: Final = 12
 """The height of a preview in rows of text."""
 _PIXELS: Final = (640, 320)
-"""The maximum number of pixels of a preview, more than its rows need on most screens."""
+"""The maximum width and height of a preview in pixels, more than its rows of text need on most screens."""
 _MOST: Final = 4
-"""The most previews that one command prints."""
+"""The maximum number of previews that one command prints."""
 _CHUNK: Final = 4096
-"""The largest piece of data in one sequence of kitty's protocol."""
+"""The maximum length of the data in one escape sequence of kitty's protocol."""
 _KITTY_FROM_KONSOLE: Final = 220400
 
 
@@ -39,7 +39,7 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Viewing:
-    """Whether to open images and to show previews of them. None means that the settings decide."""
+    """Whether to open images in a viewer, and whether to show previews; None: as in the settings."""
 
     opens: bool | None = None
     previews: bool | None = None
@@ -49,9 +49,9 @@ AS_SET: Final = Viewing()
 
 
 def viewed(session: Session, result: Result, paths: Sequence[Path], viewing: Viewing = AS_SET) -> Result:
-    """Open the first of the saved images with the system's viewer, and make `result` show small copies of them.
+    """Open the first saved image in the system's viewer and add previews to `result`, if settings or options say so.
 
-    If the viewer cannot be started, a notice says so, and the command still succeeds.
+    If the viewer cannot be started, a notice explains why, and the command still succeeds.
     """
     opens, previews = viewing.opens, viewing.previews
     settings, output = session.library.context.settings.render, session.output
@@ -77,7 +77,7 @@ def protocol_of(environ: Mapping[str, str]) -> Protocol | None:
     """Return the protocol that the terminal with these environment variables understands; None if unknown."""
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if environ.get("TMUX") or term.startswith(("tmux", "screen", "dumb")) or not term:
-        return None  # none: tmux and screen do not forward images to the terminal
+        return None  # use no protocol: tmux and screen do not forward images to the terminal
     konsole = environ.get("KONSOLE_VERSION", "")
     if term in ("xterm-kitty", "xterm-ghostty") or environ.get("KITTY_WINDOW_ID") or program == "ghostty":
         return Protocol.KITTY
@@ -98,7 +98,7 @@ def print_preview(console: "Console", path: Path, *, rows: int = _ROWS) -> bool:
         return False
     try:
         data = small_png(path)
-    except (OSError, ValueError, SyntaxError):  # Pillow raises these for a damaged picture
+    except (OSError, ValueError, SyntaxError):  # Pillow raises these errors for a damaged picture
         return False
     print_png(console, data, protocol, rows=rows)
     return True

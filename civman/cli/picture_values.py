@@ -1,4 +1,4 @@
-"""Values of options that name a picture, the model that reads the picture, a weight and a share of the steps."""
+"""Parses option values that name a picture, a model for it, a weight and a share of the steps."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _SHARE: Final = re.compile(rf"(.+):({_NUMBER})-({_NUMBER})")
 
 @dataclass(frozen=True, slots=True)
 class PictureValue:
-    """A value such as `edges.png:canny:0.8:0-0.5`."""
+    """A parsed value such as `edges.png:canny:0.8:0-0.5`; `start` and `end` are shares of the steps."""
 
     picture: str
     ref: str
@@ -20,7 +20,7 @@ class PictureValue:
 
 
 def picture_value(text: str, *, option: str, model: str, example: str) -> PictureValue:
-    """Parse a value of `option`; `model` says what the ref means, such as "a ControlNet".
+    """Parse a value of `option`; `model` names the kind of model in messages, such as "a ControlNet".
 
     Raises: UsageError (`bad-value`): the value names no existing file or has two weights.
     """
@@ -33,7 +33,7 @@ def picture_value(text: str, *, option: str, model: str, example: str) -> Pictur
     scaled = parse_scaled(named)
     if scaled.text_encoder != scaled.unet:
         raise UsageError(
-            f"{option} {text}: {model} has one weight, not two",
+            f"{option} {text}: {model} takes one weight, not two",
             hint=f"write a single weight, such as {example}",
             code=Cause.BAD_VALUE,
         )
@@ -41,12 +41,12 @@ def picture_value(text: str, *, option: str, model: str, example: str) -> Pictur
 
 
 def require_counts(option: str, values: list[str], given: str, texts: list[str], model: str) -> None:
-    """Check that `option` is given once, or once for each value of the option `given`. Raises: UsageError."""
+    """Check that `option` is absent, given once, or given once for each `given`. Raises: UsageError."""
     from civman.errors import Cause, UsageError
 
     if len(values) > 1 and len(values) != len(texts):
         raise UsageError(
-            f"{option} is given {len(values)} times, but {given} {len(texts)} times",
+            f"{option} is used {len(values)} times, but {given} {len(texts)} times",
             hint=f"pass {option} once for all, or once for each {given}", code=Cause.BAD_VALUE,
         )  # fmt: skip
     if values and not texts:
@@ -54,7 +54,7 @@ def require_counts(option: str, values: list[str], given: str, texts: list[str],
 
 
 def chosen(values: list[str], number: int, usual: str) -> str:
-    """The value for the picture with this number: its own, the only one for all pictures, or `usual`."""
+    """Return an option's value for picture `number`: its own, the one for all pictures, or the default `usual`."""
     return usual if not values else values[number if len(values) > 1 else 0]
 
 
@@ -70,6 +70,6 @@ def _parted(text: str, option: str, model: str, example: str) -> tuple[str, str]
         if text[place + 1 :] and Path(text[:place]).expanduser().is_file():
             return text[:place], text[place + 1 :]
     raise UsageError(
-        f"{option} {text}: no picture of this name was found, or no {kind} is named",
+        f"{option} {text}: the picture was not found, or no {kind} is named",
         hint=f"write the picture, a colon and the {kind}, such as {example}", code=Cause.BAD_VALUE,
     )  # fmt: skip

@@ -15,7 +15,10 @@ _SHOWN = 3
 
 
 def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Sequence[Planned] | None" = None) -> None:
-    """Print the files, settings and memory requirement of each plan; `among`: the job of which these are the first."""
+    """Print the files, settings and memory requirement of each plan.
+
+    `among`: all plans of the job, if `plans` are only the first of them; images in slots are counted over all.
+    """
     from civman.planning.slot_groups import beside
 
     others = beside(plans if among is None else among)
@@ -61,7 +64,7 @@ def _form(weights: str) -> str:
 
 
 def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
-    """Print the finished images, and how many modules their adapters changed."""
+    """Print the saved images, their licence and notes, and how many modules each adapter changed."""
     for each in made:
         console.print(f"{clean(str(each.path))}  (picture:{each.id}, seed {each.seed})", soft_wrap=True)
     for terms in dict.fromkeys(each.record.licence for each in made if each.record.licence):

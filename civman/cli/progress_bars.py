@@ -1,7 +1,7 @@
 """Show the library's progress events as bars on a terminal, or as plain lines elsewhere.
 
-A bar appears only if the work takes longer than a moment, disappears when the work is done, and fits the width of the
-terminal: the text shrinks first, and the remaining time is always shown.
+A bar appears only if the work takes longer than 0.25 s, and disappears when the work is done. It fits the width of the
+terminal: the description is shortened first, and the remaining time is always shown.
 """
 
 import threading
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task, TaskID
 
 _MOMENT_S = 0.25
-"""Work that takes no longer than this shows no bar."""
+"""Work that takes no longer than this many seconds shows no bar."""
 _LINES_EVERY_S = 10.0
 _TEXT, _BAR, _NUMBERS, _REST = 36, 40, 17, 19
-"""The widest text and bar; the widths of the column of numbers, and of speed and remaining time."""
+"""Widths in cells: the most for the text and for the bar, then those of the numbers, and of speed and remaining time.
+"""
 _LEAST_TEXT = 10
 
 
 @contextmanager
 def downloading(output: Output, files: int = 1) -> Iterator[OnEvent]:
-    """Show the progress of each download and, if several are expected (`files`) or running, of all together.
+    """Show a progress bar for each download and, if there is more than one, a total; `files`: how many are expected.
 
     The listener may be called from several threads.
     """
@@ -106,10 +107,10 @@ def verifying(output: Output) -> Iterator[OnEvent]:
 
 @contextmanager
 def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> Iterator[OnEvent]:
-    """Show how much of all images is done, the number of steps per second and the remaining time.
+    """Show the finished share of a job, the number of steps per second and the remaining time.
 
-    `job`: the plans, in order; `called`: the word for a plan in the display if there are several. Without a terminal,
-    only notices are printed.
+    `job`: the shares of the plans, in order; `called`: the word for a plan in the display if there are several. Without
+    a terminal, only notices are printed.
     """
     if not output.is_live:
         yield _notices(output)
@@ -135,7 +136,7 @@ def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> 
 
 @contextmanager
 def upscaling(output: Output, images: int) -> Iterator[OnEvent]:
-    """Show how many tiles of all images are upscaled; without a terminal, only notices are printed."""
+    """Show the share of finished tiles of all images to upscale; without a terminal, only notices are printed."""
     if not output.is_live:
         yield _notices(output)
         return
@@ -169,7 +170,7 @@ def _print_notice(progress: "Progress", event: Event) -> None:
 
 
 class _Display:
-    """A rich progress display that becomes visible only after a moment of work."""
+    """A rich progress display that stays invisible if the work ends within a moment."""
 
     def __init__(self, progress: "Progress") -> None:
         self.progress = progress
@@ -183,7 +184,7 @@ class _Display:
             self.progress.start()
 
     def show_soon(self) -> None:
-        """Make the bars visible if the work has taken longer than a moment since the first call."""
+        """Make the bars visible if at least 0.25 s have passed since the first call."""
         now = time.monotonic()
         self._begun = now if self._begun is None else self._begun
         if now - self._begun >= _MOMENT_S:
@@ -197,7 +198,7 @@ class _Display:
 
 @contextmanager
 def _display(output: Output, columns: Any) -> Iterator[_Display]:
-    """Show bars with the columns that `columns` returns for the width of the terminal."""
+    """Create a progress display for stderr; `columns` returns its columns for the width of the terminal."""
     from rich.progress import Progress  # imported here: it takes 0.06 s, and only a terminal needs it
 
     console = output.console(to_stderr=True)
@@ -213,7 +214,7 @@ def _display(output: Output, columns: Any) -> Iterator[_Display]:
 def _download_columns(width: int) -> "Sequence[ProgressColumn]":
     """Create the columns name, bar, bytes, speed and remaining time, which together are `width` cells wide.
 
-    If a download has a state, it replaces speed and time.
+    While a download is waiting or being verified, its state replaces speed and time.
     """
 
     def numbers(task: "Task") -> str:
@@ -270,7 +271,7 @@ def _columns(width: int, numbers: Any, rest: Any, *, numbers_width: int = _NUMBE
 
 
 def layout(width: int, numbers_width: int) -> tuple[int, int]:
-    """Compute the widths of text and bar for a line of `width` cells that also contains numbers; 0: no bar."""
+    """Compute the widths of text and bar in a line of `width` cells with numbers, too; 0 means no bar."""
     room = width - numbers_width - _REST - 3
     text = min(_TEXT, room - 9)
     if text < 24 and room >= _LEAST_TEXT:
@@ -279,7 +280,7 @@ def layout(width: int, numbers_width: int) -> tuple[int, int]:
 
 
 def _shortened(text: str, cells: int) -> str:
-    """Shorten the text to `cells` characters by omitting its middle, because file names differ at both ends."""
+    """Shorten the text to `cells` characters by omitting its middle: names of similar files differ at their ends."""
     if len(text) <= cells:
         return text
     end = min(cells // 3, 11)
@@ -287,7 +288,7 @@ def _shortened(text: str, cells: int) -> str:
 
 
 class _Bars:
-    """A bar for each download. With several files, a first line shows the total of all."""
+    """A progress bar for each download. With several downloads, the first line shows the total of all."""
 
     def __init__(self, display: _Display, files: int) -> None:
         self._display = display
@@ -366,7 +367,7 @@ class _Bars:
 
 
 class _Lines:
-    """Progress for logs and pipes: a line when a download starts or ends, and every ten seconds the state of all."""
+    """Progress for logs and pipes: lines when a download starts or ends, and every ten seconds for all downloads."""
 
     def __init__(self, output: Output) -> None:
         self._output = output

@@ -28,14 +28,16 @@ def add(
     no_download: Annotated[
         bool,
         typer.Option(
-            "--no-download", help="Lock the digests that CivitAI declares; download later with `civman sync`."
+            "--no-download",
+            help="Only lock the SHA-256 that CivitAI states for each file; download the files later with "
+            "`civman sync`.",
         ),
     ] = False,
     allow_pickle: AllowPickleOpt = False,
 ) -> Result:
-    """Add models to the project: to civman.toml, and with their exact digests to civman.lock.
+    """Add models to the project's civman.toml, and the digests of their files to civman.lock.
 
-    A ref without a version is locked to the current default version; add it again to update it.
+    A ref without a version is locked to the current default version; to update it, add the ref again.
     """
     from civman.domain.access import Permits
 
@@ -98,7 +100,7 @@ def sync(
 
 
 def first_error(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
-    """Combine errors into the one that a command raises: the only error, or one that lists all; None if all worked."""
+    """Return the error to raise for several refs: the only one, or one that names all refs; None if none failed."""
     from civman.errors import PartlyFailedError
 
     failed = [(ref, error) for ref, error in results if error is not None]

@@ -1,4 +1,4 @@
-"""A recipe's settings as text: everything that `civman show` prints in addition to prompt, sampler and size."""
+"""Formats a recipe's settings as text: those that `civman show` prints after prompt, sampler and size."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _ELSEWHERE: Final = frozenset({
     "checkpoint", "vae", "loras", "embeddings", "files", "prompt", "negative_prompt", "sampler", "schedule", "steps",
     "guidance_scale", "width", "height", "seed", "clip_skip", "parts",
 })  # fmt: skip
-"""Fields of a recipe that `civman show` prints on lines of their own."""
+"""Fields of a recipe that are left out here, because `civman show` prints them on other lines."""
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
     "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "upscale": "upscaled to",
@@ -25,7 +25,7 @@ _TITLES: Final = {
 
 
 def recipe_lines(recipe: "Recipe") -> Iterator[str]:
-    """Format a recipe's settings: one line for each group, then one line for all others. Default values are omitted."""
+    """Format a recipe's settings: a line for each group, and a last line for all others. Default values are omitted."""
     others = []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -45,7 +45,7 @@ def recipe_lines(recipe: "Recipe") -> Iterator[str]:
 
 
 def _parts(value: Any, usual: object) -> Iterator[str]:
-    """Format the fields of a nested value as text, except those that equal the default `usual`."""
+    """Format the fields of a nested value, except those that equal the same field of `usual`, the default."""
     has_usual = usual is not MISSING and usual is not None
     names = [field.name for field in dataclasses.fields(value)]
     if {"width", "height"} <= set(names):
@@ -71,7 +71,7 @@ def _setting(name: str, value: object) -> str:
 
 
 def _file(use: Any) -> str:
-    """A file in a nested value: the start of its SHA-256, with its scale or strength."""
+    """Format a file that a nested value refers to: the start of its SHA-256, and its scale or strength."""
     scale = getattr(use, "scale", getattr(use, "strength", None))
     return f"{use.sha256[:12]}" + (f" at {scale:g}" if scale is not None else "")
 

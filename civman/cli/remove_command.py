@@ -101,7 +101,7 @@ def _print(console: "Console", plan: "RemovalPlan") -> None:
         console.print(f"  only removed from the index, the file stays where it is: {clean(asset.path)}")
     for asset in plan.kept:
         title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
-        console.print(f"  the file {asset.blob.sha256[:10]} is kept: {clean(title)} needs them")
+        console.print(f"  the file {asset.blob.sha256[:10]} stays: {clean(title)} needs it")
     for line in _pictures(plan):
         console.print(f"  {line}")
 

@@ -195,7 +195,7 @@ def render(
     variant: Annotated[
         str | None,
         typer.Option(
-            help="Which model of its family the checkpoint is, if its tensors cannot tell: dev, krea, kontext …"
+            help="The checkpoint's variant within its family, if its tensors do not show it: dev, krea, kontext …"
         ),
     ] = None,
     shift: Annotated[
@@ -252,11 +252,12 @@ def render(
     s_tmax: STmaxOpt = None,
     s_noise: SNoiseOpt = None,
     drop_penultimate: Annotated[
-        bool, typer.Option("--drop-penultimate", help="Drop the second-to-last noise level, with any sampler.")
+        bool,
+        typer.Option("--drop-penultimate", help="Discard the penultimate sigma (noise level), with any sampler."),
     ] = False,
     half_levels: Annotated[
         bool,
-        typer.Option("--half-levels", help="Round noise levels to half precision, as A1111 before version 1.8."),
+        typer.Option("--half-levels", help="Round noise levels to half precision, as A1111 did before version 1.8."),
     ] = False,
     sampling_rules: SamplingRulesOpt = None,
     sigmas: SigmasOpt = None,
@@ -291,14 +292,15 @@ def render(
     emphasis: Annotated[
         str | None,
         typer.Option(
-            help="How weights in brackets are applied: original, no norm, ignore, none or comfyui.",
+            help="How emphasis such as (word:1.2) is applied: original, no norm, ignore, none or comfyui.",
             show_default="original",
         ),
     ] = None,
     join_prompt: JoinPromptOpt = None,
     join_negative: JoinNegativeOpt = None,
     fit_negative: Annotated[
-        bool, typer.Option("--fit-negative", help="Cut or extend the negative prompt to the prompt's length.")
+        bool,
+        typer.Option("--fit-negative", help="Cut or extend the negative prompt to the length of the prompt."),
     ] = False,
     pad_prompts: Annotated[
         bool, typer.Option("--pad-prompts", help="Pad prompt and negative prompt to the same length.")
@@ -347,11 +349,11 @@ def render(
     upscale: UpscaleOpt = None,
     odd_sizes: OddSizesOpt = None,
     prediction: Annotated[
-        str | None, typer.Option(help="What the model predicts, epsilon or v_prediction, if its file does not say.")
+        str | None, typer.Option(help="Prediction type, epsilon or v_prediction, if the checkpoint does not show it.")
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Folder with diffusers configs, for settings that tensor shapes do not show."),
+        typer.Option(metavar="DIR", help="Folder with diffusers configs, for settings that the tensors do not show."),
     ] = None,
     device: DeviceOpt = None,
     threads: ThreadsOpt = None,
@@ -403,7 +405,7 @@ def render(
 
     Prompts use A1111's syntax: (emphasis:1.2), BREAK, AND, \[from:to:when], \[a|b], <lora:name:0.8>, embeddings.
     Everything is checked before weights are loaded. Images contain their recipe; existing files are never overwritten.
-    With a single argument, that is the prompt, and the default checkpoint is used.
+    If you pass a single argument, it is the prompt, and the default checkpoint is used.
     """
     from civman.domain.recipes.enlargement import upscale_from
     from civman.domain.recipes.machine import Machine
@@ -419,7 +421,7 @@ def render(
     options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
     axes = axes_of(grid)
     if axes and prompts is not None:
-        raise UsageError("--prompts and --grid exclude each other", hint='--grid "prompt=a cat|a dog" varies it')
+        raise UsageError("--prompts and --grid exclude each other", hint='--grid "prompt=a cat|a dog" varies prompts')
     chosen = chosen_preset(session, context, preset)
     checkpoint, prompt = checkpoint_and_prompt(
         session, checkpoint, prompt, chosen, has_prompts=prompts is not None or has_prompts(axes)

@@ -1,4 +1,4 @@
-"""What a render takes from the settings: the values of a preset (`--preset`), and the default checkpoint."""
+"""Applies settings to a render: the values of a preset (`--preset`), and the default checkpoint."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _NOT_IN_PRESETS: Final = frozenset({
     "prompt", "prompts", "preset", "grid", "dry-run", "here", "library", "json", "quiet", "help", "checkpoint",
 })  # fmt: skip
-"""Options that a preset cannot set; its checkpoint is not an option and is handled separately."""
+"""Options of `civman render` that a preset cannot set. A preset's `checkpoint` is handled separately."""
 
 
 def preset_options(render: Any) -> dict[str, Any]:
-    """Map the options of `civman render` that a preset can set, without dashes, to typer's parameters."""
+    """Map the name, without dashes, of each `civman render` option that a preset can set to typer's parameter."""
     return {
         text.removeprefix("--"): option
         for option in render.params
@@ -37,7 +37,7 @@ def _apply(context: typer.Context, name: str | None) -> str | None:
 
     preset = load_settings().render.presets.get(name)
     if preset is None:
-        return name  # `chosen_preset` reports an unknown preset later, so that errors in the command line come first
+        return name  # do not report an unknown preset here: `chosen_preset` does so, after errors in the command line
     options = preset_options(context.command)
     defaults: dict[str, Any] = {}
     for key, value in preset.values.items():
@@ -53,15 +53,15 @@ PresetOpt = Annotated[
     str | None,
     typer.Option(
         "--preset", metavar="NAME", callback=_apply, is_eager=True, autocompletion=completion.presets,
-        help="Use the options of a preset from the settings; options that you type override it.",
+        help="Use a preset from the settings; options on the command line override it.",
     ),
 ]  # fmt: skip
 
 
 def chosen_preset(session: Session, context: typer.Context, name: str | None) -> "Preset | None":
-    """Look up the preset named `name`, after printing a notice that lists its values.
+    """Look up the preset `name` and print a notice that lists its values.
 
-    Raises: UsageError (`no-preset`): there is no such preset. ConfigError: it sets an unknown option.
+    Raises: UsageError (`no-preset`): there is no such preset. ConfigError: the preset sets an unknown option.
     """
     if name is None:
         return None
@@ -115,9 +115,9 @@ def values_text(values: Mapping[str, object]) -> str:
 def checkpoint_and_prompt(
     session: Session, first: str | None, second: str | None, preset: "Preset | None", *, has_prompts: bool
 ) -> tuple[str, str | None]:
-    """Find out which argument is the checkpoint and which the prompt, and fill in the default checkpoint.
+    """Tell the checkpoint and the prompt apart in the arguments, and fill in the default checkpoint.
 
-    A single argument is the prompt, unless prompts come from elsewhere (`has_prompts`).
+    A single argument is the prompt, unless there is another source of prompts (`has_prompts`).
 
     Raises: UsageError: the prompt is missing. UsageError (`no-checkpoint`): no checkpoint is given or set.
     """

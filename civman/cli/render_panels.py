@@ -1,4 +1,4 @@
-"""The panels of `civman render --help`: which options are listed together."""
+"""The panels of `civman render --help`, and the options listed in each."""
 
 from typing import Final
 
@@ -47,5 +47,4 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Files": ("format", "quality", "no_metadata", "strip_prompt"),
     "Computing": ("device", "precision", "fast", "compile_", "low_vram", "threads", "on", "resume", "here"),
 }  # fmt: skip
-"""Maps the title of a panel to parameters of `civman render`, in any order; the help lists them in the command's order.
-"""
+"""Maps the title of each panel to parameters of `civman render`, in any order: the help uses the command's order."""

@@ -1,4 +1,4 @@
-"""Values of `civman render`'s options, parsed into parts of a request."""
+"""Parses the values of `civman render`'s options into parts of a render request."""
 
 import re
 from dataclasses import replace
@@ -20,7 +20,7 @@ _SIZE = re.compile(r"(\d+)[x×](\d+)")
 def conditions_from(
     device: str | None, trigger: str, require: str | None, *, force: bool, allow_partial: bool
 ) -> "Conditions":
-    """The conditions under which a request is planned. Raises: UsageError: an unknown value of --trigger."""
+    """Return the conditions for planning a request. Raises: UsageError: an unknown value of --trigger."""
     from civman.errors import UsageError
     from civman.planning.plan import Conditions
 
@@ -30,7 +30,7 @@ def conditions_from(
 
 
 def loras_from(texts: list[str]) -> "tuple[LoraRequest, ...]":
-    """The adapters that --lora requests, each with its scales."""
+    """Parse the values of --lora into adapters with their scales."""
     from civman.domain.recipes.recipe import LoraRequest
     from civman.domain.scales import parse_scaled
 
@@ -48,15 +48,17 @@ def loras_from(texts: list[str]) -> "tuple[LoraRequest, ...]":
 def details_from(
     regions: list[str], prompts: list[str], negatives: list[str], strength: float | None
 ) -> "tuple[DetailRequest, ...]":
-    """The detail passes that --detail and its companions request. Raises: UsageError."""
+    """Combine the values of --detail and its companion options into detail passes. Raises: UsageError."""
     from civman.domain.recipes.details import detail_from
     from civman.errors import UsageError
 
     for option, texts in (("--detail-prompt", prompts), ("--detail-negative", negatives)):
         if len(texts) > len(regions):
-            raise UsageError(f"{option} is used more often than --detail", hint="each one belongs to one --detail")
+            raise UsageError(
+                f"{option} is used more often than --detail", hint="each value belongs to one --detail, in order"
+            )
     if strength is not None and not regions:
-        raise UsageError("--detail-strength requires --detail", hint="`--detail face` draws faces again")
+        raise UsageError("--detail-strength requires --detail", hint="`--detail face` redraws faces, for example")
     more = [""] * len(regions)
     words = zip(regions, [*prompts, *more], [*negatives, *more], strict=False)
     asked = [detail_from(region, prompt, negative) for region, prompt, negative in words]
@@ -64,7 +66,7 @@ def details_from(
 
 
 def size_from(text: str) -> tuple[int, int]:
-    """The width and height in a text such as "832x1216". Raises: UsageError (`bad-size`)."""
+    """Parse a size such as "832x1216" into width and height. Raises: UsageError (`bad-size`)."""
     from civman.errors import Cause, UsageError
 
     found = _SIZE.fullmatch(text.strip().lower())
@@ -76,7 +78,7 @@ def size_from(text: str) -> tuple[int, int]:
 
 
 def precision_from(text: str | None, *, is_fast: bool) -> str | None:
-    """The precision that --precision or --fast requests. Raises: UsageError: both are given."""
+    """Return the precision that --precision or --fast requests. Raises: UsageError: both options are used."""
     from civman.errors import UsageError
     from civman.planning.fast_precision import FAST
 
@@ -88,9 +90,9 @@ def precision_from(text: str | None, *, is_fast: bool) -> str | None:
 
 
 def hires_from(text: str | None, **asked: Any) -> "HiresRequest | None":
-    """The second pass that --hires and its companions request, or None. Raises: UsageError.
+    """Combine the values of --hires and its companion options into a second pass, or None. Raises: UsageError.
 
-    `asked`: the fields of a `HiresRequest`; None if the option was not used.
+    `asked`: the fields of a `HiresRequest`; None for an option that was not used.
     """
     from civman.domain.recipes.recipe import HiresRequest
     from civman.errors import Cause, UsageError
@@ -98,7 +100,7 @@ def hires_from(text: str | None, **asked: Any) -> "HiresRequest | None":
     if text is None:
         if alone := [name for name, value in asked.items() if value is not None]:
             option = _HIRES_OPTIONS.get(alone[0], f"--hires-{alone[0].replace('_', '-')}")
-            raise UsageError(f"{option} requires a second pass", hint="`--hires 2` adds one")
+            raise UsageError(f"{option} requires a second pass", hint="`--hires 2` adds a second pass")
         return None
     request = HiresRequest(**asked | {"upscaler": asked["upscaler"] or "latent"})
     try:

@@ -99,9 +99,9 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
         if total > skip:  # images exist, but --forget-missing removed every image of this page
             console.print(f"{counted(total, 'other image')} {matches}")
         elif total:
-            console.print(f"only {counted(total, 'image')} {matches}, so --skip {skip} leaves none")
+            console.print(f"only {counted(total, 'image')} {matches}, so --skip {skip} skips all of them")
         else:
-            console.print("no images match; `civman render CHECKPOINT PROMPT` makes one")
+            console.print("no images match; `civman render CHECKPOINT PROMPT` makes an image")
         return
     rows = []
     for each in found:

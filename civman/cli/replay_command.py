@@ -61,16 +61,18 @@ def replay(
         Path | None,
         typer.Option(
             "--settings", metavar="FILE.jsonl",
-            help="Instead of PICTURE: settings of images as CivitAI's API gives them, one JSON object per line.",
+            help="Instead of PICTURE: a file of image settings as returned by CivitAI's API, one JSON "
+            "object per line.",
         ),
     ] = None,
     assume_files: Annotated[
-        bool, typer.Option("--assume-files", help="With --settings: assume that all files named there are available.")
+        bool, typer.Option("--assume-files", help="With --settings: assume that all files that it names are available.")
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="With --settings, --images-of or --images: report whether images can be rendered again."
+            "--dry-run", help="With --settings, --images-of or --images: only report whether images can be rendered "
+            "again."
         ),
     ] = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download missing files from CivitAI without asking.")] = False,
@@ -187,7 +189,7 @@ def replay(
     described = image if image is not None else library.pictures.foreign_settings(what)
     if described is not None and not (image and image.has_recipe):
         if axes:
-            raise UsageError("--grid varies images that civman made", hint="change a single field with --set")
+            raise UsageError("--grid can only vary images that civman made", hint="change a single field with --set")
         original = image.path if image else Path(what).expanduser()
         again = replace(again, source=source_image(inputs, original))
         fetch_named(session, described, is_agreed=fetch, source=again.source)
@@ -212,7 +214,7 @@ def replay(
 def _varied(
     session: Session, source: "RecipeSource", axes: "Sequence[Axis]", inputs: "Sequence[Path]", how: Again
 ) -> Result:
-    """Draw a recipe with some fields changed, or a contact sheet of such variations."""
+    """Render a recipe with some fields changed, or a contact sheet of such variations."""
     from civman.planning.plan import Conditions
 
     library, conditions = session.library, Conditions(how.machine.device)
@@ -234,7 +236,7 @@ def _varied(
 
 
 def _require_own_comparison(what: str, how: Again) -> None:
-    """Check that no option asks for another comparison than with the recorded pixels. Raises: UsageError."""
+    """Check that no option requests a comparison that only images of other programs have. Raises: UsageError."""
     from civman.errors import UsageError
 
     if how.other is not None or how.sheet is not None or how.tries_cards:
@@ -251,25 +253,32 @@ def _many(session: Session, what: str | None, many: Many, how: Again) -> Result:
     if what is not None or (many.model is not None and many.file is not None):
         raise UsageError("--images-of, --images and an image exclude each other", hint="leave out all but one of them")
     if how.tries_cards and (many.on is not None or many.resumes):
-        raise UsageError("--try-cards renders in this process", hint="leave out --on and --resume, or --try-cards")
+        raise UsageError(
+            "--try-cards cannot use workers: it renders in this process",
+            hint="leave out --on and --resume, or --try-cards",
+        )
     return replay_many(session, many, how)
 
 
 def _settings(session: Session, what: str | None, file: Path | None, *, is_check: bool) -> Result:
-    """Check the image settings in a file; nothing is rendered. Raises: UsageError: an option conflicts."""
+    """Check whether the images that a settings file describes can be rendered again.
+
+    Raises: UsageError: options conflict.
+    """
     from civman.errors import UsageError
 
     if file is None and what is None:
         raise UsageError(
-            "pass the image to replay, or a file of settings with --settings", hint="`civman replay --help`"
+            "pass an image to replay, or a file of settings with --settings", hint="`civman replay --help`"
         )
     if file is None:
         raise UsageError("--dry-run and --assume-files require --settings")
     if what is not None:
-        raise UsageError(f"--settings takes the place of the image `{what}`", hint="leave out one of them")
+        raise UsageError(f"--settings and the image `{what}` exclude each other", hint="leave out one of them")
     if not is_check:
         raise UsageError(
-            "settings can be checked but not drawn yet", hint="add --dry-run --assume-files to check each of them"
+            "settings in a file can be checked but not rendered yet",
+            hint="add --dry-run to check them, or --assume-files to check them as if all files were available",
         )
     from civman.cli.settings_output import settings_result
 
@@ -280,9 +289,10 @@ def _extras_again(
     session: Session, what: Path, sources: "Sequence[Path]", machine: "Machine", output: Path | None,
     options: "OutputOptions",
 ) -> Result | None:  # fmt: skip
-    """Repeat the upscale of A1111's Extras tab if the settings in the image describe one; None otherwise.
+    """Repeat the upscale of A1111's Extras tab that the image's metadata describes; None if it describes none.
 
-    None also if no source is given and the settings describe the image before the upscale, which can be drawn.
+    Also returns None if no source image is given and the metadata has the settings of the render before the upscale,
+    which can be drawn again.
     """
     if not is_picture_file(str(what)):
         return None
@@ -327,7 +337,7 @@ def _save(
     library: "Library", source: "RecipeSource", results: "Sequence[ReplayResult]", output: Path | None,
     options: "OutputOptions", *, always: bool,
 ) -> "Sequence[Rendering]":  # fmt: skip
-    """Save the new images, unless the replayed file already contains exactly the same pixels."""
+    """Save the new images, unless the replayed file already has the same pixels and nothing else demands a new file."""
     from civman.rendering.replay_values import is_unchanged
 
     if is_unchanged(source, results) and output is None and not always:
@@ -385,7 +395,11 @@ def _print(
     for rendering in saved:
         console.print(f"{clean(str(rendering.path))}  (picture:{rendering.id}, seed {rendering.seed})", soft_wrap=True)
     if not saved:
-        console.print(f"  the same as {clean(str(source.path))}; nothing new was saved", style="dim", soft_wrap=True)
+        console.print(
+            f"  the new image is the same as {clean(str(source.path))}, so it was not saved",
+            style="dim",
+            soft_wrap=True,
+        )
 
 
 def _words(result: "ReplayResult") -> str:
@@ -404,7 +418,7 @@ def _words(result: "ReplayResult") -> str:
 
 
 def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "CivmanError | None":
-    """Return the error for a replay whose pixels differ from the recorded ones; None if no pixels differ."""
+    """Return the error for a replay if its pixels differ from the recorded ones; None if they do not."""
     from civman.errors import NotIdentical
     from civman.rendering.compare_pictures import Verdict
 

@@ -1,4 +1,4 @@
-"""`civman replay` for many images on CivitAI: those of a model, or those that a file lists. One verdict for each."""
+"""Replays many images on CivitAI, those of a model or those that a file lists, and prints a verdict for each."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from civman.planning.site_image import SiteImage
 
 MOST: Final = 100
-"""The maximum number of images in one run, so that CivitAI is not asked for more by mistake."""
+"""The maximum number of images in one run, so that a mistake does not send CivitAI too many requests."""
 
 
 Found = TypeVar("Found", "_Row", "_Row | None")
@@ -32,13 +32,13 @@ class Many:
     file: str | None = None
     limit: int = 10
     is_agreed: bool = False
-    """Whether missing files are downloaded."""
+    """Whether the user has agreed to download missing files."""
     only_reads: bool = False
-    """Whether to report only if each image can be drawn again."""
+    """Whether only to report if each image can be drawn again, without drawing it."""
     on: str | None = None
     """The workers that draw the images, as for `civman render --on`; None: this process, one image after the other."""
     resumes: bool = False
-    """Whether to leave out images that are in the output folder already; they are compared all the same."""
+    """Whether to skip rendering images that are already in the output folder; they are still compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class _Row:
 
     @property
     def words(self) -> str:
-        """One line: the image, the verdict, and why."""
+        """Format the result in one line: the image, the verdict, and the error if there is one."""
         return f"{self.image}  {self.verdict}" + (f": {self.error.message}" if self.error is not None else "")
 
     @property
     def value(self) -> dict[str, Any]:
-        """The row for --json."""
+        """The result as a JSON object for --json."""
         error = None if self.error is None else error_value(self.error)
         return {"image": self.image, "verdict": self.verdict, "error": error, "path": self.path,
                 "compared": self.compared}  # fmt: skip
@@ -82,7 +82,7 @@ def replay_many(session: Session, many: Many, how: Again) -> Result:
     error = None
     if failed and failed[0].error is not None:
         error = PartlyFailedError(
-            f"{len(failed)} of {counted(len(rows), 'image')} were not drawn again as they were",
+            f"{len(failed)} of {counted(len(rows), 'image')} could not be reproduced",
             exit_code=failed[0].error.exit_code, refs=[each.image for each in failed],
         )  # fmt: skip
 
@@ -104,7 +104,7 @@ def _tell(output: "Output", row: _Row) -> None:
 
 
 def _listed(session: Session, many: Many) -> list[str]:
-    """The URLs of the images to render again."""
+    """Return the URLs of the images to render again."""
     from civman.errors import Cause, UsageError
 
     if many.model is not None:
@@ -118,7 +118,9 @@ def _listed(session: Session, many: Many) -> list[str]:
         raise UsageError(f"cannot read `{many.file}`: {error}", code=Cause.BAD_VALUE) from error
     urls = [f"https://civitai.com/images/{line}" if line.isdecimal() else line for line in text.split()]
     if not urls:
-        raise UsageError(f"`{many.file}` lists no images", hint="one id or URL of an image on CivitAI per line")
+        raise UsageError(
+            f"`{many.file}` lists no images", hint="the file must have one id or URL of an image on CivitAI per line"
+        )
     if len(urls) > many.limit:
         session.output.notice(f"{many.file} lists {len(urls)} images; the first {many.limit} are drawn: --limit")
     return list(dict.fromkeys(urls))[: many.limit]
@@ -135,7 +137,7 @@ def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
 
 
 def _on_workers(session: Session, urls: list[str], many: Many, how: Again) -> Iterator[_Row]:
-    """Plan all images, render them on workers, and compare each; images with civman's recipe are rendered here."""
+    """Plan all images, render them on workers and compare each. Images with civman's recipe are replayed here."""
     from civman.errors import CivmanError, NotFound
 
     waiting: list[tuple[str, SiteImage, Planned]] = []
@@ -170,7 +172,7 @@ def _on_workers(session: Session, urls: list[str], many: Many, how: Again) -> It
 
 
 def _earlier(session: Session, planned: "Planned", how: Again) -> Path | None:
-    """Find the file of an image that was rendered before into the output folder; None if there is none."""
+    """Find an earlier render of the same recipe in the output folder; None if there is none."""
     from civman.index.read_pictures import PictureFilter
 
     folder = (how.output or session.library.context.renders).expanduser().absolute()
@@ -189,7 +191,7 @@ def _drawn(name: str, path: str, verdict: "Judged | None") -> _Row:
 def _attempted(
     session: Session, url: str, many: Many, how: Again, draw: "Callable[[str, SiteImage], Found]"
 ) -> "_Row | Found":
-    """Request an image and the files that it needs, and hand it to `draw`; an error becomes the image's result."""
+    """Fetch an image from CivitAI and the files that it needs, and call `draw`; an error becomes the image's result."""
     from civman.errors import CivmanError, Interrupted, NetworkError, UsageError
 
     name = url.rpartition("/")[2].partition("?")[0]

@@ -1,4 +1,4 @@
-"""What `civman replay` does with an image that was upscaled: by civman, or in A1111's Extras tab."""
+"""How `civman replay` repeats an upscale that civman or A1111's Extras tab made."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def replay_upscale(
 
     if is_varied:
         raise UsageError(
-            f"--set and --grid vary rendered images, and `{source.name}` was upscaled",
+            f"--set and --grid can only vary rendered images, and `{source.name}` was upscaled",
             hint="to upscale the source with other settings, use `civman upscale`",
         )
     upscaling = session.library.upscaling
@@ -82,7 +82,11 @@ def _print(console: "Console", source: "RecipeSource", again: "UpscaledAgain", s
     if saved is not None:
         console.print(f"{clean(str(saved.path))}  (picture:{saved.id})", soft_wrap=True)
     else:
-        console.print(f"  the same as {clean(str(source.path))}; nothing new was saved", style="dim", soft_wrap=True)
+        console.print(
+            f"  the new image is the same as {clean(str(source.path))}, so it was not saved",
+            style="dim",
+            soft_wrap=True,
+        )
 
 
 def _error(source: "RecipeSource", again: "UpscaledAgain") -> "CivmanError | None":
@@ -96,7 +100,8 @@ def _error(source: "RecipeSource", again: "UpscaledAgain") -> "CivmanError | Non
     return NotIdentical(
         f"`{source.name}` came out {'close' if is_close else 'different'}"
         + (f", because the environment differs: {why}" if why else ", although the recorded environment is the same"),
-        is_close=is_close, hint="with the original versions, device and number of threads, it would be identical",
+        is_close=is_close,
+        hint="with the original versions, device and number of threads, the image would be identical",
         differs=[each.what for each in again.environment],
     )  # fmt: skip
 
@@ -105,9 +110,9 @@ def replay_extras(
     session: Session, picture: Path, source: Path | None, machine: "Machine", output: Path | None,
     options: "OutputOptions",
 ) -> Result | None:  # fmt: skip
-    """Upscale `source` as the settings of A1111's Extras tab in `picture` say, and compare; None if it has none.
+    """Repeat the upscale of A1111's Extras tab that `picture` describes and compare; None if `picture` describes none.
 
-    Raises: what `library.upscaling.plan_extras` and `run` raise.
+    `source` is the image before the upscale. Raises: what `library.upscaling.plan_extras` and `run` raise.
     """
     upscaling = session.library.upscaling
     with session.reading() as on_event:

@@ -1,4 +1,4 @@
-"""Hand a command over to the library's running server, which already has models loaded."""
+"""Hands a command over to the library's running server, which already has models loaded."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _HANDED_OVER = ("render", "replay")
 _STAYS_HERE = ("--here", "--help", "-h", "--on", "--resume", "--images")
-"""Options that keep a command in its own process, because it starts workers as child processes or reads stdin."""
+"""Options that keep a command in its own process: it starts workers, reads stdin or only prints help."""
 
 HereOpt = Annotated[
     bool, typer.Option("--here", help="Render in this process, even if `civman serve` is running for the library.")
@@ -22,7 +22,7 @@ HereOpt = Annotated[
 
 
 def handed_over(arguments: Sequence[str]) -> int | None:
-    """Let the library's server run the command. Returns its exit code; None: the command is to run here."""
+    """Let the library's server run the command. Returns the exit code; None if it has to run in this process."""
     if not arguments or arguments[0] not in _HANDED_OVER or completion.words_before_cursor() is not None:
         return None
     if any(word.partition("=")[0] in _STAYS_HERE for word in arguments):

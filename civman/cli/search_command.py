@@ -57,7 +57,7 @@ def search(
         str, typer.Option(help="Only models updated in this period: Day, Week, Month, Year or AllTime.")
     ] = "AllTime",
     nsfw: Annotated[bool, typer.Option("--nsfw", help="Include models rated above PG.")] = False,
-    early_access: Annotated[bool, typer.Option("--early-access", help="Only models in early access.")] = False,
+    early_access: Annotated[bool, typer.Option("--early-access", help="Only models that are in early access.")] = False,
     archived: Annotated[bool, typer.Option("--archived", help="Include archived models.")] = False,
     fits: Annotated[
         str | None,

@@ -12,25 +12,34 @@ from civman.cli.session import Session, command
 @command(network="option")
 def serve(
     session: Session,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 for any free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses any free port.")] = 7860,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address to listen on. Other computers then need the token.")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="The address to listen on; with one that other computers can reach, clients need the token.",
+        ),
     ] = "127.0.0.1",
     name: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A further name under which browsers reach the server (repeatable)."),
+        typer.Option(metavar="NAME", help="A further host name under which browsers reach the server (repeatable)."),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="A web page of another site that may use the API (repeatable)."),
+        typer.Option(
+            metavar="ORIGIN",
+            help="Origin of another site whose pages may use the API, such as https://example.org (repeatable).",
+        ),
     ] = None,
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Memory for loaded models, such as 12GB.", show_default="half of what is free"
+            metavar="SIZE", help="Maximum memory for loaded models, such as 12GB.", show_default="half of what is free"
         ),
     ] = None,
-    warm: Annotated[bool, typer.Option("--warm", help="Start the process that renders at once.")] = False,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Start the rendering process now instead of with the first render.")
+    ] = False,
 ) -> Result | None:
     """Serve a page for browsers, keep models loaded, and render for other commands and programs.
 
@@ -76,7 +85,7 @@ def _require_serve_extra() -> None:
 
 
 def _budget(text: str | None) -> int:
-    """The memory for loaded models in bytes. Raises: UsageError: it is not a size."""
+    """Return the maximum memory for loaded models in bytes. Raises: UsageError: `text` is not a size."""
     from civman.errors import UsageError
     from civman.system.system_facts import available_memory_bytes
 

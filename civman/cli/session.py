@@ -1,7 +1,7 @@
 """What all commands share: common options, the library, progress bars, and showing the result.
 
 A command turns its options into calls of the library and returns a `Result`. The result is shown only after the library
-was closed, so that nothing is reported as done before it is.
+was closed, so that no command reports success before its changes are complete.
 """
 
 import functools
@@ -43,7 +43,7 @@ _Options = ParamSpec("_Options")
 
 
 class MakeLibrary(Protocol):
-    """Opens a library: `Library` itself, or a function that passes further arguments to it, such as timeouts."""
+    """A function that opens a library: `Library` itself, or one that passes further arguments, such as timeouts."""
 
     def __call__(self, settings: "Settings", *, on_notice: "Callable[[str], None]") -> "Library":
         """Open the library that `settings` describe; `on_notice` receives its notices."""
@@ -51,11 +51,11 @@ class MakeLibrary(Protocol):
 
 
 MAKE_LIBRARY: ContextVar[MakeLibrary | None] = ContextVar("make_library", default=None)
-"""The `make_library` of `main`, set while a command runs, because typer passes only options to commands."""
+"""The `make_library` passed to `main`, while a command runs; typer has no way to pass it on to the command."""
 
 
 class Session:
-    """One run of a command: its output, and the library that its options select, which is opened on first use."""
+    """One run of a command: its output, and the library that its options select, which is opened when first used."""
 
     def __init__(
         self, output: Output, folder: Path | None, offline: bool | None, *, needs_library: bool = False
@@ -64,7 +64,7 @@ class Session:
         self.offline = offline
         """True: never use the network; otherwise the settings decide.
 
-        Can be changed only before `library` is first used.
+        A change has an effect only before `library` is first used.
         """
         self._folder = folder
         self._needs_library = needs_library
@@ -86,7 +86,7 @@ class Session:
             self.library.close()
 
     def confirm(self, question: str, show: "Callable[[Console], None]", *, otherwise: str) -> bool:
-        """Show the details that `show` prints and ask a yes/no question; after a "no", print the notice `otherwise`.
+        """Print details with `show` and ask a yes/no question; if the user declines, print the notice `otherwise`.
 
         Raises: UsageError: the command does not run in a terminal.
         """
@@ -97,7 +97,7 @@ class Session:
         return agreed
 
     def downloading(self, files: int = 1) -> "AbstractContextManager[OnEvent]":
-        """Show a progress bar for each download and, if there are several (`files` are expected), one for all."""
+        """Show a progress bar for each download and, if there are several (`files` are expected), one for the total."""
         from civman.cli import progress_bars  # imported here: it takes 0.01 s, which --help need not spend
 
         return progress_bars.downloading(self.output, files)
@@ -123,7 +123,10 @@ class Session:
     def drawing(
         self, recipes: "Sequence[Recipe]", *, called: str = "prompt", is_spread: bool = False
     ) -> "AbstractContextManager[OnEvent]":
-        """Show a progress bar while these recipes are rendered: in this order, or spread over workers or slots."""
+        """Show a progress bar while recipes are rendered.
+
+        `is_spread`: they are rendered on several workers, so that their events do not arrive in order.
+        """
         from civman.cli import progress_bars
         from civman.cli.job_progress import Share, shares
 
@@ -155,8 +158,8 @@ def command(
     """Turn a function into a command: add the common options, pass it a `Session` first, and show its `Result`.
 
     `network`: "never" makes the command work offline, "settings" lets the settings decide, and "option" adds --offline.
-    `needs_library`: refuse a --library folder without a library, because a mistyped path would look like an empty one.
-    `panels`: title of a panel of the help page → the parameters that it lists.
+    `needs_library`: refuse a --library folder that contains no library, because a mistyped path would look like an
+    empty library. `panels`: maps the title of each panel of the help page to the parameters listed in it.
     """
     added: dict[str, object] = {"as_json": _JsonOpt, "quiet": _QuietOpt}
     if network == "option":
@@ -191,7 +194,7 @@ def command(
 
 
 def _in_panel(parameter: inspect.Parameter, panel_of: Mapping[str, str]) -> inspect.Parameter:
-    """Return the parameter with its option in the help panel that the table names for it."""
+    """Return the parameter with its option assigned to the help panel that `panel_of` names for it, if any."""
     if parameter.name not in panel_of:
         return parameter
     kind, option = get_args(parameter.annotation)

@@ -1,4 +1,4 @@
-"""Show whether the images described by a file of settings can be rendered again."""
+"""Shows whether the images that a settings file describes can be rendered again."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _MOST_REASONS = 12
 
 
 def settings_result(found: "Iterable[Redraw]") -> Result:
-    """Build the result of checking settings: an object per line with --json, counts and main reasons for people."""
+    """Build the result of checking image settings: with --json a line per image, else counts and frequent reasons."""
 
     def human(console: "Console") -> None:
         verdicts: Counter[str] = Counter()
@@ -26,7 +26,7 @@ def settings_result(found: "Iterable[Redraw]") -> Result:
         console.print(f"{counted(verdicts.total(), 'image')} checked:")
         for verdict, count in verdicts.most_common():
             console.print(f"  {verdict}: {count}")
-        console.print("the first reason of each, most frequent first:")
+        console.print("the first reason for each image, most frequent first:")
         for (verdict, reason), count in reasons.most_common(_MOST_REASONS):
             console.print(f"  {count} {verdict}: {clean(reason)}", soft_wrap=True)
 

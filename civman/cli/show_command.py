@@ -161,10 +161,10 @@ def _print_without_versions(console: "Console", model: "Model", assets: "Sequenc
 
 
 def _print_others(console: "Console", assets: "Sequence[Asset]", absent: "Absences") -> None:
-    """Print the stored files that CivitAI does not list now: of deleted versions, or with earlier contents."""
+    """Print the stored files that CivitAI no longer lists: their version was deleted, or their contents replaced."""
     if not assets:
         return
-    console.print("\nin the library, but not listed by CivitAI now")
+    console.print("\nin the library, but no longer listed by CivitAI")
     rows = [
         [
             " ", asset.ref, clean(asset.name), size(asset.blob.size_bytes), clean(asset.version_name),
@@ -224,7 +224,7 @@ def facts_words(asset: "Asset") -> str:
 
 
 def pickle_words(asset: "Asset | None") -> str:
-    """Describe a pickle file by whether civman has read it (without running it). None: the file is not stored."""
+    """Describe in words whether civman has read a pickle (without running it); None if the file is not stored."""
     if asset is None:
         return "pickle"
     return "pickle, read without running" if asset.facts.kind else "pickle that civman does not read"
@@ -272,7 +272,7 @@ def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, As
 
 
 def _ref(version: "ModelVersion", file: "ModelFile", assets: "Iterable[Asset]") -> str:
-    """Return the ref of a version's file. For a stored file it is the library's own, which identifies its contents."""
+    """Return the ref to print for a file. A stored file has the library's ref, which identifies the file's contents."""
     from civman.domain.printed_refs import file_ref
 
     stored = (asset for asset in assets if asset.version_id == version.id and asset.blob.sha256 == file.hashes.sha256)

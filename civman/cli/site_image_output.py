@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 _SETTINGS = ("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Clip skip", "Denoising strength",
              "Hires upscale", "Hires upscaler", "Version")  # fmt: skip
-"""The settings that are shown, under A1111's names."""
+"""The settings that are shown of an image, under A1111's names."""
 
 
 def show_site_image(session: Session, url: str, *, recipe: bool) -> Result:
     """Request an image's settings from CivitAI and show them; the original is not downloaded.
 
-    Raises: UsageError: `recipe` is requested; NotFound: CivitAI does not show the image or its settings; NetworkError.
+    Raises: UsageError: `recipe` is set, but only a file contains a recipe; NotFound: CivitAI does not show the image or
+    its settings; NetworkError.
     """
     from civman.errors import UsageError
 
     if recipe:
         raise UsageError(
-            "--recipe needs the image's file",
+            "--recipe needs an image file, not a URL",
             hint="`civman replay URL` renders the image again; the new file contains a recipe",
         )
     session.output.notice("requesting the image's settings from CivitAI")

@@ -34,13 +34,16 @@ def gc(
         int, typer.Option(min=0, metavar="DAYS", help="Permanently delete files removed more than this many days ago.")
     ] = 30,
     safe_copies: Annotated[
-        bool, typer.Option("--safe-copies", help="Delete the safetensors copies of pickles; the next use makes them.")
+        bool,
+        typer.Option(
+            "--safe-copies", help="Delete the safetensors copies of pickles; they are made again when next used."
+        ),
     ] = False,
     trust_store: Annotated[
         bool,
         typer.Option(
             "--trust-store",
-            help="Also delete pinned files in old trash if the object store has a copy; it is verified first.",
+            help="Also delete pinned files in old trash if the object store has a copy, which is verified first.",
         ),
     ] = False,
     store_leftovers: Annotated[
@@ -128,7 +131,7 @@ def _print(console: "Console", plan: "Collection") -> None:
         console.print(f"  delete permanently: {counted(len(plan.originals), 'original')} of images on CivitAI")
     _print_store(console, plan)
     if plan.is_empty:
-        console.print("nothing to free")
+        console.print("there is nothing to free")
 
 
 def _print_store(console: "Console", plan: "Collection") -> None:
@@ -140,7 +143,7 @@ def _print_store(console: "Console", plan: "Collection") -> None:
     for sha256, is_verified in elsewhere.items():
         if sha256 in doomed:
             how = "its SHA-256 was verified" if is_verified else "not verified"
-            console.print(f"  {sha256[:10]} will be in the object store only ({how})", soft_wrap=True)
+            console.print(f"  {sha256[:10]} will remain only in the object store ({how})", soft_wrap=True)
     for left in plan.leftovers:
         what = "delete from the object store" if plan.drops_leftovers else "in the object store, kept"
         console.print(

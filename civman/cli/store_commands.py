@@ -1,4 +1,4 @@
-"""The commands `civman push` and `civman pull`: the same files in an S3-compatible object store."""
+"""The commands `civman push` and `civman pull`, which copy models to and from an S3-compatible object store."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,14 +82,14 @@ def pull(
 
 
 def verify_store(session: Session, url: str, refs: list[str]) -> Result:
-    """Verify files in an object store by their SHA-256: `civman verify` with a URL such as s3://bucket/models."""
+    """Verify the SHA-256 of files in an object store, for `civman verify` with a URL such as s3://bucket/models."""
     with session.downloading() as on_event:
         found = list(session.library.object_store.verify(refs, url=url, on_event=on_event))
     return _result("verify-store", found, "verified", "")
 
 
 def _split(words: list[str] | None) -> tuple[str | None, list[str]]:
-    """Take the store's URL from the front of the arguments, if it is there."""
+    """Split the arguments into the store's URL, if they begin with one, and the rest."""
     words = words or []
     return (words[0], words[1:]) if words and words[0].startswith("s3://") else (None, words)
 

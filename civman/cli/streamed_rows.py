@@ -1,4 +1,4 @@
-"""Show the rows of a long result as they arrive, in every form of output, without keeping them."""
+"""Shows the rows of a long result as they arrive, in every output mode, without storing them."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,9 +11,9 @@ from civman.errors import CivmanError, Interrupted
 
 
 class StreamedRows:
-    """The rows of one result. Use it as a context manager: its end is also the end of the result, even after an error.
+    """The rows of one result. Use it as a context manager: leaving it ends the result, even after an error.
 
-    With `--json` the rows are one list in one object, as in other results. If an error ends the list early, the object
+    With `--json`, the rows are a list in one object, as in other results. If an error ends the list early, the object
     contains the rows so far and the error.
     """
 

@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 _GAP = 2
 """The number of spaces between two columns."""
 _LONGEST_WORD = 18
-"""Words up to this length are never shortened; longer ones, such as file names, end with "…" if there is no room."""
+"""Words of up to this many characters are never shortened; longer ones, such as file names, end with "…" if necessary.
+"""
 
 
 _LEAST_TEXT = 18
-"""Other columns are left out before a text column becomes narrower than this many characters."""
+"""The minimum width of a text column in characters; rather than make it narrower, other columns are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table.
 
-    `is_whole`: its values are never broken or shortened (references, digests, sizes). `is_one_line`: its values are
-    shortened instead of wrapped. `drop`: 0 if the column is always shown; of the others, those with the highest number
-    are left out first.
+    `is_whole`: values are never broken or shortened (refs, digests, sizes). `is_one_line`: values are shortened instead
+    of wrapped. `drop`: in a narrow terminal, the columns with the highest number are left out first; those with 0 never
+    are.
     """
 
     title: str
@@ -48,7 +49,7 @@ def print_table(
 
 
 class GrowingTable:
-    """A table that is printed in several parts. A later part keeps the column widths, unless its values need more."""
+    """A table printed in several parts. Column widths stay the same, unless a later part needs wider columns."""
 
     def __init__(self, console: "Console", columns: Sequence[Column], *, has_header: bool = True) -> None:
         self._console = console
@@ -72,7 +73,7 @@ def _print_rows(
     has_header: bool,
     before: Sequence[int],
 ) -> list[int]:
-    """Print rows and return the width of each column; `before` are the widths of the rows above them."""
+    """Print rows and return the width of each column; `before`: the widths of the columns in the rows above."""
     from rich.table import Table  # importing this takes 0.02 s, which --json and --quiet can skip
     from rich.text import Text
 
@@ -100,11 +101,11 @@ def _print_rows(
 
 
 UNLIMITED = 200
-"""The console width used without a terminal, see `Output.console`: no column is then shortened."""
+"""The console width used without a terminal (see `Output.console`), at which no column is shortened."""
 
 
 def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int | None) -> list[int]:
-    """Compute the width of each column in cells; 0 for a column that is left out. `limit` None: as wide as needed."""
+    """Compute the width of each column in cells; 0: left out. With `limit` None, columns are as wide as needed."""
     from rich.cells import cell_len
 
     def longest(texts: Sequence[str]) -> int:
@@ -126,7 +127,7 @@ def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limi
 def _shared_out(
     columns: Sequence[Column], natural: Sequence[int], least: Sequence[int], kept: Sequence[int], limit: int
 ) -> list[int]:
-    """Give every kept column its minimum width, then distribute the remaining cells among those that need more."""
+    """Give every column in `kept` its minimum width, then distribute the remaining cells among those that need more."""
     widths = [least[i] if i in kept else 0 for i in range(len(columns))]
     room = limit - _total(widths, kept)
     while room > 0 and (hungry := [i for i in kept if widths[i] < natural[i]]):

@@ -55,7 +55,8 @@ def upscale(
     tile: Annotated[
         str | None,
         typer.Option(
-            metavar="PIXELS[:OVERLAP]", help="Size and overlap of the tiles the model sees; 0: the whole image.",
+            metavar="PIXELS[:OVERLAP]",
+            help="Size and overlap of the tiles that the model processes; 0: the whole image at once.",
             show_default="192:8",
         ),
     ] = None,

@@ -132,7 +132,7 @@ def _rebuild(session: Session) -> Result:
         error = IntegrityError(
             f"skipped {counted(len(rebuilt.corrupt), 'file')} with contents that do not match the digest in the "
             f"name: {paths}",
-            hint="delete them and download them again with `civman download`",
+            hint="delete the files and download them again with `civman download`",
         )
     return Result("rebuild", rebuilt, human=lambda console: _print_rebuilt(console, rebuilt), error=error)
 

@@ -52,7 +52,7 @@ def test_the_last_copy_of_a_pinned_file_stays_though_the_store_has_one(
     pinned, other = second
     assert f"keep: {pinned[:10]} is pinned" in shown.out
     assert "--trust-store deletes it" in shown.out
-    assert f"{other[:10]} will be in the object store only (not verified)" in shown.out
+    assert f"{other[:10]} will remain only in the object store (not verified)" in shown.out
     assert done.code == 0, done.err
     assert done.json["gc"]["kept_pinned"] == [pinned]
     assert {each["sha256"]: each["is_verified"] for each in done.json["gc"]["in_object_store"]} == {
