@@ -43,7 +43,7 @@ class Downloads:
         return given == self.token
 
     def refusal(self, request: Request, model: DemoModel, version: DemoVersion) -> Answer | None:
-        """Build the response that refuses the version's files to this request, or None if it may have them."""
+        """Build the response that refuses the version's files to this request, or None if it may download them."""
         if model.mode == "Archived":
             return error(410, "Model archived, not available for download")
         if version.usage_control != "Download":

@@ -33,7 +33,7 @@ def primary_file(version: DemoVersion) -> DemoFile | None:
 
 
 def linked_file(catalogue: Catalogue, version: DemoVersion) -> DemoFile | None:
-    """Return the VAE of another version that CivitAI shows with this one, or None."""
+    """Return the VAE of another version that CivitAI lists with this version's files, or None."""
     found = catalogue.version(version.vae_version) if version.vae_version else None
     return primary_file(found[1]) if found else None
 

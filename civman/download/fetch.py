@@ -1,4 +1,4 @@
-"""Downloads one file into the store: receive it, read it back from disk, verify it, then give it its name.
+"""Downloads one file into the store: receives it, reads it back from disk, verifies it, then renames it.
 
 The file gets its final name only after every earlier step has succeeded.
 """

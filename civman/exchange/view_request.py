@@ -38,7 +38,8 @@ class ViewRequest:
 def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path, request: ViewRequest) -> ViewPlan:
     """Plan the view in `folder` for the library in `root`. Creates missing safetensors copies, unless it is a dry run.
 
-    Raises: UsageError: no layout was given, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
+    Raises: UsageError: no layout was given, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref matches no
+    file or several.
     """
     folder = tidy(folder)
     _check_folder(folder, root)

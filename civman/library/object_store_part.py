@@ -58,7 +58,8 @@ class ObjectStorePart(Part):
     def offers(self, refs: Sequence[str] = (), *, url: str | None = None, file: str | None = None) -> "Sequence[Offer]":
         """List the files in the store that `refs` mean, or all of them.
 
-        Raises: NotFound, AmbiguousRef: a ref, by the same rules as for files in the library.
+        Refs follow the same rules as for files in the library. Raises: NotFound, AmbiguousRef: a ref matches no file or
+        several.
         """
         from civman.exchange.second_home import choose, offers
 

@@ -46,9 +46,9 @@ class UpscalingPart(Part):
     ) -> "Sequence[SavedUpscale]":
         """Compute upscales and save each image in `output` (default: the library's renders/) as soon as it is finished.
 
-        `on` and `resume`: as in `Library.render`. Without them, `on_event` receives a `Step` with the stage "upscale"
-        after each tile, with them after each image. Raises: CannotRender, StoreError; Interrupted: images finished
-        before are kept.
+        `on` and `resume`: as in `Library.render`. `on_event` receives a `Step` with the stage "upscale" after each
+        image if `on` or `resume` is used, otherwise after each tile. Raises: CannotRender, StoreError; Interrupted:
+        images finished before are kept.
         """
         from civman.domain.recipes.machine import Machine
         from civman.rendering.save_pictures import OutputOptions, Place

@@ -294,7 +294,8 @@ def _linked(path: Path, target: Path) -> bool:
         return False
     try:
         hard_link(path, target)
-    except OSError:  # sharing blocks failed: the paths are on different file systems, or on one that cannot do it
+    # sharing blocks failed: the paths are on different file systems, or the file system cannot share blocks
+    except OSError:
         return False
     return True
 

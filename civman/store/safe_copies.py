@@ -117,7 +117,7 @@ def make_copy(original: Path, place: Path) -> SafeCopy:
 def verify_copy(place: Path) -> str:
     """Read the copy at `place` and compare it with its note. Returns what is wrong with it; empty if it is intact.
 
-    A copy that is wrong is deleted: the next use makes it again. Raises: StoreError: it cannot be read.
+    A corrupt copy is deleted: the next use makes it again. Raises: StoreError: the copy cannot be read.
     """
     note = _read_note(place)
     if note is None or (note.source_sha256, note.reader) != (_source_of(place), READER):
