@@ -140,6 +140,8 @@ def require_recipe(recipe: Recipe) -> None:
         require_enlarged(recipe.drawn_size)
     if recipe.input_upscale is not None:
         require_enlarged(recipe.input_upscale.final_size)
+    if recipe.upscale is not None:
+        require_enlarged(recipe.upscale.final_size)
     if recipe.count > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
 

@@ -239,8 +239,10 @@ def test_a_variation_larger_than_the_server_renders_fails_before_it_is_drawn(pag
                  {"kind": "grid", "request": request(), "axes": ["size=64x64|8192x8192"]}):  # fmt: skip
         job = page.ended(page.submit(body))
         assert job["state"] == "failed"
-        assert "larger than" in job["error"]["message"]
+        assert "has more pixels than" in job["error"]["message"]
         assert post(page, "/api/v1/plan", body, 403)
+    large = request(width=1024, height=1024, upscale={"upscaler": "lanczos", "size": "8200x8200"})
+    assert post(page, "/api/v1/plan", {"request": large}, 403)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list a process's memory")
