@@ -179,7 +179,7 @@ class Finder:
         return self._index.assets(AssetFilter(kinds=(Kind.EMBEDDING.value,)))
 
     def of_asset(self, role: str, asset: Asset) -> Found:
-        """Verify a stored file. Raises: the errors of `find`."""
+        """Verify a stored file and return it for use in this role. Raises: the errors of `find`."""
         asset = at_its_place(self._index, asset)
         inspected = inspect_asset(asset)
         _require_kind(role, inspected)

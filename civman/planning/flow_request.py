@@ -53,7 +53,7 @@ def usual_precision(device: str | None, *, is_flow: bool = False, is_there: bool
         return "float32"
     if device is not None and is_there:
         return "bfloat16" if is_flow else "float16"
-    # importing this imports torch, which takes 2 s and is only needed to detect the devices
+    # imported here, because this module imports torch, which takes 2 s and is only needed to detect the devices
     from civman.diffusion.environment import choose_device, choose_dtype
 
     usual = str(choose_dtype(choose_device(device))).removeprefix("torch.")

@@ -338,7 +338,7 @@ class _PassReader:
             raise Stopped(f"{node} ends after {end} of {steps} steps, and no pass of the same settings finishes it")
         if read.value(node, "add_noise") in ("disable", False):
             return self._finishing(node, start, steps, (cfg, sampler, schedule))
-        # starting at step `start` of `steps` is the same as this strength, which selects the last steps of the schedule
+        # skipping the first `start` steps of the schedule is the same as img2img with this strength
         strength = 1.0 if start == 0 else (steps - start) / (steps + 0.5)
         if start >= steps:
             raise Stopped(f"{node} starts after its last step")

@@ -161,7 +161,8 @@ def refiner_checkpoint(
         raise Incompatible(
             f"the refiner `{name}` is a model of {facts.title}, which cannot continue an image that a model of"
             f" {first.title} has begun",
-            hint="choose a checkpoint of the same family, or the refiner that was made for this family",
+            hint="choose a checkpoint of the same model family, or the refiner that was made for this "
+            "family",
             code=Cause.CANNOT_WORK,
         )  # fmt: skip
     if facts.input_channels != first.input_channels:

@@ -38,7 +38,7 @@ _INPAINTED: Final = (
     "Conditional mask weight",
     "Image CFG scale",
 )
-"""A1111's entries that show that a user's mask, or a model that edits images by instructions, was used."""
+"""A1111's entries that only images with a user's mask, or of a model that edits images by instructions, have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def started(
     if not is_larger and (has_passes or not (from_image or has_strength)):
         return Tiles(recipe, tuple(reasons))
     if source is None:
-        words = "the image was made from another one, which the settings do not contain"
+        words = "the image was made from another image, which the settings do not contain"
         hint = ": `civman replay IMAGE --picture SOURCE` passes it"
         is_plain = not any(each in entries for each in _INPAINTED)
         return Tiles(recipe, (*reasons, Reason(Drawable.NEEDS_INPUT, words + (hint if is_plain else ""))))

@@ -38,7 +38,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """How a file differs from the image as it was made. `words`: a description that continues the words "the file"."""
+    """How a file differs from the image as it was made. `words`: what happened to it, such as "was resized …"."""
 
     kind: ChangeKind
     words: str

@@ -579,7 +579,7 @@ FACES = {
          {"steps": 30, "guidance_scale": 5, "sampler": "Euler a", "width": 768, "height": 640}, "civman's detector"),
         ({"ADetailer restore face": "True"}, {}, "restored the face"),
         ({"ADetailer ControlNet model": "control_x"}, {}, "ControlNet"),
-        ({"ADetailer prompt": '"torn, words'}, None, "cut off"),
+        ({"ADetailer prompt": '"torn, words'}, None, "only the beginning"),
         ({"ADetailer model": "hand_yolov8n.pt"}, None, "no such detector"),
         ({"ADetailer denoising strength": "0"}, None, "above 0"),
     ],
