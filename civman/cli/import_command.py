@@ -40,8 +40,8 @@ def import_(
 ) -> Result:
     """Add existing model files, or whole model folders of other programs, to the library without moving them.
 
-    Files stay where they are unless you use --copy, --link or --move. Every file is hashed once, and CivitAI is asked
-    about all of them in one request; files that CivitAI does not know keep the metadata in their headers and sidecar
+    Files stay where they are unless you use --copy, --link or --move. Every file is hashed once, and all hashes are
+    looked up on CivitAI in one request; files that CivitAI does not know keep the metadata in their headers and sidecar
     files. You can interrupt the import and run it again. A bundle made by `civman export` is copied and verified. If
     you pass an index such as model.safetensors.index.json, the files of the split model are joined into one file in the
     library.

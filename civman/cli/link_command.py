@@ -70,7 +70,8 @@ def link(
     sidecars: Annotated[
         bool | None,
         typer.Option(
-            "--sidecars/--no-sidecars", help="Whether to write descriptions and preview images next to the models."
+            "--sidecars/--no-sidecars",
+            help="Write descriptions and preview images next to the models, or leave them out.",
         ),
     ] = None,
     safe: Annotated[
@@ -87,7 +88,7 @@ def link(
 ) -> Result:
     """Link the library's files into another program's folders under readable names, without copying them.
 
-    Run it again to refresh the links. It changes and removes only files that it created itself.
+    Run the command again to refresh the links. It changes and removes only files that it created itself.
     """
     from civman.domain.search_query import model_type_named
     from civman.exchange.view_request import ViewRequest

@@ -39,7 +39,7 @@ FileOpt = Annotated[
 
 
 def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[str]:
-    """Return the refs given on the command line and in the file `from_file`; `-` stands for the lines of stdin.
+    """Return the refs given on the command line and in the file `from_file`; the ref `-` reads more refs from stdin.
 
     Empty lines and text after `#` are ignored. Raises: UsageError: there are no refs, or the file cannot be read.
     """
@@ -98,7 +98,7 @@ ThreadsOpt = Annotated[
         "--threads",
         min=1,
         max=1024,
-        help="Number of CPU threads; it affects the last bit of the result.",
+        help="Number of CPU threads; a different number may change the last bits of the result.",
         show_default="torch's",
     ),
 ]

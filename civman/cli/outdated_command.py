@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from civman.manage.outdated import Offer, UpdateReport
 
-AnyBaseOpt = Annotated[bool, typer.Option("--any-base", help="Include versions for another base model.")]
+AnyBaseOpt = Annotated[bool, typer.Option("--any-base", help="Include newer versions made for a different base model.")]
 
 
 @command(network="option", needs_library=True)

@@ -34,8 +34,7 @@ _MOMENT_S = 0.25
 """Work that takes no longer than this many seconds shows no bar."""
 _LINES_EVERY_S = 10.0
 _TEXT, _BAR, _NUMBERS, _REST = 36, 40, 17, 19
-"""Widths in cells: the most for the text and for the bar, then those of the numbers, and of speed and remaining time.
-"""
+"""Column widths in cells: the maximum for text and bar; the width of the numbers, and of speed with remaining time."""
 _LEAST_TEXT = 10
 
 

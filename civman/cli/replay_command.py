@@ -214,7 +214,7 @@ def replay(
 def _varied(
     session: Session, source: "RecipeSource", axes: "Sequence[Axis]", inputs: "Sequence[Path]", how: Again
 ) -> Result:
-    """Render a recipe with some fields changed, or a contact sheet of such variations."""
+    """Render a recipe with some fields changed, or a contact sheet (grid) of such variations."""
     from civman.planning.plan import Conditions
 
     library, conditions = session.library, Conditions(how.machine.device)
@@ -278,7 +278,7 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
     if not is_check:
         raise UsageError(
             "settings in a file can be checked but not rendered yet",
-            hint="add --dry-run to check them, or --assume-files to check them as if all files were available",
+            hint="add --dry-run --assume-files to check whether the images could be rendered",
         )
     from civman.cli.settings_output import settings_result
 

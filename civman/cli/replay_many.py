@@ -34,7 +34,7 @@ class Many:
     is_agreed: bool = False
     """Whether the user has agreed to download missing files."""
     only_reads: bool = False
-    """Whether only to report if each image can be drawn again, without drawing it."""
+    """Whether to report only whether each image can be drawn again, instead of drawing it."""
     on: str | None = None
     """The workers that draw the images, as for `civman render --on`; None: this process, one image after the other."""
     resumes: bool = False
@@ -127,7 +127,7 @@ def _listed(session: Session, many: Many) -> list[str]:
 
 
 def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
-    """Render one image again, or explain why that is impossible."""
+    """Render one image again and return its result, or the error that makes this impossible."""
 
     def draw(name: str, image: "SiteImage") -> _Row:
         made, verdict = new_image(session, image, image.path, replace(how, sheet=None))

@@ -41,11 +41,11 @@ def serve(
         bool, typer.Option("--warm", help="Start the rendering process now instead of with the first render.")
     ] = False,
 ) -> Result | None:
-    """Serve a page for browsers, keep models loaded, and render for other commands and programs.
+    """Serve a web page and APIs, keep models loaded, and render for other commands and programs.
 
-    The printed address is the page: library, CivitAI, images and jobs in a browser of this computer. While the server
-    runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API, which
-    `/api/v1/openapi.json` describes, or the image APIs of AUTOMATIC1111 and OpenAI. Ctrl-C stops it.
+    Open the printed URL in a browser of this computer for the page with the library, CivitAI, images and jobs. While
+    the server runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API,
+    which `/api/v1/openapi.json` describes, or the image APIs of AUTOMATIC1111 and OpenAI. Ctrl-C stops it.
     """
     _require_serve_extra()
     from civman.cli.app import main

@@ -63,7 +63,7 @@ def show(
     from civman.errors import UsageError
 
     if (output is not None or unblurred) and not pictures:
-        raise UsageError("--output and --unblurred belong to --pictures", hint="add --pictures")
+        raise UsageError("--output and --unblurred require --pictures", hint="add --pictures")
     if is_site_image(ref):
         from civman.cli.site_image_output import show_site_image
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = ("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Clip skip", "Denoising strength",
              "Hires upscale", "Hires upscaler", "Version")  # fmt: skip
-"""The settings that are shown of an image, under A1111's names."""
+"""The settings of an image that `civman show` prints, under A1111's names."""
 
 
 def show_site_image(session: Session, url: str, *, recipe: bool) -> Result:

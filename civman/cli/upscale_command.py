@@ -80,9 +80,9 @@ def upscale(
 ) -> Result:  # fmt: skip
     """Enlarge images with an upscaler model of the library (ESRGAN, Real-ESRGAN, SwinIR), as A1111 does.
 
-    A model that enlarges too much or too little runs up to three times, and the result is resized to the final size.
-    Transparency is kept: it is enlarged by itself, with the same upscaler. Each result contains its recipe, so that
-    `civman replay` makes it again; the library keeps a copy of the source for this. Never uses the network.
+    A model that enlarges too little runs up to three times; the result is then resized to the final size. Transparency
+    is kept: the alpha channel is enlarged separately, with the same upscaler. Each result contains its recipe, so that
+    `civman replay` can make it again; the library keeps a copy of the source for this. Never uses the network.
     """
     from civman.domain.recipes.enlargement import OVERLAP, TILE, UpscaleRequest, tiles_from
     from civman.domain.recipes.machine import Machine
