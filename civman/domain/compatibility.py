@@ -23,7 +23,7 @@ from civman.domain.identification.claims import prediction_type
 from civman.domain.part_families import TEXT_WIDTHS, VAE_FAMILIES
 from civman.errors import Cause, Incompatible, UnknownFit
 
-RULES = 3
+RULES = 4
 """The version of the rules behind the verdicts.
 
 Increase it whenever `check` returns a different verdict for the same files.

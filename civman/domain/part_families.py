@@ -15,6 +15,6 @@ VAE_FAMILIES: Final = {
                       Architecture.KOLORS, Architecture.PIXART, Architecture.AURAFLOW, Architecture.HUNYUAN_DIT},
     Architecture.FLUX1: {Architecture.FLUX1, Architecture.SD3, Architecture.CHROMA, Architecture.Z_IMAGE,
                          Architecture.LUMINA2, Architecture.HIDREAM},
-    Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA},
+    Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA, Architecture.KREA2},
 }  # fmt: skip
 """Architecture of a VAE → the models whose latents have its layout."""

@@ -503,6 +503,8 @@ def test_verdict_of_several_is_the_worst_of_each(pool):
         ("AutoencoderKLHunyuanVideo15", "HunyuanVideo15Transformer3DModel", "fits with caution"),
         ("AutoencoderKLHunyuanImageRefiner", "HunyuanVideo15Transformer3DModel", "fits with caution"),
         ("AutoencoderKLWan", "QwenImageTransformer2DModel", "fits with caution"),
+        ("AutoencoderKLWan", "Krea2Transformer2DModel", "fits with caution"),
+        ("AutoencoderKL", "Krea2Transformer2DModel", "cannot work"),
         ("AutoencoderKLFlux2", "Flux2Transformer2DModel", "fits"),
         ("ReduxImageEncoder", "FluxTransformer2DModel", "fits"),
         ("ReduxImageEncoder", "SD3Transformer2DModel", "cannot work"),

@@ -58,3 +58,14 @@ def test_a_translated_header_is_identified():
     identity = identify(made({names[name]: ("F16", shape) for name, shape in packed.items()}))
 
     assert (identity.kind, identity.variant) == (Kind.TEXT_ENCODER, "qwen3-4b")
+
+
+def test_qwen3_vl_keeps_the_level_that_tells_it_from_qwen3():
+    packed = {"token_embd.weight": [151936, 2560], "blk.0.attn_q.weight": [4096, 2560],
+              "blk.0.attn_q_norm.weight": [128], "blk.0.ffn_gate.weight": [9728, 2560]}  # fmt: skip
+    plain, names = author_names("qwen3", packed), author_names("qwen3vl", packed)
+
+    identity = identify(made({names[name]: ("F16", shape) for name, shape in packed.items()}))
+
+    assert names == {name: theirs.replace("model.", "model.language_model.") for name, theirs in plain.items()}
+    assert (identity.kind, identity.variant) == (Kind.TEXT_ENCODER, "qwen3-vl-4b")

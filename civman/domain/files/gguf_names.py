@@ -31,7 +31,7 @@ _T5: Final = {
 }  # fmt: skip
 ARCHITECTURES: Final = {
     "t5": _T5, "t5encoder": _T5, "qwen2": _LANGUAGE_MODEL, "qwen2vl": _LANGUAGE_MODEL, "qwen3": _LANGUAGE_MODEL,
-    "qwen3vl": _LANGUAGE_MODEL,
+    "qwen3vl": {theirs: name.replace("model.", "model.language_model.") for theirs, name in _LANGUAGE_MODEL.items()},
 }  # fmt: skip
 """Value of `general.architecture` → name of a module in the file → the authors' name; `#` is a block's number."""
 

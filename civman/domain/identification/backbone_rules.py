@@ -294,7 +294,7 @@ LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
     (frozenset({A.FLUX1, A.FLUX2, A.CHROMA, A.LONGCAT_IMAGE, A.BRIA, A.OVIS_IMAGE, A.QWEN_IMAGE, A.Z_IMAGE, A.LUMINA2,
                 A.HIDREAM, A.ERNIE_IMAGE, A.IDEOGRAM4, A.KREA2, A.PRX, A.HUNYUAN_VIDEO, A.ANIMA, A.COSMOS,
                 A.COGVIEW, A.GLM_IMAGE}),
-     r"^(proj_out|final_linear|norm_out\.linear_2|(final_layer|all_final_layer\.2-1)\.linear)\.weight$", 0, 4),
+     r"^(proj_out|final_linear|norm_out\.linear_2|(last|final_layer|all_final_layer\.2-1)\.linear)\.weight$", 0, 4),
     (frozenset({A.HUNYUAN_IMAGE, A.HUNYUAN_VIDEO_15, A.LTX_VIDEO, A.LTX2, A.SANA}),
      r"^(proj_out|final_layer\.linear)\.weight$", 0, 1),
     (frozenset({A.SD3, A.PIXART, A.HUNYUAN_DIT, A.MOCHI}),

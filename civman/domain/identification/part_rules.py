@@ -136,8 +136,8 @@ _ENCODERS: tuple[Rule, ...] = (
     *(Rule(f"language-model-{said}", A.UNKNOWN, f"a language model's layers, {width} wide", kind=Kind.TEXT_ENCODER,
            variant=said, needs=(_LLM, _LLM_MLP, *marks), lacks=lacks, axis=(_LLM, 1, (width,)))
       for said, width, marks, lacks in (
-          ("qwen3-vl-4b", 2560, (_Q_NORM, r"(^|\.)visual\."), ()), ("qwen3-0.6b", 1024, (_Q_NORM,), ()),
-          ("qwen3-4b", 2560, (_Q_NORM,), ()), ("qwen3-8b", 4096, (_Q_NORM,), ()),
+          ("qwen3-vl-4b", 2560, (_Q_NORM, r"(^|\.)(visual|language_model)\."), ()),
+          ("qwen3-0.6b", 1024, (_Q_NORM,), ()), ("qwen3-4b", 2560, (_Q_NORM,), ()), ("qwen3-8b", 4096, (_Q_NORM,), ()),
           ("qwen2.5-vl-7b", 3584, (_Q_BIAS,), ()),
           ("gemma-2-2b", 2304, (r"\.pre_feedforward_layernorm\.",), (_Q_NORM,)),
           ("mistral-small-3", 5120, (), (_Q_NORM, _Q_BIAS)), ("ministral-3-3b", 3072, (), (_Q_NORM, _Q_BIAS)),

@@ -50,7 +50,8 @@ VAES: tuple[Rule, ...] = (
            needs=(r"^decoder\.(middle\.#\.residual\.#|mid_block\.resnets\.#\.norm1)\.gamma$",), variant=said,
            lacks=(r"\.upsampler\.", r"norm_layer"), dims=(r"^decoder\.(conv1|conv_in)\.weight$", 5),
            axis=(r"^decoder\.(conv1|conv_in)\.weight$", 1, (channels,)))
-      for said, channels, also in (("2.1", 16, (A.QWEN_IMAGE, A.ANIMA, A.COSMOS, A.SANA_VIDEO)), ("2.2", 48, ()))),
+      for said, channels, also in (
+          ("2.1", 16, (A.QWEN_IMAGE, A.ANIMA, A.KREA2, A.COSMOS, A.SANA_VIDEO)), ("2.2", 48, ()))),
     Rule("vae-qwen-image-2", A.QWEN_IMAGE, "autoencoder of gated residuals, 64 latent channels", kind=V, variant="2",
          needs=(r"^decoder\.mid_block\.resnets\.#\.norm1\.gamma$", r"^decoder\.up_blocks\.#\.upsampler\.time_conv\."),
          axis=(_IN, 1, (64,))),
