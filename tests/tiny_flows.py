@@ -73,6 +73,15 @@ LUMINA2 = {
     "hidden_size": 192, "num_layers": 2, "num_refiner_layers": 2, "num_attention_heads": 2, "num_kv_heads": 1,
     "cap_feat_dim": 24,
 }  # fmt: skip
+QWEN3_VL = QWEN3 | {
+    "num_hidden_layers": 36, "max_position_embeddings": 262144,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+}  # fmt: skip
+KREA2 = {
+    "num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 96,
+    "timestep_embed_dim": 32, "text_hidden_dim": 24, "text_num_attention_heads": 2, "text_num_key_value_heads": 1,
+    "text_intermediate_size": 32,
+}  # fmt: skip
 QWEN_IMAGE = {
     "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 128, "in_channels": 64, "out_channels": 16,
 }  # fmt: skip
@@ -110,6 +119,10 @@ TINY = {
     "lumina2": {
         "transformer": ("Lumina2Transformer2DModel", LUMINA2), "text_encoder": ("Gemma2Model", GEMMA2),
         "vae": ("AutoencoderKL", KL),
+    },
+    "krea2": {
+        "transformer": ("Krea2Transformer2DModel", KREA2), "text_encoder": ("Qwen3Model", QWEN3_VL),
+        "vae": ("AutoencoderKLQwenImage", WAN_VAE),
     },
     "qwen-image": {
         "transformer": ("QwenImageTransformer2DModel", QWEN_IMAGE), "text_encoder": ("Qwen2Model", QWEN25),
@@ -183,6 +196,8 @@ def backwards(state: Mapping[str, Tensor], sources: Mapping[str, Any]) -> dict[s
     for key, parts in pieces.items():
         ordered = [tensor for _, tensor in sorted(parts, key=lambda part: part[0])]
         whole[key] = torch.cat(ordered) if len({start for start, _ in parts}) == len(parts) else ordered[0]
+        if key.endswith(".mod.lin"):  # the original file of Krea 2 has all six vectors of a block in one
+            whole[key] = whole[key].flatten()
     return {key: value.contiguous().clone() for key, value in whole.items()}
 
 

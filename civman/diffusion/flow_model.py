@@ -69,6 +69,8 @@ def load_flow(
         model.sources[name] = part.sources(wanted)
         require_sources(part.title, wanted, model.sources[name], model.files[name].shapes, model.files[name].path.name)
         fill(model, name, module, _dtype(part, dtype), notes, {}, leaves)
+        if name == TRANSFORMER and family.single_precision:
+            _keep_single(module, family.single_precision)
     model.notes = tuple(notes)
     model.unused = _unused(model, family, placed)
     return model
@@ -78,6 +80,12 @@ def _built(part: Placed) -> nn.Module:
     with unfilled():
         module = model_classes.construct_class(part.model, part.config)
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def _keep_single(module: nn.Module, ends: tuple[str, ...]) -> None:
+    for name, parameter in module.named_parameters():
+        if name.endswith(ends):
+            parameter.data = parameter.data.float()
 
 
 def _dtype(part: Placed, dtype: torch.dtype | None) -> torch.dtype | None:

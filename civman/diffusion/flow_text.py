@@ -118,11 +118,12 @@ class FlowText:
             return self._components[component](*arguments)
 
     def language_model(
-        self, component: str, ids: Sequence[int], layer: int | None, weights: Sequence[float] = ()
+        self, component: str, ids: Sequence[int], layer: int | tuple[int, ...] | None, weights: Sequence[float] = ()
     ) -> Tensor:
         """Encode token ids: (1, tokens, width).
 
-        `layer`: an index into the hidden states of all layers, such as -2; None: the last one's, after the final norm.
+        `layer`: an index into the hidden states of all layers, such as -2; several indices: these states side by side;
+        None: the last one's, after the final norm.
         `weights`: one for each token. The empty text is then the first token followed by hidden padding.
         """
         encoder: Any = self._components[component]
@@ -134,7 +135,11 @@ class FlowText:
         tokens = torch.tensor(rows, device=self._device)
         with torch.no_grad():
             answer = encoder(input_ids=tokens, attention_mask=mask, output_hidden_states=layer is not None)
-        states: Tensor = answer.last_hidden_state if layer is None else answer.hidden_states[layer]
+        if layer is None:
+            states: Tensor = answer.last_hidden_state
+        else:
+            chosen = layer if isinstance(layer, tuple) else (layer,)
+            states = torch.cat([answer.hidden_states[each] for each in chosen], dim=-1)
         return _moved(states, weights)
 
     def note(self, words: str) -> None:

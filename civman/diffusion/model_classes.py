@@ -86,6 +86,7 @@ _CLASSES = {
     "QwenImageTransformer2DModel": "diffusers.models.transformers.transformer_qwenimage",
     "CosmosTransformer3DModel": "diffusers.models.transformers.transformer_cosmos",
     "AnimaTextConditioner": "diffusers.models.condition_embedders.condition_embedder_anima",
+    "Krea2Transformer2DModel": "diffusers.models.transformers.transformer_krea2",
     "Lumina2Transformer2DModel": "diffusers.models.transformers.transformer_lumina2",
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
     "Flux2Transformer2DModel": "diffusers.models.transformers.transformer_flux2",

@@ -126,6 +126,12 @@ def _language_model(shapes: Shapes) -> Config:
     }  # fmt: skip
 
 
+def _qwen3_vl(shapes: Shapes) -> Config:
+    return _language_model(shapes) | {
+        "max_position_embeddings": 262144, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+    }  # fmt: skip
+
+
 def _gemma(shapes: Shapes) -> Config:
     vocabulary, width = shapes["embed_tokens.weight"]
     head = 256  # of all sizes of Gemma 2 but the largest
@@ -251,6 +257,14 @@ QWEN25: Final = PartKind(
     ("text_encoders.qwen25_7b.transformer.model.", "model.language_model.", "model.", ""),
     ("embed_tokens.weight", "layers.0.self_attn.q_proj.bias"), _language_model, _plainly,
 )  # fmt: skip
+QWEN3_VL: Final = PartKind(
+    "qwen3-vl", "Qwen3-VL text encoder", "Qwen3Model",
+    ("text_encoders.qwen3vl_4b.transformer.model.", "model.language_model.", "language_model."),
+    ("embed_tokens.weight", "layers.0.self_attn.q_norm.weight"), _qwen3_vl, _plainly,
+)  # fmt: skip
+"""The language model of Qwen3-VL: for text without images, it is Qwen3 with another base of the position code. Both
+models have tensors of the same shapes, so only the names of the tensors show that a file contains Qwen3-VL.
+"""
 GEMMA2: Final = PartKind(
     "gemma2", "Gemma 2 text encoder", "Gemma2Model", ("text_encoders.gemma2_2b.transformer.model.", "model.", ""),
     ("embed_tokens.weight", "layers.0.pre_feedforward_layernorm.weight"), _gemma, _plainly,

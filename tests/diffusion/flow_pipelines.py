@@ -11,6 +11,7 @@ from diffusers import (
     ClassifierFreeGuidance,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    Krea2Pipeline,
     Lumina2Pipeline,
     QwenImagePipeline,
     StableDiffusion3Pipeline,
@@ -18,7 +19,13 @@ from diffusers import (
 )
 from diffusers.modular_pipelines.anima import AnimaAutoBlocks
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+)
 
 from civman.diffusion.piece_tokenizer import read_pieces
 from civman.diffusion.tokenizers import load_tokenizer
@@ -197,7 +204,29 @@ def _lumina2(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, co
     ).images  # fmt: skip
 
 
+def qwen3_vl(language: Any) -> Any:
+    """Qwen3-VL as transformers builds it, with the weights of the language model alone."""
+    plain = language.config
+    text = {name: getattr(plain, name) for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+        "num_key_value_heads", "rms_norm_eps", "max_position_embeddings",
+    )}  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 1, "out_hidden_size": 24, "intermediate_size": 16,
+              "deepstack_visual_indexes": [0]}  # fmt: skip
+    whole = Qwen3VLModel(Qwen3VLConfig(text_config=text | {"rope_parameters": rope}, vision_config=vision)).eval()
+    whole.language_model.load_state_dict(language.state_dict())
+    return whole
+
+
+def _krea2(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    pipe = Krea2Pipeline(plain, parts["vae"], qwen3_vl(parts["text_encoder"]), qwen(), parts["transformer"])
+    packed = pipe._pack_latents(latents, *latents.shape)
+    # diffusers' scale is on top of the positive prompt's output
+    return pipe(**common, latents=packed, guidance_scale=cfg - 1, negative_prompt=negative).images
+
+
 _DRAW = {
     "flux1": _flux, "chroma": _chroma, "z-image": _z_image, "qwen-image": _qwen_image, "sd3": _sd3, "anima": _anima,
-    "lumina2": _lumina2,
+    "lumina2": _lumina2, "krea2": _krea2,
 }  # fmt: skip

@@ -32,6 +32,7 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
             "extra_pos_embed_type": None,
         },
     ),
+    "krea2": ("krea2", {"num_layers": 2}),
     "lumina2": ("lumina2", {"num_layers": 2, "cap_feat_dim": 2304}),
     "sd3": ("sd3", {"num_layers": 3, "pos_embed_max_size": 192}),
     "sd3.5": (

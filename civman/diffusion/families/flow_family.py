@@ -85,10 +85,13 @@ class Texts(Protocol):
         """Return at most `most` token ids by the tokenizer in this text encoder's file, and the weight of each."""
         ...
 
-    def language_model(self, component: str, ids: Any, layer: int | None, weights: Sequence[float] = ()) -> Any:
+    def language_model(
+        self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = ()
+    ) -> Any:
         """Encode with a language model: the states (1, tokens, width) of a layer before the final norm.
 
-        `layer` None: the last layer's states after the final norm. `weights`: one for each token, if they count.
+        `layer` None: the last layer's states after the final norm; several layers: their states side by side.
+        `weights`: one for each token, if they count.
         """
         ...
 
@@ -140,6 +143,8 @@ class FlowFamily:
     """
     known_extras: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that real files contain and the transformer does not use."""
+    single_precision: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of the transformer's parameters that are kept in float32 in every precision."""
     native_size: ClassVar[int] = 1024
     multiple: ClassVar[int] = 16
     """Both sides of an image must be multiples of this number of pixels."""

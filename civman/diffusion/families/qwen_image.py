@@ -21,14 +21,14 @@ from civman.diffusion.part_kinds import QWEN25, WAN_VAE
 from civman.domain.architecture import Architecture
 from civman.prompts.emphasis import ParsedPrompt
 
-_SYSTEM = (
+SYSTEM = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
 )
 """The system prompt before the user's prompt; its 34 tokens' hidden states are dropped after encoding. Source:
 Qwen-Image's pipeline.
 """
-_DROPPED = 34
+DROPPED = 34
 _MOST_TOKENS = 1024
 
 
@@ -77,9 +77,9 @@ class QwenImage(FlowFamily):
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
         """Encode the prompt, as a user's message after a fixed system prompt, as Qwen2.5-VL's last hidden states."""
-        words = f"{_SYSTEM}{parsed.text}<|im_end|>\n<|im_start|>assistant\n"
-        ids = texts.qwen_ids(words, _MOST_TOKENS + _DROPPED)
-        return FlowEncoded(texts.language_model("text_encoder", ids, None)[:, _DROPPED:])
+        words = f"{SYSTEM}{parsed.text}<|im_end|>\n<|im_start|>assistant\n"
+        ids = texts.qwen_ids(words, _MOST_TOKENS + DROPPED)
+        return FlowEncoded(texts.language_model("text_encoder", ids, None)[:, DROPPED:])
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""

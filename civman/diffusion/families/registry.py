@@ -8,6 +8,7 @@ from civman.diffusion.families.anima import ANIMA
 from civman.diffusion.families.chroma import CHROMA
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.families.flux1 import FLUX1
+from civman.diffusion.families.krea2 import KREA2
 from civman.diffusion.families.lumina2 import LUMINA2
 from civman.diffusion.families.qwen_image import QWEN_IMAGE
 from civman.diffusion.families.sd1 import SD1
@@ -28,7 +29,9 @@ encoders has the refiner's name.
 """
 
 
-FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (FLUX1, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2)
+FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
+    FLUX1, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2,
+)  # fmt: skip
 
 
 def family_of(names: Shapes) -> Family:
