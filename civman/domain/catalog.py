@@ -82,8 +82,8 @@ class Scan(StrEnum):
 class Licence:
     """What the creator of a model permits; a field is None if CivitAI does not state it.
 
-    `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"), including the lower ones that an
-    old single value implied; empty means none.
+    `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"), including all lower values that
+    the single value of an old response implied; empty means none.
     """
 
     credit_required: bool | None = None

@@ -36,7 +36,7 @@ def split_refs(text: str) -> list[str]:
     parts = [part.strip() for part in _SEPARATORS.split(text) if part.strip()]
     plain = [part for part in parts if _is_plain(part)]
     if plain and (len(plain) == len(parts) or any("civitai" in part.lower() for part in plain)):
-        # use only these columns of a table; the others are names and notes
+        # use only the columns of a table that contain refs; the other columns are names and notes
         return plain if len(plain) == len(parts) else [part for part in plain if not part.isdecimal()]
     words = text.split()
     if len(words) > 1 and all(map(_is_plain, words)):

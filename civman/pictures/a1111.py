@@ -74,9 +74,9 @@ def _settings(parsed: infotext.Parsed, generator: Generator) -> tuple[Settings, 
 
 
 def _resources(parsed: infotext.Parsed) -> Iterator[Resource]:
-    """The models that the text names, the checkpoint first.
+    """The models that the text lists, the checkpoint first.
 
-    A LoRA may appear twice, by name and by version id, if nothing links the two.
+    A LoRA may appear twice, by name and by version id, if nothing shows that both are the same.
     """
     details, entries = parsed.details, list(parsed.civitai)
     yield from _checkpoint(parsed, entries)

@@ -125,7 +125,7 @@ class _Graph:
         return self._upwards(starts)
 
     def _first_pass(self, key: str) -> str:
-        """The first sampler of the chain: the one whose result the others continue from."""
+        """Return the first sampler of a chain in which each sampler continues from the result of the one before."""
         seen: set[str] = set()
         while key not in seen:
             seen.add(key)

@@ -56,7 +56,7 @@ class Contents:
 
     @property
     def cells(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Each cell as its labels ("name=value", …) and its recipe's SHA-256."""
+        """Yield for each cell its labels ("name=value", …) and its recipe's SHA-256."""
         for row, digests in enumerate(self.recipes):
             for column, digest in enumerate(digests):
                 places = zip(self.axes, (column, row), strict=False)
@@ -91,7 +91,7 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:
-    """Encode (H, W, 3) uint8 pixels as a PNG with the text entry `told`. The same input gives the same bytes."""
+    """Encode a sheet, (H, W, 3) uint8, as a PNG that lists its contents `told`. Equal input gives equal bytes."""
     from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to write
     from PIL.PngImagePlugin import PngInfo
 

@@ -18,7 +18,7 @@ from civman.pictures.metadata import Generator, Loose, PictureMetadata, Resource
 __all__ = ["Generator", "Settings", "Resource", "PictureMetadata", "read", "read_text"]
 
 _MOST_LEGACY: Final = {"sd-metadata": 100_000, "Dream": 10_000}
-"""The maximum length in characters of InvokeAI's old formats; reading the second one takes quadratic time."""
+"""The maximum length in characters of InvokeAI's old formats; `Dream` takes quadratic time to read."""
 _SIZE: Final = re.compile(r"\(?\s*([0-9]{1,6})\s*[,x×*]\s*([0-9]{1,6})\s*\)?")
 _RUINED_LORA: Final = re.compile(r"\s*([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 
@@ -77,7 +77,7 @@ def _swarm(value: Loose) -> PictureMetadata:
 
     def part(kind: str, name: str, weight: float | None = None) -> Resource:
         digest = digests.get(_stem(name))
-        # this is the hash of the file without its header, which is AutoV3
+        # SwarmUI hashes a file without its header, so the first 12 digits are AutoV3
         return Resource(kind, name, digest[:12] if digest else None, weight=weight)
 
     parts = [part("checkpoint", params.text("model"))] if params.text("model") else []
@@ -156,7 +156,7 @@ def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
         Settings(
             value.whole("steps"), value.text("scheduler") or None, None, value.number("cfg_scale"),
             value.whole("seed"), value.whole("width"), value.whole("height"),
-            # InvokeAI counts the layers that are left out, A1111 counts from the last layer
+            # add 1, because InvokeAI counts the layers that are skipped, and A1111 counts 1 for the last layer
             None if skipped is None else skipped + 1,
             value.number("strength"),
         ), tuple(parts),

@@ -244,9 +244,9 @@ def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[st
 
 
 def unet_names(tensors: Iterable[str]) -> dict[str, str]:
-    """Map the names of a UNet's modules to the other naming convention, down to the level of blocks.
+    """Map the original names of a UNet's modules to diffusers' names or the reverse, depending on which names it has.
 
-    Empty if the tensors are not those of a Stable Diffusion UNet.
+    The result covers the modules down to the level of blocks; empty if this is not a Stable Diffusion UNet.
     """
     heads = _Heads(tensors)
     if "input_blocks.0" in heads and "input_blocks.0.0" in heads:
@@ -388,7 +388,7 @@ def _open_clip(name: str) -> str:
 
 
 _Rules = dict[str, list[tuple[str, str]]]
-"""Pattern of an original name → diffusers' names for it, each with the part of the layer that it means."""
+"""Pattern of an original name → diffusers' names for it, each with the part of the fused layer that it refers to."""
 
 
 @cache

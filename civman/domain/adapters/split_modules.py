@@ -29,7 +29,7 @@ def transformer_weights(
 ) -> dict[str, Weight]:
     """Map both names of each module that has a weight to that weight; the names have dots and no prefix.
 
-    If `component` is another network than the transformer, its modules' names in the loaded model get the component's
+    If `component` is a network other than the transformer, its modules' names in the loaded model get the component's
     name as a prefix.
 
     Args:

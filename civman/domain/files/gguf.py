@@ -207,7 +207,7 @@ class _Reader:
         return name, TYPES.get(kind, f"type {kind}"), shape, self.number("Q")
 
     def shape(self) -> Shape:
-        """Read an array of whole numbers that is a shape."""
+        """Read an array of whole numbers as a shape."""
         inner, count = self.number("I"), self.number("Q")
         if inner not in _WHOLE or count > 8:
             refuse("the GGUF header states a shape that is no list of numbers", cause="bad-header")

@@ -25,7 +25,7 @@ Read = Callable[[str], bytes]
 
 _QUANT_STATE = ".quant_state.bitsandbytes__"
 _FLOATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-"""Maps ComfyUI's names of formats to the types of their numbers."""
+"""Maps ComfyUI's format names to the data types of the stored numbers."""
 _INT8 = "int8_tensorwise"
 _MAX_JSON_BYTES = 1 << 16
 
@@ -83,7 +83,7 @@ def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:
 
 
 _WITHOUT_SCALES = (Quantisation.SVDQUANT, Quantisation.PACKED_INT4, Quantisation.INT8_BITSANDBYTES)
-"""Packed forms that have no scale for each weight, so that the checks of single weights cannot find and refuse them."""
+"""Packed forms without a scale tensor for each weight, which the checks of single weights therefore cannot refuse."""
 
 
 class _UnknownFormError(ValueError):

@@ -36,7 +36,7 @@ class Quantisation(StrEnum):
 
     @property
     def is_computable(self) -> bool:
-        """Whether civman turns such weights back into numbers; a file may still be refused for its settings."""
+        """Whether civman can unpack weights packed in this way; a file may still be refused for its settings."""
         return self in (Quantisation.FP8_SCALED, Quantisation.INT8_SCALED, Quantisation.NF4)
 
 

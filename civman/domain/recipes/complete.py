@@ -204,7 +204,7 @@ def steps_of(request: RenderRequest) -> tuple[int, int | None]:
 
 
 def sampling(request: RenderRequest) -> Sampling:
-    """Return the sampler parameters that a request asks for, with defaults for the others."""
+    """Return the sampler parameters of a request, with defaults for those that the request does not set."""
     return replace(
         SAMPLING, eta=float(_or(request.eta, SAMPLING.eta)), eta_ddim=float(_or(request.eta_ddim, SAMPLING.eta_ddim)),
         noise_scale=float(_or(request.s_noise, SAMPLING.noise_scale)),
@@ -221,7 +221,7 @@ def _levels(text: str | None) -> tuple[float, ...]:
         return tuple(float(word) for word in text.split(",")) if text else ()
     except ValueError as error:
         raise UsageError(
-            f"`{text}` is not a list of noise levels", hint="write numbers with commas, such as 14.6,5.1,1.2,0",
+            f"`{text}` is not a list of noise levels", hint="separate the levels with commas, such as 14.6,5.1,1.2,0",
             code=Cause.BAD_VALUE,
         ) from error  # fmt: skip
 

@@ -60,7 +60,7 @@ class ControlUse:
     start: float = 0.0
     end: float = 1.0
     mode: str = "balanced"
-    """One of `CONTROL_MODES`."""
+    """Whether the prompt or the ControlNet is more important: one of `CONTROL_MODES`."""
     resize_mode: str = "just resize"
     """How the control image is resized to the size of the rendering; one of `CONTROL_RESIZE_MODES`."""
 
@@ -148,7 +148,7 @@ def map_of(text: str) -> tuple[str, tuple[float, ...]]:
     found = map_named(name)
     if found is None:
         raise UsageError(
-            f"`{name}` is not a way to make a control image",
+            f"`{name}` is not a preprocessor for control images",
             hint=f"choose one of: {', '.join(MAPS)}", code=Cause.BAD_VALUE,
         )  # fmt: skip
     limits = MAPS[found]
@@ -161,7 +161,7 @@ def map_of(text: str) -> tuple[str, tuple[float, ...]]:
         words = " and ".join(f"{least:g} to {most:g} (default {usual:g})" for usual, least, most in limits)
         takes = f"takes {len(limits)} number{'s' * (len(limits) > 1)}: {words}" if limits else "takes no number"
         raise UsageError(
-            f"`{text}` is not a way to make a control image: `{found}` {takes}",
+            f"`{text}` is not valid: the preprocessor `{found}` {takes}",
             hint=f"write {':'.join([found, *(f'{usual:g}' for usual, _, _ in limits)])}, for example",
             code=Cause.BAD_VALUE,
         )  # fmt: skip

@@ -116,7 +116,7 @@ class DetailPass:
 
     @property
     def corners(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of the box; the last two are its last column and row.
+        """Left, top, right and bottom of the box; right and bottom are its last column and row.
 
         Raises: UsageError: not a box.
         """

@@ -59,7 +59,7 @@ class Enlargement:
     """An enlargement in a recipe. `width` and `height`: the size in pixels to which the whole image is enlarged."""
 
     method: str
-    """One of `METHODS`."""
+    """How the image is enlarged: "model" (an upscaler model), "lanczos" or "nearest"."""
     width: int
     height: int
     model: Sha256 | None = None

@@ -51,7 +51,7 @@ def freeu_of(text: str) -> FreeU | None:
 
 
 def problems(found: FreeU) -> Iterator[str]:
-    """Explain which values of these settings are out of range."""
+    """Explain which of FreeU's settings are out of range."""
     if found.version not in _USUAL:
         yield f"FreeU's version `{found.version}` is not one of {', '.join(_USUAL)}"
     if not all(math.isfinite(number) and 0 <= number <= 10 for number in (found.b1, found.b2, found.s1, found.s2)):

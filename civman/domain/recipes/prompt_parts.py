@@ -43,7 +43,7 @@ def part_of(text: str) -> PromptPart:
     if found is None:
         raise UsageError(
             f"`{text[:60]}` is not a part of a prompt",
-            hint="write concat:TEXT, combine:TEXT or average=0.7:TEXT, where 0.7 is the share of the texts before",
+            hint="write concat:TEXT, combine:TEXT or average=0.7:TEXT, where 0.7 is the share of the preceding texts",
             code=Cause.BAD_VALUE,
         )
     return PromptPart("average" if found[2] else found[1], found[3], kept)

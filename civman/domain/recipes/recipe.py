@@ -255,7 +255,7 @@ class Recipe:
     flow: Flow | None = None
     """The noise levels of a flow-matching model; None for all other models."""
     variant: str = ""
-    """Which model of its family the checkpoint is, if its tensors cannot tell, such as "kontext"."""
+    """Which model of its family the checkpoint is, such as "kontext", if its tensors do not show this."""
     upscale: Enlargement | None = None
     """How the finished image is enlarged."""
     controls: tuple[ControlUse, ...] = ()
@@ -443,7 +443,7 @@ class Recipe:
 
 
 def _without_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
-    """Return the entries of a recipe without those that this schema added."""
+    """Return a recipe's entries without the entries that `schema` added."""
     added = _ADDED[schema]
     kept = {key: item for key, item in value.items() if key not in added[""]}
     for part in added.keys() - {""}:
@@ -454,7 +454,7 @@ def _without_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
 
 
 def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
-    """Add the entries of this schema with the values that the schema before it implies; existing entries are kept."""
+    """Add the entries that `schema` added, with the values that earlier schemas imply; existing entries are kept."""
     usual: dict[str, dict[str, Any]] = {
         "": {each.name: each.default for each in fields(Recipe)} | {"rules": 1},
         "start": asdict(StartImage(Sha256(""), 1.0)),

@@ -10,7 +10,7 @@ from typing import Any, Final
 from civman.domain.recipes.checkpoint_use import CheckpointUse
 
 PASSES: Final = ("first", "second", "both")
-"""The choices of which passes the refiner continues, if there are two."""
+"""The passes that the refiner can continue, if there are two."""
 
 
 @dataclass(frozen=True, slots=True)

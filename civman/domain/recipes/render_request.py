@@ -161,7 +161,7 @@ class RenderRequest:
     parts: tuple[str, ...] = ()
     """Encoders that are not in the checkpoint, as "ROLE=REF", such as "t5=t5xxl_fp16"."""
     variant: str | None = None
-    """Which model of its family the checkpoint is, if its tensors cannot tell."""
+    """Which model of its family the checkpoint is, such as "kontext", if its tensors do not show this."""
     shift: float | None = None
     guidance: float | None = None
     """The shift of a flow-matching model's noise levels, and the guidance scale that it embeds."""

@@ -14,7 +14,7 @@ MODES: Final = (
     "Constant", "Linear Down", "Cosine Down", "Half Cosine Down", "Linear Up", "Cosine Up", "Half Cosine Up",
     "Power Up", "Power Down", "Linear Repeating", "Cosine Repeating", "Sawtooth",
 )  # fmt: skip
-"""How a scale changes during the steps, by the extension's names."""
+"""The ways in which a scale can change during the steps, under the extension's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def uses_power(found: Thresholding) -> bool:
 
 
 def problems(found: Thresholding) -> Iterator[str]:
-    """Explain which values of these settings are out of range."""
+    """Explain which settings of dynamic thresholding are out of range."""
     numbers = (found.mimic_scale, found.mimic_minimum, found.cfg_minimum, found.power, found.percentile, found.phi)
     if not all(math.isfinite(number) for number in numbers):
         yield "the numbers of dynamic thresholding must be finite"

@@ -26,7 +26,7 @@ class TiledDiffusion:
     """
 
     method: str
-    """One of `METHODS`."""
+    """How the tiles are averaged: one of `METHODS`."""
     tile_width: int = 96
     tile_height: int = 96
     overlap: int = 48
@@ -60,7 +60,7 @@ def _starts(whole: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def tiled_diffusion_of(text: str) -> TiledDiffusion | None:
-    """Parse a method with settings, such as "multidiffusion" or "mixture,tile=96x64,overlap=32"; "off" gives None.
+    """Parse a method with settings, such as "multidiffusion" or "mixture,tile=96x64,overlap=32".
 
     Returns None for "off". Raises: UsageError (`bad-value`, `bad-size`).
     """

@@ -154,7 +154,7 @@ def ultimate_of(request: UltimateRequest, *, model: Sha256 | None) -> UltimateUp
 
 
 def factors(source: tuple[int, int], target: tuple[int, int]) -> list[int]:
-    """Return the factors by which the script enlarges an image step by step, before it resizes it to `target`.
+    """Return the factors by which the script enlarges an image step by step, before resizing the result to `target`.
 
     The whole factor is the ratio of the longer sides, rounded up to a whole number that 4, 3 or 2 divides.
     """
