@@ -60,7 +60,9 @@ class Record:
 
     def __post_init__(self) -> None:
         if not self.recipe.seed <= self.seed < self.recipe.seed + self.recipe.count:
-            raise UsageError(f"the recipe does not include an image with seed {self.seed}", code=Cause.BAD_RECIPE, seed=self.seed)
+            raise UsageError(
+                f"the recipe does not include an image with seed {self.seed}", code=Cause.BAD_RECIPE, seed=self.seed
+            )
 
     def to_json(self) -> str:
         """Serialise to the canonical JSON text; equal records have equal texts."""
