@@ -1,8 +1,8 @@
-"""Tokenize by a SentencePiece model of byte-pair encoding, as files of the text encoder Gemma carry it. No torch.
+"""Tokenizes with a SentencePiece model of byte-pair encoding, as the files of the text encoder Gemma contain.
 
-Only models that SentencePiece encodes by pairs, without rewriting characters, are read; others are refused. The result
-is SentencePiece's own: of all adjacent pairs that form a piece, the one with the highest score is joined first, and of
-equal ones the leftmost.
+Only models that SentencePiece encodes by pairs, without rewriting characters, are supported. The result equals
+SentencePiece's: of all adjacent symbols that together form a piece, the pair with the highest score is joined first; of
+equal scores, the leftmost. Does not import torch.
 
 Source: the message `ModelProto` and the file `bpe_model.cc` of Google's SentencePiece.
 """
@@ -17,31 +17,31 @@ from civman.errors import CannotRender, Cause, InvalidModelFile
 
 _SPACE = "▁"
 _NORMAL, _USER_DEFINED, _UNUSED, _BYTE = 1, 4, 5, 6
-"""Types of pieces; the others (unknown, control) never stand for text."""
+"""The types of pieces that can stand for text; the other types (unknown, control) never do."""
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
-"""The fields of the message `ModelProto`."""
+"""Field numbers in the message `ModelProto`."""
 _PAIRS = 2
-"""The trainer's number for byte-pair encoding."""
+"""The value of the trainer's field `model_type` for byte-pair encoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class PieceTokenizer:
-    """Converts text to token ids by a vocabulary of pieces."""
+    """Converts text to token ids with a SentencePiece vocabulary."""
 
     title: str
     """The text encoder's name, for messages."""
     start: int
     """The id that begins every text."""
     ids: dict[str, int] = field(repr=False)
-    """Piece → id, for pieces that stand for text."""
+    """Maps each piece that stands for text to its id."""
     scores: dict[str, float] = field(repr=False)
-    """Piece → how early it is joined."""
+    """Maps each piece to its score; pairs with higher scores are joined first."""
     unused: frozenset[str] = field(repr=False)
-    """Pieces that may be joined on the way to a longer one, but are split again if they remain."""
+    """Pieces that are only intermediate: they may be joined to a longer piece, but are split again if they remain."""
     bytes: tuple[int, ...] = field(repr=False)
-    """The id of each byte, for characters without a piece."""
+    """The id of each byte, used for characters without a piece."""
     whole: re.Pattern[str] | None = field(repr=False)
-    """Matches pieces that are never split or joined with their neighbours."""
+    """A pattern for pieces that are never split, and never joined with their neighbours."""
     adds_space: bool = False
     trims_spaces: bool = False
 
@@ -60,7 +60,7 @@ class PieceTokenizer:
         return [self.bytes[byte] for byte in piece.encode("utf-8", "replace")]
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """Divide a text into pieces."""
+        """Split a text into pieces."""
         symbols, is_whole = self._symbols(text)
         following, previous = list(range(1, len(symbols) + 1)), list(range(-1, len(symbols) - 1))
         pairs: list[tuple[float, int, int, str]] = []
@@ -80,7 +80,7 @@ class PieceTokenizer:
         while pairs:
             _, left, right, joined = heapq.heappop(pairs)
             if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != joined:
-                continue  # one of the two has been joined with another symbol since
+                continue  # one of the two symbols has since been joined with another one
             symbols[left], symbols[right] = joined, ""
             following[left] = following[right]
             if following[left] < len(symbols):
@@ -92,7 +92,7 @@ class PieceTokenizer:
                 yield from self._split(symbol, halves)
 
     def _symbols(self, text: str) -> tuple[list[str], list[bool]]:
-        """Divide a text into characters and whole pieces."""
+        """Split a text into characters and pieces that are never split."""
         symbols, is_whole, at = [], [], 0
         for match in self.whole.finditer(text) if self.whole is not None else ():
             symbols += [*text[at : match.start()], match[0]]
@@ -117,8 +117,8 @@ def read_pieces(data: bytes, title: str, file: str) -> PieceTokenizer:
         file: the name of the file that contains the model, for messages.
 
     Raises:
-        InvalidModelFile: the bytes are no SentencePiece model.
-        CannotRender: the model has rules that civman does not know.
+        InvalidModelFile: the bytes are not a SentencePiece model.
+        CannotRender: the model uses rules that civman does not support.
     """
     try:
         found = _read(data, title)
@@ -133,7 +133,7 @@ def read_pieces(data: bytes, title: str, file: str) -> PieceTokenizer:
 
 
 def _read(data: bytes, title: str) -> PieceTokenizer | str:
-    """Read a SentencePiece model, or say what civman does not know about it."""
+    """Read a SentencePiece model; return a phrase about what civman does not support, if there is something."""
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
     scores: dict[str, float] = {}
@@ -172,7 +172,7 @@ def _read(data: bytes, title: str) -> PieceTokenizer | str:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """List the fields of a protocol buffer message: whole numbers, and the bytes of everything else."""
+    """List the fields of a protocol buffer message: integers as numbers, everything else as bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

@@ -31,7 +31,7 @@ def kind_of(recipe: Recipe) -> str:
 def require_drawable(recipe: Recipe) -> None:
     """Check that diffusers' pipelines can render the recipe.
 
-    Raises: CannotRender: the recipe uses something that they do differently or not at all.
+    Raises: CannotRender: the recipe uses something that these pipelines do differently or not at all.
     """
     problems = {
         "a second pass (hires)": recipe.hires is not None,
@@ -74,7 +74,7 @@ def require_drawable(recipe: Recipe) -> None:
 def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
     """Check that diffusers' pipelines can run the sampler.
 
-    Raises: CannotRender: the sampler needs something that they do not provide.
+    Raises: CannotRender: the sampler needs something that these pipelines do not provide.
     """
     if sampler.is_cfgpp or sampler.is_adaptive:
         why = (
@@ -82,14 +82,14 @@ def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
             if sampler.is_cfgpp
             else "chooses its number of steps while it runs"
         )
-        raise CannotRender(f"`{sampler.name}` {why}, which diffusers' pipelines do not allow", hint=_HINT,
+        raise CannotRender(f"diffusers' pipelines cannot run `{sampler.name}`: it {why}", hint=_HINT,
                            code=Cause.NO_PIPELINE_SAMPLER)  # fmt: skip
 
 
 def require_inputs_of(unet: Any, kind: str) -> None:
     """Check that the pipeline passes the UNet all the inputs that it needs.
 
-    Raises: CannotRender: an inpainting checkpoint in a pipeline that does not pass it the mask.
+    Raises: CannotRender: the checkpoint is for inpainting, and the pipeline does not pass it the mask.
     """
     channels = int(unet.config.in_channels)
     if channels != _LATENT_CHANNELS and kind != "inpaint":
@@ -127,11 +127,11 @@ def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
 def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
     """Convert an encoded prompt to keyword arguments of a pipeline call.
 
-    `prompt_embeds`, `negative_prompt_embeds`: (1, 77·n, width); with SDXL also `pooled_prompt_embeds`,
-    `negative_pooled_prompt_embeds`: (1, projection); dtype and device are the text encoders'. Pipelines require both
-    contexts to have the same length: a shorter one is repeated as a whole, which changes nothing, since attention to a
-    context that occurs twice gives the same result as attention to it once. Without a negative prompt its entries are
-    missing.
+    `prompt_embeds` and `negative_prompt_embeds` are (1, 77·n, width); SDXL also has `pooled_prompt_embeds` and
+    `negative_pooled_prompt_embeds`, (1, projection). All have the text encoders' dtype and device. Pipelines require
+    both contexts to have the same length, so the shorter one is repeated as a whole. This changes nothing, since
+    attention to a context that occurs twice gives the same result as attention to it once. Without a negative prompt,
+    its two arguments are left out.
     """
     found = {
         "prompt_embeds": prompt.cond, "negative_prompt_embeds": prompt.uncond,
@@ -146,10 +146,10 @@ def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
 
 
 def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> dict[str, Any]:
-    """Build all keyword arguments with which `pipe` renders the recipe's images, in order of their seeds.
+    """Build the keyword arguments with which `pipe` renders the recipe's images, in the order of their seeds.
 
-    Raises: CannotRender: no pipeline can render them (`require_drawable`, `require_own_kind`), or `pipe` is of another
-        kind.
+    Raises: CannotRender: no pipeline can render them (`require_drawable`, `require_own_kind`), or `pipe` is of the
+    wrong kind.
     """
     is_xl = hasattr(pipe, "text_encoder_2")
     require_drawable(recipe)
@@ -159,7 +159,7 @@ def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> 
     if ("Img2Img" in type(pipe).__name__) != (kind == "img2img") or "Inpaint" in type(pipe).__name__:
         raise CannotRender(
             f"the plan needs a pipeline for {kind}, but this is a {type(pipe).__name__}",
-            hint="leave out `kind` when you call `library.pipeline`",
+            hint="call `library.pipeline` without `kind`",
             code=Cause.NO_PIPELINE,
         )
     seeds = [recipe.seed + n for n in range(recipe.count)]
@@ -179,7 +179,7 @@ def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> 
         }  # fmt: skip
     first, sigma = _first_step(recipe, is_xl=is_xl)
     kept = _start_latents(recipe, pipe, inputs, noise)
-    # the pipeline adds noise of its own; the latents compensate for how it differs from the recipe's noise
+    # the pipeline adds noise drawn by torch; these latents contain the difference between that and the recipe's noise
     drawn = torch.stack([
         torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=pipe.unet.dtype) for seed in seeds
     ]).float()  # fmt: skip
@@ -201,7 +201,7 @@ def _start_latents(recipe: Recipe, pipe: Any, inputs: Inputs, noise: Tensor) -> 
 
 
 class _Where:
-    """A pipeline's VAE and the device it computes on."""
+    """A stand-in for a loaded model that has only a pipeline's VAE and the device on which it computes."""
 
     def __init__(self, pipe: Any) -> None:
         self.vae: Any = pipe.vae
@@ -225,7 +225,7 @@ def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
     same = whole.sigmas[first:] == part.sigmas and whole.span == part.span and part.picture_scale == 1
     if not same or whole.steps != recipe.steps or part.start_scale != part.sigmas[0] or not is_even:
         raise CannotRender(
-            f"`{sampler.name}` uses steps for an input image that diffusers' pipelines cannot take",
+            f"diffusers' pipelines cannot start `{sampler.name}` from an input image as A1111 does",
             hint=f"{_HINT}; Euler, DPM++ 2M and similar samplers work", code=Cause.NO_PIPELINE_SAMPLER,
         )  # fmt: skip
     return first, part.sigmas[0]

@@ -52,11 +52,11 @@ class Settings:
 class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' classes are untyped
     """Runs a civman sampler and schedule in a diffusers pipeline: `pipe.scheduler = PipelineScheduler(…)`.
 
-    There is one timestep for each evaluation of the model, and it is not rounded. The noise that ancestral and SDE
-    samplers add to each image is that of `library.render` for the seed of its generator. If the pipeline has drawn more
-    from the generator than the initial noise, ancestral noise is drawn from the generator in its current state. If
-    something changes the latents between two steps (a callback, diffusers' inpainting), the sampler restarts from them,
-    so a multistep sampler then has no earlier steps to use.
+    There is one timestep for each evaluation of the model, and timesteps are not rounded. The noise that ancestral and
+    SDE samplers add to an image is the same as in `library.render` with the seed of the image's generator. But if the
+    pipeline has drawn more from the generator than the initial noise, ancestral noise is drawn from the generator in
+    its current state. If something changes the latents between two steps (a callback, diffusers' inpainting), the
+    sampler restarts from the changed latents, so a multistep sampler then has no earlier steps to use.
     """
 
     _compatibles = [each.name for each in KarrasDiffusionSchedulers]  # noqa: RUF012  # as in diffusers' own schedulers
@@ -82,7 +82,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         self.order = 1
         self.timesteps = torch.empty(0)
         self.init_noise_sigma: float = 1.0
-        # every value is given explicitly, since diffusers' `from_config` replaces missing ones by its own defaults
+        # every value is given explicitly, since diffusers' `from_config` replaces missing ones with its own defaults
         self.register_to_config(  # type: ignore[no-untyped-call]
             sampler=self._sampler.name, schedule=self._schedule.value, is_xl=is_xl, rng=rng,
             eta_seed_delta=eta_seed_delta, eta=eta, noise_scale=noise_scale, eta_ddim=eta_ddim,
@@ -177,8 +177,8 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         elif not self._is_regular or (self._done - self._begin) % self.order:
             raise CannotRender(
                 f"the latents were changed within a step of `{self._sampler.name}`, which cannot continue from there",
-                hint="change them only between whole steps, or use a sampler that evaluates the model once per "
-                "step, such as Euler",
+                hint="change the latents only between whole steps, or use a sampler that evaluates the "
+                "model once per step, such as Euler",
                 code=Cause.NO_PIPELINE,
             )
         self._x = sample.float()

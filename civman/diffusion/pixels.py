@@ -17,9 +17,9 @@ Pixels = NDArray[np.uint8]
 class Picture:
     """One finished image.
 
-    `sha256` is that of its pixels (rows, RGB), not of a file, whose compression varies by version.
-
-    `decoded_in` is the dtype in which the VAE decoded it; `notes` report any special treatment that this required.
+    `sha256` is the digest of its pixels (row by row, RGB), not of a file, since a file's compression depends on library
+    versions. `decoded_in` is the dtype in which the VAE decoded the image; `notes` report any special treatment that
+    was needed.
     """
 
     pixels: Pixels = field(repr=False, compare=False)
@@ -33,7 +33,7 @@ class Picture:
         return replace(self, notes=(*self.notes, note))
 
     def to_image(self) -> Any:
-        """Convert to a `PIL.Image.Image`."""
+        """Convert the pixels to a `PIL.Image.Image`."""
         # imported here, because importing Pillow takes 0.1 s and not every use of `pixels` needs it
         from PIL import Image
 
@@ -54,7 +54,7 @@ def eight_bit(pixels: Tensor, rounding: str) -> Tensor:
 
 
 def picture_of(array: Pixels, *, seed: int, decoded_in: str, notes: tuple[str, ...]) -> Picture:
-    """Make an image of (H, W, 3) uint8 pixels, with their SHA-256."""
+    """Build an image from (H, W, 3) uint8 pixels, with the pixels' SHA-256."""
     data: Any = array
     return Picture(array, seed, hashlib.sha256(data.tobytes()).hexdigest(), decoded_in, notes)
 
@@ -66,7 +66,7 @@ def put_back(picture: Picture, kept: Callable[[Pixels], Pixels]) -> Picture:
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
-    """Convert to (1, 3, H, W) float32 in -1 … 1, the input of a VAE."""
+    """Convert an image to (1, 3, H, W) float32 in -1 … 1, the input of a VAE."""
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
@@ -80,7 +80,7 @@ def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
 
 
 def latent_mask(mask: NDArray[np.uint8], width: int, height: int) -> Tensor:
-    """Reduce a mask to (1, 1, height, width): the mean of each cell, rounded. It is 1 where latents are inpainted."""
+    """Shrink a mask to the latents' size, (1, 1, height, width): the mean of each cell, rounded; 1 is inpainted."""
     whole = torch.from_numpy(np.array(mask)).float()[None, None] / 255
     return torch.nn.functional.interpolate(whole, size=(height, width), mode="area").round()
 

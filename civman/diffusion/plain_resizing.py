@@ -1,7 +1,7 @@
-"""Resize latents and pixels as ComfyUI does: by torch's filters without antialiasing, by Lanczos, or by bislerp.
+"""Resize latents and pixels as ComfyUI does: with torch's filters without antialiasing, with Lanczos, or with bislerp.
 
-ComfyUI's pixels stay floating-point numbers between the passes; only Lanczos rounds them down to 8 bits. An upscaler
-model sees red, green and blue in tiles of 512 pixels that overlap by 32 and are blended linearly.
+As in ComfyUI, pixels stay in floating point between the passes; only Lanczos rounds them down to 8 bits. An upscaler
+model gets RGB tiles of 512 pixels, which overlap by 32 and are blended linearly.
 
 Source: ComfyUI, `common_upscale`, `bislerp` and `tiled_scale`.
 """
@@ -82,7 +82,10 @@ def _lanczos(pixels: Tensor, width: int, height: int) -> Tensor:
 
 
 def _bislerp(latents: Tensor, width: int, height: int) -> Tensor:
-    """Resize latents by interpolating the direction and the length of each vector of channels, side by side."""
+    """Resize latents with ComfyUI's bislerp.
+
+    The direction and the length of each vector of channels are interpolated, first along rows, then along columns.
+    """
     across = _along(latents.movedim(1, -1), 2, width)
     return _along(across, 1, height).movedim(-1, 1)
 

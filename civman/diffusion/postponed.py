@@ -1,4 +1,4 @@
-"""Modules that run only when something from them is first used."""
+"""Modules that are executed only when something from them is first used."""
 
 import importlib.machinery
 import importlib.util
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Postponed(ModuleType):
-    """A module that can be imported but runs only when an attribute is used that it does not have yet.
+    """A module that can be imported, but is executed only when an attribute is used that it does not have yet.
 
-    Its submodules can be imported without running it.
+    Its submodules can be imported without executing it.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -30,7 +30,7 @@ class Postponed(ModuleType):
 
 
 def postpone(name: str, folders: Sequence[str]) -> None:
-    """Put a module from these folders into `sys.modules` without running it; do nothing if it is imported already."""
+    """Put a module from these folders into `sys.modules` without executing it; do nothing if it is imported already."""
     spec = importlib.machinery.PathFinder.find_spec(name, folders)
     if spec is not None and name not in sys.modules:
         module = importlib.util.module_from_spec(spec)

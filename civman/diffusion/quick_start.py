@@ -1,7 +1,7 @@
 """Loads torch's largest library while this process still reads its command line and plans.
 
-The system's loader does not need Python's lock, so a thread can load a library in parallel. This module does not import
-torch.
+The system's dynamic loader runs without Python's global interpreter lock, so a thread can load a library in parallel.
+This module does not import torch.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ _FIRST: Final = (
     "array", "binascii", "bisect", "csv", "decimal", "hashlib", "mmap", "pydantic_core", "random", "socket", "sqlite3",
     "ssl", "unicodedata", "zoneinfo",
 )  # fmt: skip
-"""Modules with libraries that a render imports before torch.
+"""Modules with shared libraries that a render imports before torch.
 
-The system's loader loads one library at a time, so these modules would otherwise wait for torch's library.
+The system's dynamic loader loads one library at a time, so these modules are imported first; otherwise they would wait
+for torch's library.
 """
 
 
@@ -36,7 +37,7 @@ def begin() -> None:
 
 
 def _is_for_cpu(folder: Path) -> bool:
-    """Whether torch is a CPU build on Linux; other builds search for further libraries before they load this one."""
+    """Whether torch is a CPU build on Linux; other builds load more libraries before torch's largest one."""
     return sys.platform == "linux" and not any((folder / f"libtorch_{kind}.so").exists() for kind in _GPUS)
 
 
@@ -44,7 +45,7 @@ _GPUS: Final = ("cuda", "hip", "xpu")
 
 
 def _load_libraries(folder: Path) -> None:
-    """Load torch's libraries in the same order as torch itself; errors are ignored, as torch will report them."""
+    """Load torch's libraries in the same order as torch itself; errors are ignored, since torch will report them."""
     with contextlib.suppress(OSError, AttributeError):
         # call the loader as a C function, because ctypes releases Python's global interpreter lock only around such
         # calls

@@ -1,8 +1,8 @@
-"""What one batch of a recipe's images goes through, from noise to pixels.
+"""Renders one batch of a recipe's images, from noise to pixels.
 
-One loop serves txt2img, img2img, inpainting and the larger second pass; the samplers' arithmetic is in `solvers`, the
-model's side in `denoiser`. Latents are float32 between UNet calls, whatever dtype the UNet computes in. Between its
-calls of the UNet nothing waits for the device: values that the CPU has to know are read once, with the pixels.
+One loop serves txt2img, img2img, inpainting and the second pass; the samplers' arithmetic is in `solvers`, the
+evaluation of the model in `denoiser`. Latents are float32 between UNet calls, whatever dtype the UNet computes in.
+Between UNet calls the CPU never waits for the device: values that the CPU needs are read together with the pixels.
 """
 
 import math
@@ -56,17 +56,20 @@ class Inputs:
     image: Pixels | None = None
     mask: Pixels | None = None
     controls: tuple[Pixels, ...] = ()
-    """The control images of the recipe's ControlNets, in their order."""
+    """The control images of the recipe's ControlNets, in the ControlNets' order."""
 
 
 NO_INPUTS: Final = Inputs()
 Acting = TypeVar("Acting", ActiveControl, ActiveReference)
 Restore = Callable[[Pixels], tuple[Pixels, str]]
-"""A function that restores the faces in (H, W, 3) uint8 pixels. Returns such pixels and a note."""
+"""A function that restores the faces in (H, W, 3) uint8 pixels; it returns the new pixels and a note."""
 
 
 def _with_faces(picture: Picture, restore: Restore) -> Picture:
-    """Restore the faces, as in A1111, before the preserved part of a start image is laid over them."""
+    """Restore the faces.
+
+    As in A1111, this comes before the preserved part of a start image is composited over the image.
+    """
     better, note = restore(picture.pixels)
     return put_back(picture, lambda _: better).noted(note)
 
@@ -107,7 +110,9 @@ class RecipeJob:
         self, recipe: Recipe, stages: Stages, inputs: Inputs, on_event: OnEvent, *, keeps_noise: bool = False
     ) -> None:
         if recipe.start is not None and inputs.image is None:
-            raise UsageError("the recipe starts from an input image, which was not passed", code=Cause.NO_START_IMAGE)
+            raise UsageError(
+                "the recipe starts from an input image, but no image was passed", code=Cause.NO_START_IMAGE
+            )
         self._recipe, self._on_event, self._keeps_noise = recipe, on_event, keeps_noise
         self.stages = stages
         """Prepares the model of each stage of the recipe."""
@@ -129,7 +134,7 @@ class RecipeJob:
 
     @property
     def goes_one_by_one(self) -> bool:
-        """Whether images must be rendered one by one: in a batch, an adaptive sampler's images affect each other."""
+        """Whether to render images one by one: an adaptive sampler's step sizes depend on the whole batch."""
         return self._sampler.is_adaptive
 
     @property
@@ -145,9 +150,10 @@ class RecipeJob:
             self._now, self._stage = self.stages(stage), stage
 
     def batch(self, first: int, seeds: list[int]) -> Calls[list[Picture]]:
-        """Render the images from number `first` on, with these seeds. Yields the calls of the UNet.
+        """Render images with these seeds, the first of which is the recipe's image number `first`.
 
-        Raises: CannotRender: an output is not a valid image, or the model cannot do what the recipe needs.
+        Yields the calls of the UNet. Raises: CannotRender: an output is not a valid image, or the model cannot do what
+        the recipe needs.
         """
         recipe, self._stage = self._recipe, None
         self._enter(Stage.FIRST)
@@ -211,7 +217,7 @@ class RecipeJob:
         return encoded.latents
 
     def _decoded(self, latents: Tensor) -> vae_codec.Decoded:
-        # run the checks now, because these pixels are about to be read, so that waiting for them costs nothing extra
+        # run the checks now: the CPU is about to wait for these pixels anyway
         self._checks.settle(latents.device)
         decoded = vae_codec.decode(self._model, latents)
         self._notes += decoded.notes
@@ -235,7 +241,7 @@ class RecipeJob:
         plan = self._plan(method, hires.steps, Start(hires.strength, keeps_steps=True))
         noises = [self._noise(seed if hires.seed is None else hires.seed) for seed in seeds]
         x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
-        # SDXL is conditioned on the size before the crop, as in A1111
+        # as in A1111, SDXL's size conditioning is the size before the crop
         covers = self._recipe.rules > 2 and not hires.stretches
         told = second_pass.covering((self._recipe.width, self._recipe.height), size) if covers else size
         x = yield from self._sample(
@@ -299,7 +305,7 @@ class RecipeJob:
     def _acting(
         plan: samplers.Plan, wanted: solvers.Requests | None, active: Sequence[Acting]
     ) -> Callable[[int], Sequence[Acting]]:
-        """Return a function that takes an evaluation's number and returns those of `active` that act in it."""
+        """Return a function that takes an evaluation's index and returns those of `active` that act in it."""
         if wanted is None or not active:
             return lambda _: active
         calls = len(wanted.evaluations)
@@ -310,7 +316,7 @@ class RecipeJob:
     def _scaling(
         self, plan: samplers.Plan, wanted: solvers.Requests | None, *, is_hires: bool
     ) -> Callable[[int], None]:
-        """Return a function that takes an evaluation's number and merges the LoRAs at their scales in it."""
+        """Return a function that takes an evaluation's index and merges the LoRAs at their scales there."""
         if not self._recipe.changes_scales or wanted is None:
             return lambda _: None
         calls, steps = len(wanted.evaluations), plan.steps
@@ -326,7 +332,10 @@ class RecipeJob:
     def _counter(
         plan: samplers.Plan, wanted: solvers.Requests | None, tell: Callable[[int, Tensor], None]
     ) -> Callable[[float, Tensor], None]:
-        """Convert UNet calls to step numbers: by counting or, for adaptive samplers, from the fall of the noise."""
+        """Return a function that reports each UNet call as a step.
+
+        The step's number is counted or, with adaptive samplers, computed from the noise level.
+        """
         if wanted is None:
             high, low = math.log(plan.sigmas[0]), math.log(plan.span[0])
             return lambda sigma, clean: tell(
@@ -376,7 +385,7 @@ class RecipeJob:
     def _inpaint_input(self, size: tuple[int, int]) -> Tensor | None:
         """Build the extra input of a nine-channel inpainting UNet: the mask, then the image without its masked part.
 
-        Without a start image, or at another size than the recipe's (second pass), everything is hidden.
+        Without a start image, or at a size other than the recipe's (second pass), the whole image is masked.
         """
         channels = int(self._model.unet.config.in_channels)
         if channels == 4 or self._recipe.flow is not None:
@@ -386,7 +395,7 @@ class RecipeJob:
                                channels=channels)  # fmt: skip
         recipe, (width, height), device = self._recipe, size, self._model.device
         begun = self._start if size == (recipe.width, recipe.height) else None
-        # the hidden part is mid-grey: 0 in the range -1 … 1, or 0.5 under recipe rules 1
+        # the masked part is mid-grey: 0 in the range -1 … 1, but 0.5 in version 1 of the recipe rules
         shown, hidden = torch.full((1, 3, height, width), 0.0 if recipe.rules > 1 else 0.5), None
         mask = torch.ones(1, 1, height // 8, width // 8)
         if recipe.rules == 1 and begun is not None and begun.hidden is not None and begun.mask is not None:
@@ -436,7 +445,7 @@ class RecipeJob:
             return FlowDenoiser(model, prompt, self._recipe.flow.guidance, size=size, **options)
         assert isinstance(method.levels, NoiseLevels)
         told = sizes_told(self._recipe.told_sizes)
-        # as in the extension, use tiles in a second pass only if it has the size of the first one
+        # as in the Tiled Diffusion extension, a second pass is tiled only if it has the size of the first one
         is_tiled = size == (self._recipe.width, self._recipe.height)
         tiles = self._tiles if is_tiled else None
         return Denoiser(model, prompt, method.levels, told=told, size=size, tiles=tiles, **options)
@@ -464,13 +473,13 @@ class RecipeJob:
 
 
 def _tiles_of(recipe: Recipe, device: torch.device) -> LatentTiles | None:
-    """Return the tiles of the first pass's latents; None if one tile covers them, as in the extension."""
+    """Return the tiles of the first pass's latents; None if one covers them, as in the Tiled Diffusion extension."""
     made, size = recipe.tiled_diffusion, (recipe.width // 8, recipe.height // 8)
     return None if made is None or made.is_single(*size) else LatentTiles(made, size, device)
 
 
 class _OverflowedError(Exception):
-    """The VAE's values are not finite in its own precision."""
+    """The VAE's output is not finite in its own dtype, so it must decode again in single precision."""
 
 
 def _require_finite(found: list[float]) -> None:

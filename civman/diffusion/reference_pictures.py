@@ -1,8 +1,8 @@
 """IP-Adapters: turn reference pictures into image tokens, and make the cross-attention of a UNet attend to them.
 
-Each cross-attention layer attends twice with the same queries: to the text, and to the image tokens through keys and
-values of the adapter's own. The second result, times a weight, is added to the first. For a negative prompt, the tokens
-are those of an empty picture: a zero embedding for adapters that read the embedding, an encoded zero input for others.
+Each cross-attention layer attends twice with the same queries: to the text, and to the image tokens with the adapter's
+own keys and values. The second result, times a weight, is added to the first. For a negative prompt, the tokens are
+those of an empty picture: a zero embedding for adapters that use the embedding, an encoded all-zero input for others.
 
 Source: Ye et al. 2023, "IP-Adapter"; the empty pictures as in diffusers.
 """
@@ -43,7 +43,7 @@ class ImageAttention:
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     def tokens(self, found: Tensor) -> Tensor:
-        """Project the encoder's output, (B, width) or (B, patches, width), to image tokens (B, count, width)."""
+        """Project the vision encoder's output, (B, width) or (B, patches, width), to image tokens (B, count, width)."""
         weights = self.projection
         if "latents" in weights:
             return _resampled(found, weights)
@@ -54,7 +54,7 @@ class ImageAttention:
 
 
 def load_ip_adapter(path: Path, name: str, *, device: torch.device, dtype: torch.dtype) -> ImageAttention:
-    """Load an IP-Adapter. Raises: CannotRender: civman cannot use it. InvalidModelFile: the file cannot be read."""
+    """Load an IP-Adapter. Raises: CannotRender: it is of an unsupported kind. InvalidModelFile: it cannot be read."""
     weights = Weights(path)
     found = read_ip_adapter(weights.shapes, name)
 
@@ -107,7 +107,8 @@ def _norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
 class Reference:
     """A reference picture, encoded for an IP-Adapter.
 
-    `positive`: its image tokens (1, count, width); `negative`: those of an empty picture, for negative prompts.
+    `positive`: the picture's image tokens (1, count, width); `negative`: the image tokens of an empty picture, for
+    negative prompts.
     """
 
     adapter: ImageAttention
@@ -128,13 +129,13 @@ def encode_reference(adapter: ImageAttention, encoder: ClipVision, inputs: Tenso
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveReference:
-    """A reference picture that is used in a pass, with its entry in the recipe."""
+    """A reference picture that is used in a pass, with its settings from the recipe."""
 
     reference: Reference
     use: ReferenceUse
 
     def at(self, step: int, steps: int) -> "ActiveReference | None":
-        """Return the reference if it acts in this step, counted from 0; None otherwise."""
+        """Return this reference if it acts in step `step`, counted from 0; None otherwise."""
         return self if self.use.acts_at(step, steps) else None
 
     def asked(self, positive: Sequence[bool], batch: int) -> "Asked":
@@ -150,7 +151,7 @@ class ActiveReference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """The image tokens (B, count, width) that one IP-Adapter adds to a call of the UNet, and their weight."""
+    """What one IP-Adapter adds to a call of the UNet: image tokens (B, count, width), with a weight."""
 
     adapter: ImageAttention
     tokens: Tensor
@@ -158,7 +159,7 @@ class Asked:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """A value that is equal for entries that one call of the UNet for several images can use together."""
+        """A key that is equal if the tokens can be joined into one call of the UNet for several images."""
         return id(self.adapter), self.tokens.shape, self.weight
 
 
@@ -175,7 +176,7 @@ def attending(unet: nn.Module, asked: Sequence[Asked]) -> Iterator[None]:
                 raise Incompatible(
                     f"the IP-Adapter `{each.adapter.name}` was made for {len(each.adapter.layers)} attention layers, "
                     f"but the model has {len(layers)}",
-                    hint="use the IP-Adapter with a model of the base that it was made for",
+                    hint="use the IP-Adapter with a checkpoint of the base model that it was made for",
                     code=Cause.ADAPTER_NO_MATCH,
                     adapter=each.adapter.name,
                 )  # fmt: skip
@@ -188,7 +189,7 @@ def attending(unet: nn.Module, asked: Sequence[Asked]) -> Iterator[None]:
 
 
 def cross_attention(unet: nn.Module) -> list[Any]:
-    """List the cross-attention layers of diffusers' UNet2DConditionModel in the order of IP-Adapters."""
+    """List the cross-attention layers of diffusers' UNet2DConditionModel in the order of IP-Adapter files."""
     return [module for name, module in unet.named_modules() if name.endswith(".attn2")]
 
 

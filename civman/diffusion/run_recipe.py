@@ -1,7 +1,7 @@
 """Compute a recipe's images from a loaded model and encoded prompts.
 
-What one batch goes through is in `recipe_job`. Image n depends on seed + n only, not on the other images of its batch
-(up to the last bit, see `Recipe.batch_size`).
+`recipe_job` renders one batch. Image n depends on seed + n only, not on the other images of its batch (up to the last
+bit, see `Recipe.batch_size`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,14 +44,14 @@ def render(
     hires_prompt: Prompts | None = None,
     on_event: OnEvent = ignore,
 ) -> list[Picture]:
-    """Render the recipe's images and return them in order of their seeds.
+    """Render the recipe's images and return them in the order of their seeds.
 
     Args:
-        recipe: what to render; that its file digests match is the caller's responsibility.
+        recipe: what to render; the caller must have checked that the files match the recipe's digests.
         model: the recipe's checkpoint, with the adapters already merged.
         prompt: the recipe's prompts, encoded by this model's text encoders.
         inputs: the images that `recipe.start` refers to.
-        hires_prompt: the conditioning of the second pass, if it is a different one.
+        hires_prompt: the conditioning of the second pass, if it differs.
         on_event: called with a `Step` after each sampling step.
 
     Raises:
@@ -76,7 +76,7 @@ def job_of(
 ) -> RecipeJob:
     """Return a job that renders the recipe's batches one at a time. Arguments and errors are those of `iterate`."""
     if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
-        raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
+        raise UsageError("the recipe uses an upscaler model, but no upscaler was passed", code=Cause.NO_UPSCALER)
     if recipe.enlarged_input is not None:
         raise ValueError("a redraw in tiles is computed by `redraw_in_tiles` or `ultimate_upscale`")
     job = RecipeJob(recipe, stages, inputs, on_event, keeps_noise=keeps_noise)
@@ -119,10 +119,10 @@ def run_in_slots(
     *,
     hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
 ) -> Iterator[T]:
-    """Render images of several recipes side by side, as many as `recipe` has slots; yield each one when it is finished.
+    """Render images of several recipes side by side, as many as `recipe` has slots; yield each when it is finished.
 
-    `images`: generators such as `RecipeJob.batch` of a single seed, each from a job of its own; the next one is taken
-    when it is needed. `recipe`: one of their recipes; the others need the same changes to the UNet (see `computing`).
+    `images`: generators such as `RecipeJob.batch` of a single seed, each from its own job; the next generator is taken
+    when a slot is free. `recipe`: any of these recipes; all must make the same changes to the UNet (see `computing`).
     """
     _require_hypernetworks(recipe, hypernetworks)
     return unet_calls.run_in_slots(images, model.unet, recipe.slots, lambda: computing(recipe, model, hypernetworks))

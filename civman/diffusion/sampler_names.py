@@ -1,6 +1,6 @@
 """Parse the names of samplers and schedules as A1111, Forge, ComfyUI, diffusers, InvokeAI and CivitAI write them.
 
-Comparison ignores case; `_`, `-` and spaces are the same, and `pp` is the same as `++`: "dpmpp_2m_sde_karras" is "DPM++
+Comparison ignores case; `_`, `-` and spaces are equivalent, and so are `pp` and `++`: "dpmpp_2m_sde_karras" is "DPM++
 2M SDE Karras". The longest matching sampler name wins; what follows it is the schedule.
 """
 
@@ -61,7 +61,7 @@ NOT_OFFERED: Final = {
     "CMStochasticIterativeScheduler": ("made for consistency models", "LCM"),
     "ConsistencyDecoderScheduler": ("made for consistency decoders", "LCM"),
 }
-"""Known samplers that civman does not implement: a description, and the sampler to try instead."""
+"""Known samplers that civman does not implement, each with a description and the sampler to try instead."""
 
 _SCHEDULE_ALIASES: Final = {
     "auto": Schedule.AUTOMATIC, "default": Schedule.AUTOMATIC, "uniform": Schedule.NORMAL,
@@ -83,7 +83,7 @@ _NO_SCHEDULES: Final = {
 def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
     """Parse a sampler and a schedule; the sampler's name may include the schedule ("DPM++ 2M SDE Karras").
 
-    A schedule given separately applies only if the name includes none or Automatic.
+    A schedule that is passed separately applies only if the name includes none or Automatic.
 
     Raises: UsageError: unknown (`facts["nearest"]` lists similar names), not supported, or two different schedules.
     """
@@ -103,12 +103,12 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
 
 
 def of_recipe(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | FlowLevels]:
-    """Return a recipe's sampler, schedule and noise levels, with its options for them applied."""
+    """Return a recipe's sampler, schedule and noise levels, with the recipe's sampling settings applied."""
     return _of_pass(recipe, recipe.sampler, recipe.schedule)
 
 
 def of_second_pass(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | FlowLevels]:
-    """Return what `of_recipe` does for the second pass, which may have a sampler and a schedule of its own."""
+    """Return the sampler, schedule and noise levels of a recipe's second pass, which may differ from the first."""
     hires = recipe.hires
     own, schedule = (hires.sampler, hires.schedule) if hires else ("", "")
     if hires is not None and hires.checkpoint is not None:
@@ -131,11 +131,14 @@ def _of_pass(recipe: Recipe, name: str, stated: str) -> tuple[Sampler, Schedule,
 
 
 def _of_comfyui(sampler: Sampler) -> Sampler:
-    """Return the sampler as ComfyUI runs it. Raises: UsageError (`unknown-sampler`): unsupported by these rules."""
+    """Return the sampler as ComfyUI runs it.
+
+    Raises: UsageError (`unknown-sampler`): civman does not support it with ComfyUI's rules.
+    """
     if sampler.own_table:
         instead = "Euler" if sampler.name == "DDIM" else "DPM++ 2M"
         raise UsageError(
-            f"civman does not support {sampler.name} by ComfyUI's sampling rules",
+            f"civman does not support {sampler.name} with ComfyUI's sampling rules",
             hint="ComfyUI's `ddim` is Euler" if sampler.name == "DDIM" else f"`{instead}` is the closest one",
             code=Cause.UNKNOWN_SAMPLER, nearest=[instead],
         )  # fmt: skip
@@ -143,7 +146,7 @@ def _of_comfyui(sampler: Sampler) -> Sampler:
 
 
 def with_options(sampler: Sampler, *, drop_penultimate: bool) -> Sampler:
-    """Return the sampler as it runs with `Sampling.drop_penultimate`, which has no effect on DDIM, PLMS and UniPC."""
+    """Return the sampler with `Sampling.drop_penultimate` applied, which has no effect on DDIM, PLMS and UniPC."""
     return replace(sampler, drops_penultimate=True) if drop_penultimate and not sampler.own_table else sampler
 
 
@@ -155,7 +158,7 @@ def plain(text: str) -> str:
 
 @cache
 def _spellings() -> tuple[tuple[str, Sampler | None], ...]:
-    """List all known spellings with their samplers, longest first; None: known, but not supported."""
+    """List all known spellings, longest first, each with its sampler; None: known, but not supported."""
     return tuple(sorted(_found(), key=lambda pair: -len(pair[0])))
 
 
@@ -201,7 +204,7 @@ def _not_offered(spelling: str) -> UsageError:
     what, instead = NOT_OFFERED[name]
     return UsageError(
         f"civman has no sampler `{name}`: it is {what}",
-        hint=f"`{instead}` is the closest one",
+        hint=f"`{instead}` is the closest sampler",
         code=Cause.UNKNOWN_SAMPLER,
         nearest=[instead],
     )

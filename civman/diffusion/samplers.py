@@ -1,7 +1,7 @@
-"""The table of samplers: names that users know, the solver that computes each, and its defaults.
+"""The table of samplers: for each, its name, the solver that computes it, and its defaults.
 
 `match` is measured (tests/diffusion/sampler_oracles.py, docs/samplers.md): "same" means that the final latents lie
-within 1e-5 of those of `against`, including its noise. Names are parsed in `sampler_names`.
+within 1e-5 of those of `against`, and so does the noise that steps add. Names are parsed in `sampler_names`.
 """
 
 import math
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Table(StrEnum):
-    """The sampler's own noise level table under the Automatic schedule; NONE if it uses one of the named schedules."""
+    """A sampler's own kind of noise level table, used with the Automatic schedule; NONE: it uses a named schedule."""
 
     NONE = ""
     DDIM = "ddim"
@@ -37,7 +37,7 @@ class Table(StrEnum):
 class Sampler:
     """A sampler: one row of the table of samplers.
 
-    `diffusers` is the closest scheduler class in diffusers; its name is accepted as well.
+    `diffusers` is the closest scheduler class in diffusers, whose name users may also write.
     """
 
     name: str
@@ -51,21 +51,21 @@ class Sampler:
     drops_penultimate: bool = False
     own_table: Table = Table.NONE
     every: int = 1
-    """If this is n, the models for this sampler were trained on every n-th timestep only."""
+    """n if the models for this sampler were trained on every n-th timestep only, otherwise 1."""
     takes_churn: bool = False
     takes_s_noise: bool = False
     guidance_factor: float = 1.0
     """The guidance scale is multiplied by this factor before use."""
     is_cfgpp: bool = False
-    """The step follows the unguided prediction (CFG++), so the negative prompt is always evaluated."""
+    """The sampler steps along the unguided prediction (CFG++), so the negative prompt is always evaluated."""
     has_ends_only: bool = False
-    """Only the first level, the last nonzero level and the length of the table are used."""
+    """Whether the sampler uses only the table's first level, last nonzero level and length."""
     is_adaptive: bool = False
-    """The number of model evaluations depends on the model's outputs."""
+    """Whether the number of model evaluations depends on the model's outputs."""
 
     @property
     def calls_per_step(self) -> int:
-        """How many model evaluations A1111 counts for each step when prompts change during the steps."""
+        """How many model evaluations A1111 counts per step when it changes prompts during the steps."""
         return 2 if self.name in _COUNTED_TWICE else 1
 
     def levels(
@@ -85,19 +85,19 @@ class Sampler:
 
     @property
     def is_variance_preserving(self) -> bool:
-        """Whether it works in the model's own, variance-preserving scale, as DDIM, PLMS and UniPC do."""
+        """Whether the sampler works in the model's own, variance-preserving scale, as DDIM, PLMS and UniPC do."""
         return self.own_table is not Table.NONE
 
     @property
     def takes_eta(self) -> bool:
-        """Whether `eta` controls how much noise its steps add. DDIM has a setting of its own, `eta_ddim`."""
+        """Whether `eta` controls how much noise the sampler's steps add; DDIM has its own setting, `eta_ddim`."""
         return not self.is_variance_preserving and (
             self.noise is Kind.BROWNIAN or (self.noise is Kind.ANCESTRAL and self.name not in _WITHOUT_ETA)
         )
 
     @property
     def takes_eta_ddim(self) -> bool:
-        """Whether `eta_ddim` controls how much noise its steps add."""
+        """Whether `eta_ddim` controls how much noise the sampler's steps add."""
         return self.own_table is Table.DDIM and self.name != "PLMS"
 
     def tuning(self, sampling: Sampling, rules: int = RULES) -> Tuning:
@@ -112,9 +112,9 @@ class Sampler:
         )
 
     def without_effect(self, sampling: Sampling) -> dict[str, float]:
-        """Return the recipe's settings that have no effect with this sampler, if they differ from the default.
+        """Map each setting in `sampling` that has no effect with this sampler to the setting's default.
 
-        Maps each name to its default.
+        Settings that are at their default are left out.
         """
         taken = {
             "eta": self.takes_eta, "eta_ddim": self.takes_eta_ddim, "noise_scale": self.takes_s_noise,
@@ -238,8 +238,8 @@ BY_NAME: Final = {sampler.name: sampler for sampler in SAMPLERS}
 class Plan:
     """A sampler and its noise levels for one run, with all names and defaults resolved.
 
-    The first x is the start image times `picture_scale` plus unit noise times `start_scale`; the latents are the last x
-    times `end_scale`. `span`: the lowest and highest level of the Brownian path.
+    The sampler starts from the start image times `picture_scale` plus unit noise times `start_scale`; its result times
+    `end_scale` is the latents. `span`: the lowest and highest level of the Brownian path.
     """
 
     sampler: Sampler
@@ -256,7 +256,7 @@ class Plan:
         return len(self.sigmas) - 1
 
     def tail(self, steps: int) -> "Plan":
-        """Return a plan with only the last `steps` steps, for img2img under version 1 of the recipe rules.
+        """Return a plan with only the last `steps` steps, for img2img with version 1 of the recipe rules.
 
         The first remaining noise level determines how much noise is added.
         """
@@ -266,10 +266,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an img2img run or second pass starts: `strength` is the share of noise added to the image.
+    """Where an img2img run or second pass starts: `strength` is the denoising strength.
 
-    `keeps_steps`: run as many steps as requested, out of a longer table, as A1111's second pass does; otherwise
-    strength shortens the table, as in A1111's img2img.
+    `keeps_steps`: run as many steps as requested, out of a longer table, as A1111's second pass does; otherwise only a
+    part of the requested steps is run, as in A1111's img2img.
     """
 
     strength: float
@@ -282,15 +282,15 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Plan a run of `steps` steps; `levels` is the result of `sampler.levels`.
 
-    `sigmas`: noise levels to use in place of a schedule's.
+    `sigmas`: noise levels to use instead of a schedule's.
 
-    Raises: UsageError: fewer than one step, or more than the model has.
+    Raises: UsageError: fewer than one step, or more than the model has timesteps.
     """
     if levels.program == "comfyui":
         return _by_comfyui(sampler, schedule, steps, levels, is_xl=is_xl, start=start, sigmas=sigmas)
     if sigmas:
         return Plan(sampler, schedule, tuple(sigmas), sigmas[0], 1.0, _span(sigmas))
-    # counted as in A1111: strength shortens the table, and one step more than strength · steps is taken
+    # as in A1111, only int(strength · steps) + 1 of the steps are run
     share = min(start.strength, 0.999) if start else 1.0
     whole = int(steps / share) if start and start.keeps_steps else steps
     taken = (steps - 1 if start.keeps_steps else int(share * steps)) if start else None
@@ -310,7 +310,7 @@ def plan(
     if rules > 1 and taken is not None:
         sigmas = sigmas[whole - taken - 1 :]
     scale = sigmas[0]
-    # use the model's lowest and highest noise level, as A1111 does, not those of the steps
+    # as in A1111, use the model's lowest and highest levels, not those of the table
     if sampler.has_ends_only and taken is None:
         sigmas = [levels.greatest, *sigmas[1:-2], levels.least, 0.0] if steps > 1 else [levels.greatest, levels.least]
     # with hundreds of steps the discrete tables repeat levels, and a step between equal levels divides by zero
@@ -329,9 +329,9 @@ def _by_comfyui(
     sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool, start: Start | None,
     sigmas: Sequence[float],
 ) -> Plan:  # fmt: skip
-    """Plan a run by ComfyUI's rules: strength lengthens the table, of which the last `steps` steps are taken.
+    """Plan a run by ComfyUI's rules: a strength below 1 lengthens the table, and only its last `steps` steps are run.
 
-    From the highest level on, the first x is noise times √(1 + σ²), else noise times σ.
+    If the run starts at the model's highest level or above it, the noise is scaled by √(1 + σ²), otherwise by σ.
     """
     share = start.strength if start and start.strength <= _WHOLE_STRENGTH else 1.0
     whole = int(steps / share)
@@ -354,7 +354,7 @@ _MOST_STEPS: Final = 10000
 
 
 def of_recipe(name: str, rules: int) -> Sampler:
-    """Look up the sampler of a recipe; what its name means depends on the recipe's rules.
+    """Look up the sampler of a recipe; what a name means depends on the version of the recipe rules.
 
     Raises: KeyError: unknown name.
     """
@@ -368,7 +368,8 @@ def _span(sigmas: Sequence[float]) -> tuple[float, float]:
 def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | None) -> Plan:
     """Plan DDIM, PLMS or UniPC, which count in timesteps and work in the model's variance-preserving scale.
 
-    In img2img, A1111 adds the noise of one timestep more than the first at which the model is evaluated.
+    In img2img, A1111 noises the image to the table's next higher timestep than the first one at which the model is
+    evaluated.
     """
     times = [float(time) for time in reversed(ddim_times(steps))]
     used = times if taken is None else times[:taken]
@@ -392,7 +393,7 @@ def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | No
 
 
 def _own_table_1(name: Table, steps: int, levels: NoiseLevels) -> list[float]:
-    """Compute the noise levels of a sampler's own table under recipe rules 1."""
+    """Compute the noise levels of a sampler's own table in version 1 of the recipe rules."""
     if name is Table.DDIM:
         times: list[float] = [float(t) for t in ddim_times(steps)]
         return [levels.sigma(t) for t in times] if len(times) > 1 else [levels.sigma(times[0]), levels.sigma(0)]

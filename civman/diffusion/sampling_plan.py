@@ -18,15 +18,14 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Plan a run of `steps` steps; see `samplers.plan`.
 
-    Raises: UsageError: a number of steps that the model does not have, or a sampler or schedule that flow matching
-        does not have.
+    Raises: UsageError: the number of steps is out of range, or flow matching does not have this sampler or schedule.
     """
     if isinstance(levels, NoiseLevels):
         return samplers.plan(
             sampler, schedule, steps, levels, is_xl=is_xl, start=start, rules=rules, sigmas=sigmas
         )  # fmt: skip
     require_flow(sampler, schedule)
-    # counted as for diffusion models: strength shortens the table
+    # as for diffusion models, a strength below 1 reduces the number of steps
     share = min(start.strength, 0.999) if start else 1.0
     whole = int(steps / share) if start and start.keeps_steps else steps
     taken = (steps - 1 if start.keeps_steps else int(share * steps)) if start else None
@@ -46,22 +45,22 @@ def plan(
 
 
 def solver_of(sampler: Sampler, levels: NoiseLevels | FlowLevels) -> Solver:
-    """Return the solver that a sampler runs with a model of these levels."""
+    """Return the solver with which a sampler runs on a model with these noise levels."""
     if isinstance(levels, NoiseLevels):
         return sampler.solver
     return FLOW_SOLVERS.get(sampler.name) or RATIO_SOLVERS[sampler.name]
 
 
 def require_flow(sampler: Sampler, schedule: Schedule) -> None:
-    """Check that flow matching has this sampler and schedule. Raises: UsageError."""
+    """Check that flow matching supports this sampler and schedule. Raises: UsageError."""
     if sampler.name not in FLOW_SOLVERS and sampler.name not in RATIO_SOLVERS:
         raise UsageError(
-            f"{sampler.name} is not a sampler for flow-matching models such as this one",
+            f"flow-matching models such as this one do not support the sampler {sampler.name}",
             hint="samplers: " + ", ".join([*FLOW_SOLVERS, *RATIO_SOLVERS]),
             code=Cause.UNKNOWN_SAMPLER, nearest=["Euler"],
         )  # fmt: skip
     if schedule not in FLOW_SCHEDULES:
         raise UsageError(
-            f"{schedule} is not a schedule for flow-matching models such as this one",
+            f"flow-matching models such as this one do not support the schedule {schedule}",
             hint="schedules: " + ", ".join(FLOW_SCHEDULES), code=Cause.UNKNOWN_SCHEDULE, nearest=["Simple"],
         )  # fmt: skip

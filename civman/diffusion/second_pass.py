@@ -14,13 +14,13 @@ from civman.domain.recipes.recipe import Hires
 Upscale = Callable[..., Any]
 """A function that enlarges with an upscaler model.
 
-It takes a Pillow image and the width and height to cover or, for a second pass with `Hires.resize`, pixels
+It takes a Pillow image and the minimum width and height of the result or, for a second pass with `Hires.resize`, pixels
 (B, 3, H, W) in 0 … 1.
 """
 _PLAIN = ("nearest-exact", "bilinear", "bicubic", "area")
 """Upscalers that resize floating-point pixels in one step."""
 _CELL = 8
-"""Pixels per side that one latent covers."""
+"""The number of pixels that one latent covers in each direction."""
 
 
 def enlarged(
@@ -29,9 +29,9 @@ def enlarged(
 ) -> Tensor:  # fmt: skip
     """Resize latents to (B, 4, h, w) for the second pass.
 
-    If the second pass has another aspect ratio, the result is cropped from the centre of an enlargement that covers it;
-    with `stretches` or under recipe rules 1, the first image is stretched instead. `decode` returns
-    pixels in 0 … 1, `encode` takes pixels in -1 … 1. `upscale` runs the upscaler model of `hires`.
+    If the second pass has another aspect ratio, the image is enlarged until it covers the new size, and its centre is
+    cropped; with `stretches` or in version 1 of the recipe rules, it is stretched instead. `decode` returns pixels in 0
+    … 1, `encode` takes pixels in -1 … 1. `upscale` runs the upscaler model of `hires`.
     """
     if hires.trim_width or hires.trim_height:
         right, below = hires.trim_width // 2 // _CELL, hires.trim_height // 2 // _CELL
@@ -72,7 +72,7 @@ def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
 def _enlarged(pixels: Tensor, width: int, height: int, hires: Hires, upscale: Upscale | None) -> Any:
     """Convert one image to uint8 (rounding down), upscale it, resize it with Lanczos, and return it as (H, W, 3).
 
-    An upscaler works at multiples of 8 pixels, so for some sizes the image is resampled more than once.
+    An upscaler's result is a multiple of 8 pixels in size, so for some sizes the image is resampled more than once.
     """
     import numpy as np
     from PIL import Image
@@ -88,7 +88,7 @@ def _enlarged(pixels: Tensor, width: int, height: int, hires: Hires, upscale: Up
 
 
 def _enlarged_1(pixels: Tensor, hires: Hires) -> Tensor:
-    """Upscale one image as under recipe rules 1."""
+    """Upscale one image as in version 1 of the recipe rules."""
     if hires.upscaler == "nearest":
         return torch.nn.functional.interpolate(pixels[None] * 2 - 1, size=(hires.height, hires.width))
     eight = finished(pixels, seed=0, rounding="nearest", decoded_in="", notes=())

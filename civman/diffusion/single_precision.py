@@ -1,8 +1,8 @@
 """Tables of noise levels rounded to single precision after each operation, as the web UIs compute them on the CPU.
 
-A Brownian path is queried at noise levels rounded to six digits, so that one unit in a level's last place changes the
-noise by about a thousandth. Plain Python, so that a table does not depend on the machine; torch's own exponentials
-differ by one unit in the last place for about one number in a hundred.
+A Brownian path is queried at noise levels rounded to six digits, so a difference of one unit in a level's last place
+changes the noise by about a thousandth. Plain Python, so that a table does not depend on the machine; torch's own
+exponentials differ by one unit in the last place for about one number in a hundred.
 """
 
 import math
@@ -86,9 +86,9 @@ def _sgm(n: int, sigmas: Sequence[float], rounded: Rounded) -> list[float]:
 
 
 def interpolated(n: int, logs: Sequence[float], *, is_sgm: bool) -> list[float]:
-    """Compute the levels at evenly spaced timesteps from the logarithms of all levels, without the final 0.
+    """Compute the levels at `n` evenly spaced timesteps from the logarithms of all levels, without the final 0.
 
-    `is_sgm`: the timesteps of one step more, without the last one.
+    `is_sgm`: space n + 1 timesteps evenly, and leave out the last one.
     """
     times = line(len(logs) - 1, 0, n + 1)[:-1] if is_sgm else line(len(logs) - 1, 0, n)
     return [_at(time, logs) for time in times]
@@ -123,6 +123,7 @@ TABLES: Final[dict[str, Callable[[int, Sequence[float], Rounded], list[float]]]]
     "Normal": _uniform, "Karras": _karras, "Exponential": _exponential, "Polyexponential": _polyexponential,
     "SGM Uniform": _sgm,
 }  # fmt: skip
-"""Schedules whose intermediate rounding matters, without the final 0; the other tables are rounded once at the end.
+"""Maps each schedule whose intermediate rounding matters to the function that computes its levels, without the final 0.
 
-The last argument rounds the logarithms of the levels between which a table interpolates."""
+Other schedules are rounded once, at the end. The functions' last argument rounds the logarithms of the levels.
+"""

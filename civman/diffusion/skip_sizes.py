@@ -1,7 +1,7 @@
-"""Image sizes that do not halve evenly: how the UNet's upsampling fits a level to its skip connection.
+"""Image sizes that do not halve evenly: how the UNet's upsampling matches the size of a skip connection.
 
-diffusers, Forge and ComfyUI upsample a level to the size of the skip connection, then convolve. A1111's UNet doubles
-the size, convolves, and resizes the result with nearest neighbour.
+diffusers, Forge and ComfyUI upsample to the size of the skip connection, then convolve. A1111's UNet doubles the size,
+convolves, and resizes the result with nearest neighbour.
 """
 
 from collections.abc import Iterator

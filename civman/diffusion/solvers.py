@@ -7,8 +7,8 @@ per step, and run on tensors as well as on plain floats (which is how `evaluatio
 families; the DPM family is in `solvers_dpm`, rarer solvers are in `solvers_rare`.
 
 Sources: Karras et al. 2022 (Euler, Heun, DPM2's midpoint in log σ); Liu et al. 2022 (PLMS); Zhang & Chen 2022 (DEIS);
-    Zhao et al. 2023 (UniPC); Luo et al. 2023 (LCM); Song et al. 2021 (DDIM). Ancestral steps split σ' so that σ_down² +
-    σ_up² = σ'². Measured against k-diffusion and diffusers in tests/diffusion/test_schedulers.py.
+Zhao et al. 2023 (UniPC); Luo et al. 2023 (LCM); Song et al. 2021 (DDIM). Ancestral steps split σ' so that σ_down² +
+σ_up² = σ'². Compared with k-diffusion and diffusers in tests/diffusion/test_schedulers.py.
 """
 
 import math
@@ -18,7 +18,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
-# a tensor when sampling, a float in a dry run, which torch's own type annotations would not allow
+# a tensor when sampling, a float in a dry run; torch's type annotations cannot express that
 X = Any
 T = TypeVar("T")
 Calls = Generator[Any, Any, T]
@@ -31,9 +31,9 @@ Steps = Generator[tuple[X, float], Any, X]
 class Tuning:
     """Settings for the fresh noise that a sampler adds.
 
-    `eta`: how much of the noise that an ancestral or SDE step may add is added; `s_noise`: a factor on that noise.
-    `s_churn`, spread over all steps: noise that Euler, Heun and DPM2 add before each step whose level is between
-    `s_tmin` and `s_tmax`. Source of the last four: Karras et al. 2022, algorithm 2.
+    `eta`: the share of the noise allowed in an ancestral or SDE step that is added; `s_noise`: a factor on that noise.
+    `s_churn`: noise that Euler, Heun and DPM2 add before each step whose level is between `s_tmin` and `s_tmax`, in
+    total over all steps. Source of the last four: Karras et al. 2022, algorithm 2.
     """
 
     eta: float = 1.0
@@ -42,7 +42,7 @@ class Tuning:
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     is_single: bool = False
-    """Round the noise levels at which a Brownian path is queried as k-diffusion rounds them."""
+    """Whether to round the noise levels at which a Brownian path is queried, as k-diffusion rounds them."""
 
 
 PLAIN: Final = Tuning()
@@ -53,7 +53,7 @@ def solve(
     solver: Solver, x: X, sigmas: Sequence[float], noise: Noise, clean: Callable[[X, float], Any],
     tuning: Tuning = PLAIN,
 ) -> X:  # fmt: skip
-    """Run a solver to its end; `clean(x, σ)` calls the model. For CFG++ solvers it returns (guided, unguided)."""
+    """Run a solver to its end; `clean(x, σ)` evaluates the model, and for CFG++ solvers returns (guided, unguided)."""
     steps = solver(x, sigmas, noise, tuning)
     answer = None
     while True:
@@ -81,16 +81,16 @@ def solved(
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What a solver requests, in order: the levels of its evaluations, and the pairs between which it adds noise."""
+    """What a solver requests, in order: the levels of evaluations, and the level pairs between which it adds noise."""
 
     evaluations: tuple[float, ...]
     noises: tuple[tuple[float, float], ...]
 
 
 def requests_of(solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False) -> Requests:
-    """Run a solver on plain numbers to find out what it requests. `in_pairs`: it is a CFG++ solver, see `solve`.
+    """Run a solver on plain numbers to list its requests; `in_pairs` for CFG++ solvers, see `solve`.
 
-    Not for adaptive solvers, whose steps depend on the image.
+    Cannot be used with adaptive solvers, whose steps depend on the image.
     """
     levels: list[float] = []
     noises: list[tuple[float, float]] = []
@@ -110,12 +110,12 @@ def requests_of(solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN,
 def evaluations(
     solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False
 ) -> list[float]:
-    """List the noise levels of all model evaluations, in order. `in_pairs`: the solver is a CFG++ one, see `solve`."""
+    """List the noise levels of all model evaluations, in order; `in_pairs` for CFG++ solvers, see `solve`."""
     return list(requests_of(solver, sigmas, tuning, in_pairs=in_pairs).evaluations)
 
 
 def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float]:
-    """Return (σ_down, σ_up) for a step down to σ_down, after which fresh noise of σ_up leads to the level `after`."""
+    """Return (σ_down, σ_up): step down to σ_down, then add noise of σ_up to arrive at the level `after`."""
     if not eta:
         return after, 0.0
     # if the two levels differ only in their last digits, the rounded difference may be negative
@@ -124,10 +124,10 @@ def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float
 
 
 def churned(x: X, here: float, after: float, count: int, noise: Noise, tuning: Tuning) -> tuple[X, float]:
-    """Return (x, σ) after adding the noise of `s_churn` before a step; unchanged if it adds none at this level."""
+    """Add the noise of `s_churn` before a step and return the new (x, σ); unchanged if none is added at this level."""
     if not tuning.s_churn:
         return x, here
-    # drawn in every step, even if it is not added, so that the stream advances as in k-diffusion
+    # drawn in every step, even if it is not added, so that the noise stream advances as in k-diffusion
     fresh = noise(here, after)
     if not tuning.s_tmin <= here <= tuning.s_tmax:
         return x, here
@@ -145,7 +145,7 @@ def euler(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -
 
 
 def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Euler ancestral: an Euler step to below the next level, then fresh noise up to it."""
+    """Euler ancestral: an Euler step to below the next level, then fresh noise to arrive at it."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, up = ancestral(here, after, tuning.eta)
@@ -156,7 +156,7 @@ def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning 
 
 
 def ddim(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DDIM: an Euler step; `eta` > 0 replaces a share of the predicted noise by fresh noise (Song et al. 2021)."""
+    """DDIM: an Euler step; `eta` > 0 replaces a share of the predicted noise with fresh noise (Song et al. 2021)."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         if not tuning.eta:
@@ -313,7 +313,7 @@ def step_width(here: float, after: float) -> float:
 
 
 def _lagrange_integral(nodes: Sequence[float], which: int, start: float, end: float) -> float:
-    """Integrate the polynomial that is 1 at nodes[which] and 0 at the others; exact for four nodes or fewer."""
+    """Integrate the Lagrange polynomial that is 1 at nodes[which] and 0 at the others; exact for up to four nodes."""
     total = 0.0
     for place, weight in ((0.5 - math.sqrt(1 / 12), 0.5), (0.5 + math.sqrt(1 / 12), 0.5)):
         at = start + (end - start) * place

@@ -1,7 +1,7 @@
 """Solvers of the DPM family, written as `solvers` describes: exponential integrators over λ = −log σ.
 
-Sources: Lu et al. 2022 (DPM-Solver, with its fast and adaptive variants; DPM-Solver++). Measured against k-diffusion,
-    including its noise, in tests/diffusion/test_schedulers.py.
+Sources: Lu et al. 2022 (DPM-Solver, with its fast and adaptive variants; DPM-Solver++). Compared with k-diffusion,
+including its noise, in tests/diffusion/test_schedulers.py.
 """
 
 import math
@@ -51,7 +51,7 @@ def dpmpp_2m_sde(
 
 
 def dpmpp_3m_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM++ 3M SDE: third-order multistep for the SDE, which reuses the evaluations of the two previous steps."""
+    """DPM++ 3M SDE: third-order multistep for the SDE, which reuses the evaluations of the previous two steps."""
     cleans: list[X] = []
     widths: list[float] = []
     for here, after in pairwise(sigmas):
@@ -98,7 +98,7 @@ def dpmpp_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAI
 
 
 def dpmpp_2s_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM++ 2S ancestral: a step with two evaluations to below the next level, then fresh noise up to it."""
+    """DPM++ 2S ancestral: a step with two evaluations to below the next level, then fresh noise to arrive at it."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, up = ancestral(here, after, tuning.eta)
@@ -128,7 +128,7 @@ def _freshened(x: X, here: float, after: float, noise: Noise, tuning: Tuning) ->
 def dpm_fast(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
     """DPM fast: as many evaluations as the table has steps, in third-order steps and a shorter last one.
 
-    It uses only the table's first level, second-to-last level and length; its own steps are evenly spaced in λ.
+    Uses only the table's first level, second-to-last level and length; the solver's own steps are evenly spaced in λ.
     """
     count, (start, end) = len(sigmas) - 1, _ends(sigmas)
     parts = count // 3 + 1
@@ -150,9 +150,10 @@ _CLOSE: Final = 1e-5
 
 
 def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM adaptive: step sizes follow the difference between second and third order. Uses only the table's two ends.
+    """DPM adaptive: the difference between second and third order controls the step size.
 
-    Runs on tensors only, since the number of evaluations depends on the model's outputs.
+    Only the table's two ends are used. Runs on tensors only, since the number of evaluations depends on the model's
+    outputs.
     """
     here, end = _ends(sigmas)
     width, power = _FIRST_WIDTH, 1 / (1.5 if tuning.eta else 3)
@@ -174,16 +175,16 @@ def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = P
 
 
 def _ends(sigmas: Sequence[float]) -> tuple[float, float]:
-    """Return λ of a table's first and of its second-to-last level.
+    """Return λ of a table's first and second-to-last level.
 
-    If the table consists of two levels above 0, the last one takes the place of the second-to-last.
+    If the table has only two levels, both above 0, the last one replaces the second-to-last.
     """
     low = sigmas[-2] if len(sigmas) > 2 or sigmas[-1] == 0 else sigmas[-1]
     return -math.log(sigmas[0]), -math.log(low)
 
 
 def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[float, float]:
-    """Return (λ to step to, σ of the noise to add there) for a step between two values of λ; never beyond the end."""
+    """Return (λ to step down to, σ of the noise to add there) for a step from `here` to `after`; at most to `end`."""
     if not tuning.eta:
         return after, 0.0
     down, _ = ancestral(math.exp(-here), math.exp(-after), tuning.eta)
@@ -192,7 +193,7 @@ def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[flo
 
 
 def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
-    """Take one DPM-Solver step of this order; it yields once for each evaluation in addition to `slope`."""
+    """Take one DPM-Solver step of this order; yields once for each evaluation besides the one that gave `slope`."""
     if order == 3:
         return (yield from _dpm_pair(x, here, after, slope))[1]
     width, sigma = after - here, math.exp(-after)

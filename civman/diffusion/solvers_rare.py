@@ -15,7 +15,7 @@ from civman.diffusion.solvers import ADAMS_BASHFORTH, PLAIN, Noise, Steps, Tunin
 
 
 def restart(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Restart: Heun's method, which from 20 steps on repeats the part from σ near 2 down to σ near 0.1.
+    """Restart: Heun's method; with 20 steps or more, it repeats the part from σ near 2 down to σ near 0.1.
 
     With restarts, the levels follow the Karras schedule between the table's ends, whichever schedule was chosen.
     """
@@ -52,7 +52,10 @@ def _karras(count: int, low: float, high: float, rho: float = 7.0) -> list[float
 
 
 def heunpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Heun++: slopes at up to two levels ahead, weighted by level. It evaluates three times a step, less at the end."""
+    """Heun++: averages slopes at up to two levels ahead, weighted by level.
+
+    Three evaluations per step, fewer in the last steps.
+    """
     count, end = len(sigmas) - 1, sigmas[-1]
     for place, (begin, after) in enumerate(pairwise(sigmas)):
         x, here = churned(x, begin, after, count, noise, tuning)
@@ -100,7 +103,7 @@ def ipndm_v(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN)
 
 
 def _unequal_weights(widths: Sequence[float]) -> list[float]:
-    """Compute Adams-Bashforth weights, latest slope first; `widths` are those of the coming and the previous steps."""
+    """Compute Adams-Bashforth weights, latest slope first; `widths` are those of the next and the previous steps."""
     if len(widths) == 1:
         return [1.0]
     now, one = widths[0], widths[1]
@@ -151,7 +154,10 @@ def deis_over_time(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning =
 
 
 def _time_weights(nodes: Sequence[float], end: float, first: float, growth: float) -> list[float]:
-    """Integrate dσ/dt times each Lagrange polynomial as a sum over evenly spaced points, as other programs do."""
+    """Integrate dσ/dt times each Lagrange polynomial as a sum over evenly spaced points.
+
+    Other programs compute these integrals in the same way.
+    """
     import numpy as np  # imported here, because importing numpy takes 0.1 s and no other solver needs it
 
     points = np.linspace(nodes[0], end, _DEIS_POINTS)

@@ -1,4 +1,4 @@
-"""Represents the models of a render's stages, and switches to the refiner in the middle of a pass."""
+"""The models of a render's stages, and the switch to the refiner in the middle of a pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,18 +29,20 @@ class StageModel:
     hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
     loras: Sequence[LoraUse] = ()
     set_scales: SetScales | None = None
-    """Merges `loras` at other scales for the UNet, given in their order; None if no scale changes over the steps."""
+    """Merges `loras` again at new scales for the UNet, given in the order of `loras`; None if no scale changes over the
+    steps.
+    """
 
 
 Stages = Callable[[Stage], StageModel]
-"""A function that prepares the model of a stage.
+"""A function that loads the model of a stage or returns it if it is loaded.
 
-The previous stage's model may be released then, so callers keep no reference to it.
+It may release the previous stage's model, so callers must keep no reference to that.
 """
 
 
 def one_model(model: LoadedModel, prompt: Prompts, second: Prompts | None = None, **more: Any) -> Stages:
-    """Return stages that all use one model. `second`: the second pass's prompts, if they differ from the first's."""
+    """Return stages that all use one model; `second`: the second pass's prompts, if they differ."""
     return lambda stage: StageModel(model, second if stage.is_second and second is not None else prompt, **more)
 
 
@@ -50,7 +52,7 @@ class Switch:
 
     `total`: the number of evaluations that A1111 counts for the pass.
 
-    Source: A1111 1.6 (by steps) and 1.8 (by timesteps: that of the nearest noise level, or the sampler's own).
+    Source: A1111 1.6 (switches by step count) and 1.8 (by the timestep of the noise level).
     """
 
     refiner: Refiner
@@ -76,7 +78,7 @@ class RefinedDenoiser:
     """Evaluates the model that begins a pass, and the refiner after the switch."""
 
     def __init__(self, first: Denoiser, switch: Switch, refined: Callable[[int], Denoiser]) -> None:
-        """`refined` makes the refiner's denoiser from the number of evaluations before the switch."""
+        """Start with `first`; `refined` builds the refiner's denoiser, given the number of evaluations so far."""
         self._denoiser: Denoiser | None = first
         self._switch, self._refined, self._calls = switch, refined, 0
         self._is_refined = False

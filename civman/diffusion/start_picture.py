@@ -18,7 +18,7 @@ from civman.domain.recipes.recipe import StartImage
 from civman.errors import Cause, UsageError
 
 _BLUR_REACH = 2.5
-"""Reach of the mask's Gaussian blur on each side, in standard deviations."""
+"""How far the mask's Gaussian blur reaches on each side, in standard deviations."""
 _FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
 """How the masked content "fill" is made: (radius of a Gaussian blur, how many times the blurred image is composited).
 """
@@ -30,8 +30,8 @@ class StartPicture:
 
     `image`: (1, 3, H, W) in -1 … 1 at the render size, or at its own size for a latent upscale. `mask`: (1, 1, h, w), 1
     where latents are inpainted. `hidden`: (1, 1, H, W), 1 where the image is hidden from an inpainting checkpoint.
-    `put_back`: composites the preserved part over the rendered pixels (8 bits under recipe rules 2, 0 … 1 under rules
-    1).
+    `put_back`: composites the preserved part over the rendered pixels (8-bit pixels, or values in 0 … 1 in version 1 of
+    the recipe rules).
     """
 
     image: Tensor
@@ -41,7 +41,7 @@ class StartPicture:
 
 
 def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
-    """Prepare a start image under recipe rules 2.
+    """Prepare a start image by the current recipe rules (version 2 and later).
 
     Raises: UsageError (`empty-mask`): only the masked area is to be rendered, but the mask is empty.
     """
@@ -101,7 +101,7 @@ def _region(
 
 
 def prepare_1(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
-    """Prepare a start image under recipe rules 1: the mask is blurred only for the final compositing."""
+    """Prepare a start image by version 1 of the recipe rules: the mask is blurred only for the final compositing."""
     width, height = size
     image = to_tensor(resized(picture, width, height))
     if mask is None:
@@ -125,7 +125,7 @@ def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     for axis in (1, 0):
         wide = [(0, 0), (0, 0)]
         wide[axis] = (reach, reach)
-        # "reflect" does not repeat the edge pixel, and reflects again if the blur reaches further than the image
+        # "reflect" does not repeat the edge pixel, and reflects again if the blur reaches beyond the opposite edge
         padded = np.pad(mask.astype(np.float64), wide, mode="reflect")
         size = mask.shape[axis]
         total = np.zeros(mask.shape)
@@ -158,7 +158,7 @@ def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, in
 
 
 def _widened(begin: int, end: int, more: int, limit: int) -> tuple[int, int]:
-    """Widen an interval by `more` on both sides together, shift it into 0 … `limit` and clip it."""
+    """Widen an interval by `more` in total, shift it into 0 … `limit`, and clip it."""
     begin, end = begin - more // 2, end + more - more // 2
     if end >= limit:
         begin, end = begin - (end - limit), limit
@@ -215,7 +215,10 @@ def _kept_part(image: Any, mask: Any) -> Any:
 
 
 def _laid_over(drawn: Pixels, kept: Any, box: tuple[int, int, int, int] | None) -> Pixels:
-    """Composite the preserved part over the rendered image, which is first put into `box` if only that was rendered."""
+    """Composite the preserved part over the rendered image.
+
+    If only the region `box` was rendered, the rendered image is first pasted there.
+    """
     from PIL import Image
 
     result = Image.fromarray(drawn)

@@ -1,8 +1,8 @@
-"""The noise that steps add, drawn ahead of the device that computes.
+"""The noise that steps add, drawn on the CPU while the device computes.
 
 Which noise a sampler needs is known before its first step. For a GPU, a thread draws it on the CPU while the GPU
-computes, so a step finds its noise ready. If the CPU itself computes the image there is nothing to gain, and noise is
-drawn when it is needed. Both ways ask for the same noise in the same order, so they give the same bits.
+computes, so that each step finds its noise ready. If the CPU itself computes the image, this would gain nothing, so
+noise is drawn when it is needed. Both ways draw the same noise in the same order, so they give the same bits.
 """
 
 from collections import deque
@@ -16,18 +16,18 @@ from torch import Tensor
 from civman.diffusion.uploads import sent
 
 Draw = Callable[[float, float], Tensor]
-"""A function that draws the noise between two levels on the CPU, (B, 4, h, w) float32. It is called in the order of the
+"""A function that draws the noise between two levels on the CPU, (B, 4, h, w) float32; called in the order of the
 steps.
 """
 _AHEAD = 16
-"""The maximum number of draws that are finished or in progress."""
+"""The maximum number of draws that are in progress or finished but not yet used."""
 
 
 @contextmanager
 def step_noise(draw: Draw, wanted: Sequence[tuple[float, float]] | None, device: torch.device) -> Iterator[Draw]:
-    """Inside the block, the yielded function returns the steps' noise on `device`.
+    """Yield a function that returns the steps' noise on `device`.
 
-    `wanted`: the pairs of levels in the order in which the sampler will ask for them; None if that is not known.
+    `wanted`: the pairs of levels in the order in which the sampler will request them; None if they are not known.
     """
     if device.type == "cpu" or not wanted:
         yield lambda here, after: sent(draw(here, after), device)
@@ -40,7 +40,7 @@ def step_noise(draw: Draw, wanted: Sequence[tuple[float, float]] | None, device:
 
 
 class DrawnAhead:
-    """Calls `draw` in a thread of its own for each pair of levels in `wanted`, in order, a few pairs ahead."""
+    """Calls `draw` in a separate thread for each pair of levels in `wanted`, in order, a few pairs ahead."""
 
     def __init__(self, draw: Draw, wanted: Sequence[tuple[float, float]]) -> None:
         self._draw = draw
@@ -51,7 +51,7 @@ class DrawnAhead:
             self._submit()
 
     def __call__(self, here: float, after: float) -> Tensor:
-        """Return the next draw. Raises: RuntimeError: these are not the next levels in `wanted`."""
+        """Return the noise for the next pair of levels. Raises: RuntimeError: it is not the next pair in `wanted`."""
         if not self._coming or self._coming[0][0] != (here, after):
             raise RuntimeError(f"the sampler asked for the noise from {here} to {after} out of order")
         _, drawn = self._coming.popleft()

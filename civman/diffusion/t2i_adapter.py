@@ -34,8 +34,8 @@ class T2IAdapter:
     def active(self, use: ControlUse, pixels: Pixels, size: tuple[int, int], device: torch.device) -> "ActiveAdapter":
         """Compute the features of a control image (H, W, 3) uint8 for a pass of this size in pixels.
 
-        The adapter folds squares of pixels into one, so the picture is resized to the next larger multiple of the
-        squares' side. An adapter with one input channel gets the picture's first channel, as in A1111.
+        The adapter folds each square of pixels into one, so the picture is resized to the next larger multiple of the
+        square's side. An adapter with one input channel gets the picture's first channel, as in A1111.
         """
         config = self.module.config
         whole, high = (-(-side // config.downscale_factor) * config.downscale_factor for side in size)
@@ -53,13 +53,13 @@ class ActiveAdapter:
     features: tuple[Tensor, ...]
 
     def at(self, step: int, steps: int) -> "ActiveAdapter | None":
-        """Return what acts in this step, counted from 0; None if nothing does."""
+        """Return this T2I-Adapter if it acts in step `step`, counted from 0; None otherwise."""
         return self if self.use.acts_at(step, steps) else None
 
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """Compute what the model adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
+        """Compute what the T2I-Adapter adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
         del time, contexts, added
         whole = [each.expand(len(latents), -1, -1, -1) for each in self.features]
         return Additions(features=marked(whole, self.use, positive))

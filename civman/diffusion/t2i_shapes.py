@@ -1,7 +1,7 @@
-"""Reads from a T2I-Adapter's header its structure and dimensions, and checks whether it fits a checkpoint.
+"""Reads a T2I-Adapter's structure and dimensions from its header, and checks whether it fits a checkpoint.
 
 Three structures exist: the full adapter and the light adapter of SD 1, and the full adapter of SDXL. TencentARC's files
-number all blocks of a full adapter in one row; diffusers groups them by level. Does not import torch.
+number all blocks of a full adapter consecutively; diffusers groups them by level. Does not import torch.
 
 Source: Mou et al. 2023, "T2I-Adapter", and the layouts of TencentARC's and diffusers' files.
 """
@@ -15,7 +15,7 @@ from civman.errors import CannotRender, Cause, Incompatible
 
 _LEVELS: Final = 4
 _FOLDS: Final = {64: (1, 8), 192: (3, 8), 256: (1, 16), 768: (3, 16)}
-"""For each number of input channels of the first layer: the picture's channels, and the side of the folded squares."""
+"""Maps the first layer's input channels to (the picture's channels, the side of the squares folded into one pixel)."""
 
 
 def is_adapter(shapes: Mapping[str, object]) -> bool:
@@ -42,7 +42,7 @@ def adapter_names(shapes: Shapes) -> dict[str, str]:
 
 
 def _grouped(name: str, each: int) -> str:
-    """Rename a tensor of TencentARC's full adapter, where each level has this many blocks."""
+    """Translate a tensor name of TencentARC's full adapter to diffusers' name; each level has `each` blocks."""
     if not name.startswith("body."):
         return name
     _, number, *rest = name.split(".")
@@ -60,7 +60,7 @@ def _require_known(names: Mapping[str, str], shapes: Shapes) -> None:
         known = part in ("block1", "block2", "conv_in", "in_conv", "out_conv")
         if not known or (leaf == "weight" and tuple(shapes[actual][2:]) != (side, side)):
             raise CannotRender(
-                f"civman cannot use this T2I-Adapter: its layer `{actual}` is not one of the known structures",
+                f"civman cannot use this T2I-Adapter: its layer `{actual}` belongs to no known structure",
                 hint="choose a T2I-Adapter by TencentARC for SD 1 or SDXL", code=Cause.UNKNOWN_FAMILY,
             )  # fmt: skip
 
@@ -68,8 +68,8 @@ def _require_known(names: Mapping[str, str], shapes: Shapes) -> None:
 def adapter_config(shapes: Shapes) -> Config:
     """Build the arguments of diffusers' T2IAdapter for a file with these tensors.
 
-    Raises: CannotRender: a tensor that shows the structure is missing (`missing-tensor`), or the file has layers that
-        no known T2I-Adapter has (`unknown-family`).
+    Raises: CannotRender: a tensor that determines the structure is missing (`missing-tensor`), or the file has layers
+    that no known T2I-Adapter has (`unknown-family`).
     """
     names = adapter_names(shapes)
     plain = {name.removeprefix("adapter."): shapes[actual] for name, actual in names.items()}
@@ -82,7 +82,7 @@ def adapter_config(shapes: Shapes) -> Config:
         channels, fold = _FOLDS[plain["body.0.in_conv.weight" if is_light else "conv_in.weight"][1]]
     except (KeyError, IndexError) as missing:
         raise CannotRender(
-            "the T2I-Adapter lacks tensors that show its structure, or they have other shapes than known adapters",
+            "the structure of the T2I-Adapter is unknown: tensors are missing or have unexpected shapes",
             hint="the file is incomplete; another file of this version may be complete", code=Cause.MISSING_TENSOR,
         ) from missing  # fmt: skip
     kind = "light_adapter" if is_light else "full_adapter" if fold == 8 else "full_adapter_xl"
@@ -93,12 +93,12 @@ def adapter_config(shapes: Shapes) -> Config:
 
 
 def require_adapter_fits(checkpoint: Shapes, adapter: Shapes, name: str) -> None:
-    """Check that a T2I-Adapter's features have the sizes at which a checkpoint's UNet takes them.
+    """Check that a T2I-Adapter's features have the sizes that a checkpoint's UNet needs.
 
-    The UNet takes one feature map for each level, after the level's last block. SDXL's first level has no attention and
-    takes the map after it has halved the size, and its middle block takes a fourth one.
+    The UNet takes one feature map for each level, after the level's last block. SDXL differs: its first level, which
+    has no attention, takes the map after halving the size, and its middle block takes a fourth map.
 
-    Raises: Incompatible (`cannot-work`): they differ. CannotRender: see `adapter_config`.
+    Raises: Incompatible (`cannot-work`): the sizes differ. CannotRender: see `adapter_config`.
     """
     config = adapter_config(adapter)
     is_xl = config["adapter_type"] == "full_adapter_xl"

@@ -40,16 +40,16 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Open a safetensors file and close it at the end of the block.
 
     Raises:
-        Refused: the file is a pickle, which runs code when it is read (`code` is `pickle`).
-        InvalidModelFile: it is not a safetensors file or cannot be read.
+        Refused: the file is a pickle, which can run code when it is read (`code` is `pickle`).
+        InvalidModelFile: the file is not a safetensors file or cannot be read.
     """
     try:
         with path.open("rb") as file:
             start = file.read(8)
     except OSError as error:
         raise InvalidModelFile(f"cannot read `{path.name}`: {error.strerror}", name=path.name) from error
-    # a safetensors file starts with its header's length in 8 bytes; the first may be 0x80, but the length is never
-    # above 4 GiB
+    # a safetensors file starts with its header's length in 8 bytes, which is never above 4 GiB, but whose first byte
+    # may be 0x80 like a pickle's
     if start.startswith(_PICKLE_STARTS) and start[4:] != bytes(4):
         raise Refused(
             f"`{path.name}` is a pickle: reading it would run code from the file",

@@ -42,12 +42,12 @@ def encode(
         text_encoders: CLIPTextModel or CLIPTextModelWithProjection, in the model's order.
         tokenizers: one for each encoder; they differ in padding.
         parsed: the prompt.
-        clip_skip: as in A1111: 1 is the last layer, 2 the one before. SD 1.x only; in other families it is fixed,
-            except in SDXL by ComfyUI's rules.
+        clip_skip: as in A1111, 1 is the last layer, 2 the second-to-last. Only SD 1.x has this choice, and SDXL by
+            ComfyUI's rules.
         embeddings: the embeddings that the prompt may use.
         emphasis: how the weights act; one of `civman.domain.recipes.recipe_limits.EMPHASIS`.
-        is_negative: whether it is the negative prompt: an empty one of SDXL gives zeros, not the encoding of "",
-            except by ComfyUI's rules.
+        is_negative: whether it is the negative prompt: with SDXL, an empty one gives zeros instead of the encoding
+            of "", except by ComfyUI's rules.
 
     Raises:
         UsageError: clip skip is out of range, or two embeddings have the same name.
@@ -65,7 +65,7 @@ def encode(
             split(parsed, tokenizer, {embedding.name: embedding.length_in(number) for embedding in embeddings})
             for number, tokenizer in enumerate(tokenizers)
         ]
-        longest = max(map(len, pieces))  # an encoder that an embedding has no vectors for may need fewer chunks
+        longest = max(map(len, pieces))  # an encoder for which an embedding has no vectors may need fewer chunks
         for number, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
             vectors = {each.name: values for each in embeddings if (values := each.vectors[number]) is not None}
             parts = []
@@ -103,7 +103,10 @@ def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
 
 
 def _device(encoder: nn.Module) -> torch.device:
-    """Return the device of an encoder's inputs. Its large weights may be on the meta device until a layer is called."""
+    """Return the device on which an encoder computes.
+
+    The encoder's large weights may be on the meta device until a layer is called.
+    """
     return next(parameter.device for parameter in encoder.parameters() if not parameter.is_meta)
 
 
@@ -116,7 +119,10 @@ def _projection(encoder: Any) -> Any:
 
 
 def _tokens(chunk: Chunk, padding: int) -> list[int]:
-    """Return the 77 token ids of a chunk; nothing after the first end token counts, which a prompt may contain."""
+    """Return the 77 token ids of a chunk.
+
+    Ids after the first end token have no effect on the encoding; the prompt itself may contain that token.
+    """
     ids = [START, *chunk.ids, END]
     ids = ids[: _end(ids) + 1] if padding != END else ids
     return ids + [padding] * (CHUNK + 2 - len(ids))
@@ -130,9 +136,10 @@ def _run(
     encoder: Any, chunk: Chunk, ids: Tensor, first_end: int, vectors: dict[str, Tensor], clip_skip: int,
     *, is_xl: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Encode one chunk, ids (1, 77), as hidden states (1, 77, width), and the last layer's at the first end (1, width).
+    """Encode one chunk, ids (1, 77): hidden states (1, 77, width), and the last layer's state at the first end token.
 
-    `hidden_states[-1]` is the last layer's output before the final norm (transformers 5.17 to 5.23).
+    That state is (1, width). `hidden_states[-1]` is the last layer's output before the final norm (transformers 5.17 to
+    5.23).
     """
     model = getattr(encoder, "text_model", encoder)
     with _inserted(model.embeddings.token_embedding, chunk, vectors):
@@ -155,7 +162,7 @@ def _run(
 
 @contextmanager
 def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) -> Iterator[None]:
-    """Replace tokens' vectors by those of the embeddings inside this block; the token table itself is not changed."""
+    """Replace token vectors with those of the embeddings inside this block; the token table itself is not changed."""
 
     def put(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
         for insert in chunk.inserts:
@@ -173,7 +180,7 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
 
 
 def _weights(chunks: Sequence[Chunk]) -> Tensor:
-    """Return the weights of all tokens, (chunks, 77); 1 for the start, the end and the padding."""
+    """Return the weights of all tokens, (chunks, 77); start, end and padding tokens have weight 1."""
     weights = torch.ones(len(chunks), CHUNK + 2)
     for row, chunk in zip(weights, chunks, strict=True):
         row[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
@@ -181,14 +188,14 @@ def _weights(chunks: Sequence[Chunk]) -> Tensor:
 
 
 def _moved(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
-    """Move each token's vector away from that of an empty prompt by its weight (1, 77), as ComfyUI does."""
+    """Scale each token vector's difference from the empty prompt's by the token's weight (1, 77), as in ComfyUI."""
     weights = weights[..., None]
     exact, base = hidden.float(), empty.float()
     return torch.where(weights == 1, exact, (exact - base) * weights + base).to(hidden.dtype)
 
 
 def _weighted(hidden: Tensor, chunk: Chunk, weights: Tensor, emphasis: str) -> Tensor:
-    """Multiply each token's vector by its weight; with "original", rescale the result to the original mean.
+    """Multiply each token's vector by its weight; with the emphasis "original", restore the mean of all values.
 
     `hidden` is (1, 77, width), `weights` (1, 77).
     """

@@ -1,6 +1,6 @@
 """Load textual inversions: vectors that a prompt uses by name, read from safetensors. Pickles are refused.
 
-Which tensors of a file they are, alone or packed with an adapter, is decided in `civman.domain.embedding_tensors`.
+`civman.domain.embedding_tensors` decides which tensors of a file they are, alone or packed with an adapter.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """The vectors of one prompt word: a (n, width) float32 tensor for each text encoder, in the encoders' order.
+    """An embedding: a (n, width) float32 tensor for each text encoder, in the encoders' order, used under one name.
 
-    None stands for an encoder that the embedding was not trained for: the name is then left out of its input.
+    None stands for an encoder that the embedding was not trained for; the name is then left out of that encoder's
+    input.
     """
 
     name: str
@@ -27,11 +28,11 @@ class Embedding:
 
     @property
     def length(self) -> int:
-        """The number of tokens that the embedding takes up in the encoders that it was trained for."""
+        """The number of tokens that the embedding occupies in the encoders that it was trained for."""
         return next(int(each.shape[0]) for each in self.vectors if each is not None)
 
     def length_in(self, encoder: int) -> int:
-        """Return the number of tokens that the embedding takes up in the input of one text encoder."""
+        """Return the number of tokens that the embedding occupies in the input of one text encoder."""
         each = self.vectors[encoder]
         return 0 if each is None else int(each.shape[0])
 
@@ -43,13 +44,14 @@ def load_embedding(
 
     Args:
         path: a .safetensors file: an embedding, or an adapter that includes one.
-        widths: the hidden size of each of the model's text encoders, in order: (768,), (1024,), (768, 1280), (1280,).
-        name: the name that prompts use; by default the file's stem.
+        widths: the hidden size of each of the model's text encoders, in order: (768,), (1024,), (768, 1280),
+            (1280,).
+        name: the name that prompts use; by default the file name without its extension.
         allow_partial: accept an embedding that was trained for only one of two text encoders.
 
     Raises:
-        Incompatible: it was trained for other encoders (`code` `embedding-width`).
-        InvalidModelFile: the file contains no embedding. Refused: it is a pickle.
+        Incompatible: the embedding was trained for other encoders (`code` `embedding-width`).
+        InvalidModelFile: the file contains no embedding. Refused: the file is a pickle.
     """
     name = path.stem if name is None else name
     with open_tensors(path) as file:

@@ -1,4 +1,4 @@
-"""Dynamic thresholding: guide strongly, but keep the range of values that a weaker guidance gives.
+"""Dynamic thresholding: guide strongly, but keep the value range that a weaker guidance would give.
 
 Source: mcmonkeyprojects/sd-dynamic-thresholding (the rule, not its code).
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from civman.domain.recipes.thresholding import Thresholding
 
 _QUARTER_TURN = 1.5707
-"""The extension's value of π/2."""
+"""π/2, rounded as in the original extension."""
 _TURN = 6.28318
 
 
 def scale_at(scale: float, mode: str, minimum: float, share: float, power: float) -> float:
-    """Return the scale in effect after `share` of the steps (above 1 if more evaluations than steps are counted)."""
+    """Return the scale in effect after `share` of the steps (above 1 if evaluations outnumber the counted steps)."""
     if mode.endswith("Repeating") or mode == "Sawtooth":
         place = (share * power) % 1.0
     factors: dict[str, Callable[[], float]] = {
@@ -38,7 +38,7 @@ def scale_at(scale: float, mode: str, minimum: float, share: float, power: float
 
 
 def guided(uncond: Tensor, direction: Tensor, scale: float, found: Thresholding, share: float) -> Tensor:
-    """Return uncond + scale · direction, brought into the range of the mimicked scale; all (B, 4, h, w) float32."""
+    """Return uncond + scale · direction with the value range of the mimic scale; all (B, 4, h, w) float32."""
     mimic = scale_at(found.mimic_scale, found.mimic_mode, found.mimic_minimum, share, found.power)
     strong = scale_at(scale, found.cfg_mode, found.cfg_minimum, share, found.power)
     target, model = uncond + direction * strong, uncond + direction * mimic
@@ -58,7 +58,7 @@ def guided(uncond: Tensor, direction: Tensor, scale: float, found: Thresholding,
 
 
 def _ranges(centred: Tensor, like: Tensor, found: Thresholding) -> tuple[Tensor, Tensor]:
-    """Return the ranges of both sets of values, for each channel (B, 4, 1) or for all (0-dimensional)."""
+    """Return the value ranges of both tensors, for each channel (B, 4, 1) or for all together (0-dimensional)."""
     share = found.percentile / 100
     if found.by_deviation:
         if found.per_channel:

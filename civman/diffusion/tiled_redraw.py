@@ -1,7 +1,7 @@
 """Redraw an image in tiles as A1111's script "SD upscale" does: enlarge, cut, draw each tile by img2img, blend.
 
-Source: A1111 1.2 to 1.10. Tiles have the size of the rendering and are spread evenly; the first `overlap` pixels of a
-tile are blended linearly with the tile before, first within a row and then between rows. Each tile is 8 bits.
+Source: A1111 1.2 to 1.10. Tiles have the render size and are spread evenly; the first `overlap` pixels of a tile are
+blended linearly with the preceding tile, first within a row and then between rows. Each tile is rounded to 8 bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ class Grid:
 
     @classmethod
     def of(cls, size: tuple[int, int], tile: tuple[int, int], overlap: int) -> "Grid":
-        """Spread tiles of the size `tile` over an image of the size `size` that is at least as large.
+        """Spread tiles of the size `tile` evenly over an image of the size `size`, which is at least as large.
 
         The last tile ends at the edge. In A1111, rounding may leave a black line of one pixel there.
         """
@@ -48,7 +48,7 @@ class Grid:
 
     @property
     def boxes(self) -> list[tuple[int, int, int, int]]:
-        """The left, top, right and bottom edge of each tile, row by row."""
+        """The edges of each tile, row by row: left, top, right, bottom."""
         return [
             (left, top, left + self.width, top + self.height) for top in self.tops for left in self.lefts
         ]  # fmt: skip
@@ -88,7 +88,7 @@ def redraw_in_tiles(
         drawn: list[Picture] = []
         for number, box in enumerate(grid.boxes):
             seed = tiled.seed_of(recipe.seed + first, number)
-            # a tile's recipe contains neither the upscaler nor the list of files
+            # leave out the upscaler and the list of files: a tile's recipe does not need them
             one = replace(recipe, tiled=None, upscale=None, files=(), seed=seed, count=1, batch_size=1)
             given = Inputs(np.ascontiguousarray(np.asarray(image.crop(box))))
             told = StepsOfTile(on_event, number, len(grid.boxes), first + 1, recipe.count)

@@ -1,7 +1,7 @@
-"""Token merging: attention within the image over fewer tokens, by averaging those that are most alike.
+"""Token merging: self-attention over fewer image tokens, by averaging the tokens that are most alike.
 
-A token of each 2 x 2 square, the one at the top left, is kept; of the others, the share that resembles a kept one most
-is averaged into it before the self-attention, and takes its result afterwards. Only blocks at the latents' own
+The top left token of each 2 x 2 square is kept. Of the other tokens, the share that most resembles a kept one is
+averaged into it before the self-attention, and copies its result afterwards. Only blocks at the latents' full
 resolution are changed.
 
 Source: Bolya & Hoffman 2023, "Token Merging for Fast Stable Diffusion", as A1111 uses it (without randomness).
@@ -40,7 +40,7 @@ class _Merged:
         self._pairs: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def look(self, _block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Choose the tokens from the block's input (B, tokens, width)."""
+        """Choose which tokens to merge from the block's input (B, tokens, width)."""
         tokens = arguments[0] if arguments else named["hidden_states"]
         height, width = self._size
         shrunk = math.ceil(math.sqrt(height * width // tokens.shape[1]))
@@ -49,20 +49,23 @@ class _Merged:
     def join(
         self, _attention: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace the self-attention's input by the merged tokens."""
+        """Replace the self-attention's input with the merged tokens."""
         if self._pairs is None:
             return arguments, named
         return (self._pairs[0](arguments[0]), *arguments[1:]), named
 
     def part(self, _attention: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Give each original token the attention result of the token that it was merged into."""
+        """Copy the attention result of each merged token to all original tokens that it stands for."""
         return output if self._pairs is None else self._pairs[1](output)
 
 
 def match(
     tokens: Tensor, height: int, width: int, count: int
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-    """Return functions that merge `count` of the tokens (B, height · width, channels), and that undo it; None for 0."""
+    """Return a function that merges `count` of the tokens, and one that undoes this; None if nothing is to merge.
+
+    `tokens` is (B, height · width, channels).
+    """
     place = torch.arange(height * width, device=tokens.device).view(height, width)
     even = place[: height // _SQUARE * _SQUARE : _SQUARE, : width // _SQUARE * _SQUARE : _SQUARE].flatten()
     is_kept = torch.zeros(height * width, dtype=torch.bool, device=tokens.device)

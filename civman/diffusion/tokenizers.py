@@ -36,11 +36,14 @@ _QWEN_ADDED = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
     "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
-"""Added tokens that are words rather than control characters. The ids of both lists follow those of the merges."""
+"""The texts of Qwen's added tokens that are words rather than control tokens.
+
+The ids of added tokens follow those of the merges.
+"""
 QWEN_PADDING: Final = 151643
-"""The id of `<|endoftext|>`."""
+"""The id of `<|endoftext|>`, with which Qwen pads short texts."""
 _T5_WORDS = 32000
-"""The number of T5's pieces before the 100 tokens `<extra_id_99>` to `<extra_id_0>`."""
+"""The number of T5's ordinary tokens, whose ids precede the 100 tokens `<extra_id_99>` to `<extra_id_0>`."""
 _SHOWN = 40
 
 
@@ -50,9 +53,9 @@ class Fitted:
 
     ids: list[int]
     dropped: int
-    """The number of tokens beyond the limit, which are left out."""
+    """The number of tokens that were cut off."""
     note: str
-    """A sentence for the user that says what is left out; empty if nothing is."""
+    """A sentence for the user about what was cut off; empty if nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class TextTokenizer:
     """The model's name, for messages."""
     words: Tokenizer
     padding: int
-    """The id that fills up short texts."""
+    """The id with which short texts are padded."""
     end: int | None
     """The id that ends every text, or None if the model needs none."""
 
@@ -78,7 +81,7 @@ class TextTokenizer:
         return list(self.words.encode(text).ids)
 
     def fit(self, text: str, limit: int) -> Fitted:
-        """Convert a text to at most `limit` token ids, the end token included, and say which words are left out."""
+        """Convert a text to at most `limit` token ids, including the end token, and note which words were cut off."""
         encoding = self.words.encode(text)
         ids = list(encoding.ids)
         if len(ids) <= limit:

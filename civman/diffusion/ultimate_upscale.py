@@ -1,7 +1,7 @@
 """Enlarges an image and redraws it area by area, as the script "Ultimate SD upscale" for A1111 does.
 
-Each area is inpainted with its surroundings in the image that the previous areas have left. The areas are the tiles and
-then, if the recipe asks for it, areas along the tiles' borders: bands, tiles shifted by half, corners.
+Each area is inpainted, with its surroundings visible, in the image that the previous areas have left. The areas are the
+tiles and then, if the recipe asks for it, areas along the tiles' borders: bands, tiles shifted by half, corners.
 
 Source: Coyote-A/ultimate-upscale-for-automatic1111.
 """
@@ -32,7 +32,7 @@ _SIDE = 256
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """An area to inpaint: its mask (H, W) uint8, the size at which it is rendered, and the settings of the mask."""
+    """An area to inpaint: its mask (H, W) uint8, the size at which it is rendered, and its inpainting settings."""
 
     mask: Pixels
     size: tuple[int, int]
@@ -86,7 +86,7 @@ def _masked(start: StartImage, area: Area) -> StartImage:
 
 
 def _enlarged(image: Any, method: str, size: tuple[int, int], upscaler: AnyUpscaler | None, tiling: Tiling) -> Any:
-    """Enlarge a Pillow image by whole factors and then resize it to `size` with Lanczos."""
+    """Enlarge a Pillow image by whole factors, then resize it to `size` with Lanczos."""
     for factor in factors(image.size, size) if method != "none" else ():
         run = None if upscaler is None else lambda each, width, height: enlarge(each, upscaler, width, height, tiling)
         image = scaled(image, factor, method, run)
@@ -102,7 +102,7 @@ def areas(made: UltimateUpscale, size: tuple[int, int], strength: float) -> Iter
     for column, row in _ordered(across, down, made.redraw):
         left, top = column * made.tile_width, row * made.tile_height
         mask = Image.new("L", size)
-        # Pillow includes the right and bottom edge, so a tile is a pixel larger than its size
+        # Pillow includes the right and bottom edges, so a tile is one pixel larger than its size
         ImageDraw.Draw(mask).rectangle((left, top, left + made.tile_width, top + made.tile_height), fill="white")
         yield Area(np.asarray(mask), made.tile_size, made.blur, made.padding, strength)
     if made.seams == "band-pass":

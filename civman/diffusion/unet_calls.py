@@ -31,7 +31,7 @@ class ModelCall(Protocol):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """A value that is equal for calls that the model can answer together."""
+        """A key that is equal for calls that can be joined into one call of the model."""
         ...
 
     def joined(self, calls: Sequence[Self]) -> Self:
@@ -56,16 +56,16 @@ class UnetCall:
     contexts: Tensor
     added: Mapping[str, Tensor]
     prompts: int
-    """k, the number of prompts."""
+    """The number of prompts, k."""
     token_merging: float = 0.0
     controlled: Additions = NOTHING_ADDED
     """What control models add inside the UNet."""
     references: tuple[Asked, ...] = ()
-    """The image tokens of reference pictures."""
+    """The image tokens that IP-Adapters add to this call."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Return a value that is equal for calls that can be joined into one."""
+        """Return a key that is equal for calls that can be joined into one."""
         added = tuple((name, tensor.shape) for name, tensor in self.added.items())
         controlled = [tuple(map(_shape, part)) for part in (self.controlled.residuals, self.controlled.features)]
         shown = tuple(each.key for each in self.references)
@@ -120,7 +120,7 @@ def _shape(tensor: Tensor) -> torch.Size:
 
 
 Calls = Generator[Any, Tensor, T]
-"""Computes something with the model: yields `ModelCall`s, is sent their answers, and returns T."""
+"""A computation that uses the model: a generator that yields `ModelCall`s, is sent their outputs, and returns T."""
 
 
 def run(calls: Calls[T], unet: Callable[[], Any]) -> T:
@@ -139,10 +139,10 @@ def run_in_slots(
 ) -> Iterator[T]:
     """Run generators side by side, each for a single image, and yield the result of each as soon as it is finished.
 
-    The model is always called for `width` images. Slots without an image get copies of the others, so that an image's
-    bits depend on the width, but neither on its neighbours nor on how many there are. Calls that cannot be answered
-    together, because their sizes differ, wait for others like them: generators are taken from `jobs` until `width`
-    calls can be answered together. Code of the generators and the model runs inside `within()`.
+    The model is always called for `width` images. Slots without an image get copies of other slots, so that an image's
+    bits depend on the width, but neither on its neighbours nor on their number. Calls that cannot be joined, because
+    their sizes differ, wait for similar calls: generators are taken from `jobs` until `width` calls can be joined. Code
+    of the generators and the model runs inside `within()`.
     """
     waiting: dict[tuple[object, ...], deque[tuple[Calls[T], ModelCall]]] = {}
     taken: list[tuple[Calls[T], ModelCall]] = []
@@ -182,9 +182,10 @@ def run_in_slots(
 class Slots:
     """Answers calls for single images by calling the model for `width` images at once.
 
-    An image must not depend on its slot, or it could not be rendered again alone. That holds if slots with the same
-    contents get the same bits, which the first call of each shape shows. Shapes for which it does not hold, such as
-    attention with a single token on several CPU threads, are computed for one image at a time, beside copies of itself.
+    An image must not depend on its slot, or it could not be rendered again alone. It does not depend on it if slots
+    with the same contents give the same bits, which the first call of each shape checks. For shapes that fail the
+    check, such as attention with a single token on several CPU threads, one image at a time is computed, with copies of
+    itself in the other slots.
     """
 
     def __init__(self, unet: Any, width: int) -> None:
@@ -204,7 +205,7 @@ class Slots:
         return [self._rows([call])[0] for call in calls]
 
     def _rows(self, calls: Sequence[ModelCall]) -> list[Tensor]:
-        """Call the model once, filling its slots with these calls in turn. Returns the answer in each slot."""
+        """Call the model once, filling its slots with these calls in turn; return the output of each slot."""
         filled = [calls[slot % len(calls)] for slot in range(self._width)]
         together = filled[0].joined(filled).answer(self._unet)
         each_prompt = together.view(filled[0].prompts, self._width, *together.shape[1:])

@@ -19,7 +19,7 @@ from civman.errors import CannotRender, Cause, InvalidModelFile
 
 
 def require_known_rules(names: Iterable[str], file: str) -> None:
-    """Refuse a checkpoint that would load but whose images would be wrong; it is recognised by its tensors.
+    """Refuse a checkpoint that would load but give wrong images, recognised by its tensors.
 
     Raises: CannotRender: the model was trained for noise levels that civman does not support (`unknown-prediction`).
     """
@@ -41,7 +41,7 @@ _EDM = (
     (frozenset({"edm_vpred.sigma_max"}), "CosXL"),
     (frozenset({"edm_vpred.sigma_min"}), "CosXL"),
 )
-"""Marker tensors of checkpoints trained on EDM noise levels, and the best-known model that has them."""
+"""Maps marker tensors of checkpoints trained on EDM noise levels to the best-known model that has them."""
 
 
 def component_configs(
@@ -106,7 +106,7 @@ def text_prefix(usual: Config, names: Shapes) -> str | None:
 
 
 def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Config:
-    """Build the arguments of diffusers' UNet2DConditionModel for these shapes (names with the UNet's prefix)."""
+    """Build the arguments of diffusers' UNet2DConditionModel from tensor shapes (names with the UNet's prefix)."""
     down = _levels(shapes, "input_blocks", start=1)
     up = _levels(shapes, "output_blocks", start=0)
     if not down or len(up) != len(down):
@@ -160,7 +160,7 @@ def encoder_layout(shapes: Shapes) -> Config:
 
 
 def level_widths(shapes: Shapes) -> list[int]:
-    """Return the number of channels of each level of a UNet (original names with the UNet's prefix)."""
+    """Return the number of channels at each level of a UNet (original names with the UNet's prefix)."""
     return [level[-1].channels for level in _levels(shapes, "input_blocks", start=1)]
 
 
@@ -199,9 +199,9 @@ def _attends(level: Iterable[_Layer]) -> bool:
 
 
 def _depths_per_level(levels: list[list[_Layer]], middle: int) -> list[Any]:
-    """Return the number of transformer blocks of each level.
+    """Return the number of transformer blocks per attention layer at each level.
 
-    A last level without attention gets the number of the middle block.
+    If the last level has no attention, it gets the middle block's number.
     """
     depths: list[Any] = []
     for number, level in enumerate(levels):

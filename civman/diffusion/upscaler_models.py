@@ -1,7 +1,7 @@
-"""Upscaler models: those of the ESRGAN kind (RRDBNet) and Real-ESRGAN's compact kind; also loads SwinIR.
+"""Upscaler models: the ESRGAN architecture (RRDBNet) and Real-ESRGAN's compact architecture; also loads SwinIR.
 
 Both exist in several layouts of tensor names. RRDBNet models may also start with a pixel unshuffle, or have shortcuts
-with 1x1 convolutions in their dense blocks. Other kinds are refused.
+with 1x1 convolutions in their dense blocks. Other architectures are refused.
 
 Sources: Wang et al. 2018 (ESRGAN), Rakotonirina and Rasoanaivo 2020 (ESRGAN+, the shortcuts), Wang et al. 2021
 (Real-ESRGAN); scale and layout follow from the tensors.
@@ -24,7 +24,7 @@ from civman.errors import CannotRender, Cause
 _SLOPE: Final = 0.2
 _DAMPING: Final = 0.2
 _TRIAL: Final = 16
-"""The side in pixels of the image with which a model is tried; no window of SwinIR is larger."""
+"""The side in pixels of the image on which a model is tested when it is loaded; no window of SwinIR is larger."""
 _WRAPPERS: Final = re.compile(r"^(params_ema|params|state_dict|module)\.")
 _BLOCK: Final = re.compile(
     r"^(?:body|RRDB_trunk|model\.1\.sub)\.(\d+)\.(?:rdb|RDB)([123])\.conv(1x1|[1-5])(?:\.0)?\.(.*)$"
@@ -49,7 +49,7 @@ class UpscalerModel:
         return self._esrgan(pixels) if self.kind == "esrgan" else self._compact(pixels)
 
     def to(self, device: torch.device) -> "UpscalerModel":
-        """Return the same model on a device."""
+        """Return the model on a device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return UpscalerModel(self.kind, self.scale, moved, self.blocks, self.rises, self.folded)
 
@@ -103,8 +103,8 @@ AnyUpscaler = UpscalerModel | SwinIr
 def load_upscaler(path: Path) -> AnyUpscaler:
     """Load an upscaler from a safetensors file, which may be the copy of a pickle.
 
-    Raises: CannotRender (`no-upscaler`): it is of a kind that civman cannot run. InvalidModelFile, Refused: it cannot
-        be read.
+    Raises: CannotRender (`no-upscaler`): civman cannot run this kind of upscaler. InvalidModelFile, Refused: the file
+    cannot be read.
     """
     with open_tensors(path) as file:
         tensors = {_WRAPPERS.sub("", name): file.get_tensor(name).float().clone() for name in file.keys()}  # noqa: SIM118
@@ -145,7 +145,7 @@ def _newer(name: str) -> str:
 
 
 def _from_numbers(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors from ESRGAN's original layout, which numbers the layers, to the names of the later layout."""
+    """Rename tensors from ESRGAN's original layout, which numbers all layers, to BasicSR's later layout."""
     layers = sorted({int(name.split(".")[1]) for name in named if re.fullmatch(r"model\.\d+\.weight", name)})
     first, *rises, high, last = layers
     names = {first: "conv_first", high: "conv_hr", last: "conv_last"}

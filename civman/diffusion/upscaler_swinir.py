@@ -1,9 +1,9 @@
-"""SwinIR: an upscaler of residual groups whose attention looks at windows of the image.
+"""SwinIR: an upscaler of residual groups with attention inside windows of the image.
 
-Covers its layouts for photographs (`nearest+conv`), for classical and for lightweight enlargement (`pixelshuffle`,
+Covers its variants for photographs (`nearest+conv`), for classical and for lightweight enlargement (`pixelshuffle`,
 `pixelshuffledirect`) and for restoration at the same size. All dimensions follow from the tensors.
 
-Source: Liang et al. 2021 (SwinIR), and the published weights' names.
+Source: Liang et al. 2021 (SwinIR); the names are those of the published weights.
 """
 
 import re
@@ -18,18 +18,18 @@ from torch.nn import functional
 
 _SLOPE: Final = 0.2
 _PLAIN_SLOPE: Final = 0.01
-"""The slope of the LeakyReLU before the enlargement: PyTorch's default."""
+"""The slope of the LeakyReLU before the upsampling: PyTorch's default."""
 _MEAN: Final = (0.4488, 0.4371, 0.4040)
 _BLOCKED: Final = -100.0
-"""Added to the attention between parts of the image that only the cyclic shift brought together."""
+"""Added to attention scores between pixels that are neighbours only because of the cyclic shift."""
 _JPEG_WINDOW: Final = 7
-"""The window of the models that remove JPEG artifacts; only these take pixels in 0 … 255."""
+"""The window size that identifies models for removing JPEG artifacts; only these take pixels in 0 … 255."""
 _GROUP: Final = re.compile(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.norm1\.weight")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SwinIr:
-    """A loaded SwinIR: its scale factor, its tensors, its blocks of each residual group, and its window in pixels."""
+    """A loaded SwinIR: its scale factor, tensors, number of blocks in each residual group, and window in pixels."""
 
     scale: int
     tensors: Mapping[str, Tensor]
@@ -55,7 +55,7 @@ class SwinIr:
         return (large / span + mean)[..., : height * self.scale, : width * self.scale]
 
     def to(self, device: torch.device) -> "SwinIr":
-        """Return the same model on a device."""
+        """Return the model on a device."""
         return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def _conv(self, x: Tensor, name: str) -> Tensor:
@@ -133,7 +133,7 @@ class SwinIr:
 
 
 def swinir(tensors: Mapping[str, Tensor]) -> SwinIr | None:
-    """Build a SwinIR from its tensors; None if they are those of another network. Raises: KeyError, ValueError."""
+    """Build a SwinIR from its tensors; None if they belong to another architecture. Raises: KeyError, ValueError."""
     blocks = [(int(found[1]), int(found[2])) for name in tensors if (found := _GROUP.fullmatch(name))]
     table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"
     if not blocks or table not in tensors or tensors["conv_first.weight"].shape[1] != 3:
@@ -161,7 +161,7 @@ def _windows(x: Tensor, window: int) -> Tensor:
 
 
 def _image(windows: Tensor, window: int, shape: torch.Size) -> Tensor:
-    """Put windows of (N, window², C) back together: (B, H, W, C), which is `shape`."""
+    """Put windows (N, window², C) back together into an image of `shape`, (B, H, W, C)."""
     batch, height, width, channels = shape
     cut = windows.reshape(batch, height // window, width // window, window, window, channels)
     return cut.permute(0, 1, 3, 2, 4, 5).reshape(shape)

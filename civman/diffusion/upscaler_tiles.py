@@ -1,8 +1,8 @@
 """Enlarge an image with an upscaler model as A1111 does: in overlapping tiles, in up to three passes.
 
 Source: A1111 1.8 to 1.10. The image is cut into tiles of 192 pixels that overlap by 8; each is rounded to 8 bits, and
-the overlaps are blended linearly. Tiles of SwinIR keep their precision, and the overlaps are their mean. The model sees
-blue, green and red in this order.
+overlaps are blended linearly. SwinIR's tiles are not rounded, and their overlaps are averaged. The model gets the
+channels in the order blue, green, red.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from civman.diffusion.upscaler_models import AnyUpscaler
 from civman.domain.recipes.enlargement import OVERLAP, TILE, Enlargement
 
 OnTile = Callable[[int, int], None]
-"""A function that is called after each tile with the number of finished tiles and of all tiles of the pass."""
+"""A function called after each tile with (the number of finished tiles, the number of tiles in the pass)."""
 
 
 def _ignore(done: int, count: int) -> None:
@@ -31,7 +31,7 @@ _EVEN: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How an image is cut: the side of a tile (0: the whole image at once), and how much neighbours share, in pixels.
+    """How an image is cut: the side of a tile (0: no tiles), and how far neighbouring tiles overlap, in pixels.
 
     `on_tile` receives the progress, and may raise an exception to stop.
     """
@@ -46,7 +46,7 @@ A1111: Final = Tiling()
 
 
 def enlarge(image: Any, model: AnyUpscaler, width: int, height: int, tiling: Tiling = A1111) -> Any:
-    """Run the model up to three times, until the Pillow image is at least as large as wanted."""
+    """Run the model up to three times, until the Pillow image has at least this width and height."""
     for _ in range(_MOST_PASSES):
         before = image.size
         image = in_tiles(image, model, tiling)
@@ -56,10 +56,10 @@ def enlarge(image: Any, model: AnyUpscaler, width: int, height: int, tiling: Til
 
 
 def scaled(image: Any, scale: float, method: str, upscale: Callable[[Any, int, int], Any] | None) -> Any:
-    """Enlarge a Pillow image by a factor as any upscaler of A1111 does, to multiples of 8 pixels.
+    """Enlarge a Pillow image by a factor as A1111's upscalers do; the size is rounded down to multiples of 8 pixels.
 
-    `upscale` runs an upscaler model until the image has at least this width and height; without it, `method` is
-    "lanczos" or "nearest". If the result has another size than the multiples of 8, Lanczos resizes it once more.
+    `upscale` runs an upscaler model until the image has at least this size; without it, `method` is "lanczos" or
+    "nearest". If the result is still not of this size, it is resized once more with Lanczos.
     """
     size = int(image.width * scale), int(image.height * scale)
     even = size[0] // _EVEN * _EVEN, size[1] // _EVEN * _EVEN
@@ -69,10 +69,10 @@ def scaled(image: Any, scale: float, method: str, upscale: Callable[[Any, int, i
 
 
 def upscaled(image: Any, made: Enlargement, model: AnyUpscaler | None, on_tile: OnTile = _ignore) -> Any:
-    """Enlarge a Pillow image (RGB or RGBA) exactly as `made` says, `model` being the upscaler model that it names.
+    """Enlarge a Pillow image (RGB or RGBA) as `made` specifies; `model` is the upscaler model that `made` names.
 
-    The result has the size `made.final_size`. Transparency is enlarged by itself with the same upscaler, as a grey
-    image of which the three channels are averaged afterwards; the colours beneath transparent areas are kept.
+    The result has the size `made.final_size`. The alpha channel is enlarged separately with the same upscaler, as a
+    grey image whose three channels are averaged afterwards; the colours beneath transparent areas are kept.
     """
     if image.mode == "RGBA":
         colours = upscaled(image.convert("RGB"), made, model, on_tile)
@@ -138,7 +138,7 @@ def _run(tile: Any, model: AnyUpscaler) -> Any:
 
 
 def _averaged(image: Any, model: AnyUpscaler, tiling: Tiling) -> Any:
-    """Run the model once over an image, in square tiles of at most its shorter side, whose overlaps are averaged."""
+    """Run the model once over an image in square tiles, no larger than its shorter side, and average the overlaps."""
     pixels, scale = _pixels(image, model), model.scale
     wide, high = image.size
     if tiling.tile:

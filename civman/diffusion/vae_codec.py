@@ -27,7 +27,7 @@ class VaeHolder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Decoded images (B, 3, H, W) float32 in 0 … 1, the dtype that the VAE computed in, and notes."""
+    """Decoded images (B, 3, H, W) float32 in 0 … 1, the dtype in which the VAE decoded them, and notes."""
 
     pixels: Tensor
     dtype: str
@@ -56,10 +56,10 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
 
 @torch.no_grad()
 def decodings(model: VaeHolder, latents: Tensor) -> Iterator[tuple[Decoded, Tensor | None]]:
-    """Decode latents like `decode`, but leave it to the caller to read whether the values are finite.
+    """Decode latents like `decode`, but let the caller decide whether single precision is needed.
 
-    Yields the images and a tensor () that says so, None if that does not matter. If it is false, the caller takes the
-    next pair, which is computed in single precision and is the last one.
+    Yields the images, and a boolean tensor () that is true if all values are finite (None in single precision). If it
+    is false, the caller takes the next pair, which is decoded in single precision and is the last one.
     """
     with memory_errors("decoding the image"):
         dtype = _dtype(model)
@@ -80,7 +80,7 @@ def decodings(model: VaeHolder, latents: Tensor) -> Iterator[tuple[Decoded, Tens
 def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
     """Encode pixels in -1 … 1 as the mean of the VAE's distribution. No random numbers are drawn.
 
-    A1111 samples from that (narrow) distribution with a random generator whose state no image records.
+    A1111 samples from that (narrow) distribution instead, with a random generator whose state no image records.
     """
     # `civman.diffusion.model_classes.construct` builds such a VAE without an encoder
     if getattr(model.vae, "encoder", model.vae) is None:
@@ -94,9 +94,9 @@ def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
 
 
 def _finite(model: VaeHolder, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
-    """Run the VAE, and return its result and the dtype that it was computed in.
+    """Run the VAE; return its result and the dtype in which it was computed.
 
-    The dtype is single precision if the VAE's own dtype gave non-finite values.
+    That is single precision if the VAE's own dtype gave non-finite values.
     """
     dtype = _dtype(model)
     found = compute()
@@ -122,9 +122,10 @@ def latent_shape(vae: Any, width: int, height: int) -> tuple[int, int, int]:
 
 
 def _affine(vae: Any, like: Tensor) -> tuple[Any, Any]:
-    """Return (shift, scale) between a VAE's own latents and a model's: model = (own − shift) · scale."""
+    """Return (shift, scale) with which a VAE's output becomes a model's latents: (output − shift) · scale."""
     config = vae.config
-    if hasattr(config, "latents_mean") and config.latents_mean is not None:  # video VAE: per channel
+    # video VAEs have one mean and deviation per channel
+    if hasattr(config, "latents_mean") and config.latents_mean is not None:
         mean, deviation = (
             like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
         )
@@ -159,7 +160,7 @@ def _decode(model: VaeHolder, latents: Tensor) -> Tensor:
 
 
 def _shifts(shift: Any) -> bool:
-    """Whether latents are shifted at all; for those of Stable Diffusion, not even a zero is added."""
+    """Whether latents are shifted at all; if not, as in Stable Diffusion, not even a zero is added."""
     return not isinstance(shift, float) or shift != 0
 
 

@@ -1,4 +1,4 @@
-"""CLIP vision encoders: loads one from a file of either layout, and turns pictures into its input.
+"""CLIP vision encoders: load one from a file in OpenCLIP's or transformers' layout, and preprocess pictures for it.
 
 Source: Radford et al. 2021, "CLIP"; the preprocessing is that of CLIPImageProcessor in transformers.
 """
@@ -22,7 +22,7 @@ from civman.errors import CannotRender, Cause
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _SPREAD: Final = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of red, green and blue (0 to 1) for which CLIP was trained."""
+"""The mean and standard deviation of red, green and blue (0 to 1) with which CLIP's input is normalised."""
 _OPEN_CLIP: Final = {
     "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding", "pre_layrnorm.weight": "ln_pre.weight",
@@ -32,7 +32,7 @@ _OPEN_CLIP: Final = {
 
 
 class ClipVision(nn.Module):
-    """The encoder, with the parameter names and the results of transformers' CLIPVisionModelWithProjection."""
+    """A CLIP vision encoder, with the parameter names and results of transformers' CLIPVisionModelWithProjection."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class ClipVision(nn.Module):
         return projected
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (B, 3, side, side) to the second last layer's output (B, patches + 1, width)."""
+        """Encode pixels (B, 3, side, side) to the second-to-last layer's output (B, patches + 1, width)."""
         return self.vision_model.layers(pixels, len(self.vision_model.encoder.layers) - 1)
 
 
@@ -83,7 +83,7 @@ class _Embeddings(nn.Module):
 
 
 def load_vision_encoder(path: Path, *, device: torch.device, dtype: torch.dtype) -> ClipVision:
-    """Load a CLIP vision encoder from a file of either layout.
+    """Load a CLIP vision encoder from a file in OpenCLIP's or transformers' layout.
 
     Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: the file cannot be read.
     """
@@ -117,9 +117,9 @@ def _open_clip(parameter: str) -> Source:
 
 
 def encoder_input(pixels: Pixels, side: int) -> Tensor:
-    """Turn a picture (H, W, 3) uint8 into the encoder's input (1, 3, side, side) float32.
+    """Convert a picture (H, W, 3) uint8 to the vision encoder's input (1, 3, side, side) float32.
 
-    The picture is resized so that its shorter side has `side` pixels, and cropped to the middle of the longer side.
+    The picture is resized so that its shorter side has `side` pixels, and its longer side is centre-cropped.
     """
     from PIL import Image
 

@@ -1,7 +1,7 @@
 """Compute what an adapter does to one weight: the change W' - W at scale 1, in float32.
 
 `dora_scale` is a magnitude per output row or per input column, applied on top of LoRA, LoHa or LoKr (DoRA, Liu et al.
-2024, eq. 5); its shape decides which of the two.
+2024, eq. 5); its shape shows which.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def low_rank(kind: Adapter, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
 
 
 def ignores_weight(kind: Adapter, parts: Mapping[str, Tensor]) -> bool:
-    """Whether `change` depends on the weight's shape only."""
+    """Whether `change` depends only on the weight's shape, not on its values."""
     is_sum = kind in (Adapter.LORA, Adapter.LOHA, Adapter.LOKR) or "diff" in parts
     return is_sum and not {"dora_scale", "magnitude"} & parts.keys()
 

@@ -150,7 +150,7 @@ def test_the_first_files_named_their_layers_differently(tmp_path: Path) -> None:
 def test_what_fits_no_model_or_is_no_hypernetwork_is_refused(tiny_files: dict[str, Path], tmp_path: Path) -> None:
     unet: Any = load(tiny_files["sd1"], device="cpu", dtype=torch.float32).unet
     other = load_hypernetwork(copied(Network((48,), {}).save(tmp_path / "other.pt")), "other")
-    with pytest.raises(Incompatible, match="widths 48"), acting(unet, [(other, 1.0)]):
+    with pytest.raises(Incompatible, match="width 48"), acting(unet, [(other, 1.0)]):
         pass
     save_file({"24.0.linear.0.weight": torch.ones(2, 2)}, tmp_path / "half.safetensors")
     with pytest.raises(InvalidModelFile):

@@ -314,7 +314,7 @@ def test_a_refiner_works_on_a_picture_and_only_on_one(models: Models) -> None:
 
 
 def test_a_picture_to_start_from_must_be_handed_in(models: Models) -> None:
-    with pytest.raises(UsageError, match="not passed"):
+    with pytest.raises(UsageError, match="was passed"):
         render(replace(PLAIN, start=StartImage(NO_FILE, 0.5)), models("sd1"), prompt(models("sd1")))
 
 
