@@ -49,8 +49,13 @@ def theirs(recipe: Recipe, sigmas: Any, *, shape: tuple[int, ...] = SHAPE, laten
     )  # fmt: skip
 
 
-def close(a: Any, b: Any) -> bool:
-    return float((a - b).norm() / b.norm()) < 1e-5
+NEXT_NOISE = 2e-4
+"""How far SDE samplers may be apart: where the oracle's exponential differs in its last place, as on some processors,
+the Brownian path is asked at a level that rounds to another sixth digit, which is another noise."""
+
+
+def close(a: Any, b: Any, within: float = 1e-5) -> bool:
+    return float((a - b).norm() / b.norm()) < within
 
 
 LEVELS = comfyui_oracle.Discrete()
@@ -83,7 +88,7 @@ def test_a_render_ends_where_comfyui_does(sampler: str, schedule: str, xl: bool)
     recipe = replace(PLAIN, sampler=sampler, schedule=schedule)
     sigmas = LEVELS.sampled(comfyui_oracle.K_NAMES[sampler], comfyui_oracle.SCHEDULES[schedule], recipe.steps)
 
-    assert close(mine(recipe, xl=xl), theirs(recipe, sigmas))
+    assert close(mine(recipe, xl=xl), theirs(recipe, sigmas), NEXT_NOISE if sampler.endswith("SDE") else 1e-5)
 
 
 @pytest.mark.parametrize(("sampler", "name"), [("DPM fast", "dpm_fast"), ("DPM adaptive", "dpm_adaptive")])

@@ -171,7 +171,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("sdxl", marks=pytest.mark.long)])
 def test_an_image_beside_others_is_the_one_beside_copies_of_itself(models: Models, name: str, kind: str) -> None:
     """Neighbours with other prompts, lengths, sizes, guidance and numbers of steps."""
     model = models(name)

@@ -133,7 +133,7 @@ def test_boxes_are_drawn_one_after_the_other_as_img2img_draws_them(civman: Civma
 
 
 @pytest.mark.usefixtures("stocked")
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", pytest.param("sdxl", marks=pytest.mark.long)])
 def test_a_mask_after_the_second_pass_and_with_a_changing_lora(civman: Civman, tmp_path: Path, kind: str) -> None:
     lora = {"sd1": "ink", "sdxl": "xl-ink"}[kind]
     basis = (f"tiny-{kind}", "a cat", *QUICK, "--lora", f"{lora}:0@0,1@1:0.5", "--hires", "1.5", "--hires-steps", "2")
