@@ -29,12 +29,19 @@ KL = {
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
 }  # fmt: skip
 
+FLUX2_KL = {key: value for key, value in KL.items() if key not in ("scaling_factor", "shift_factor")} | {
+    "latent_channels": 32, "use_quant_conv": True, "use_post_quant_conv": True,
+}  # fmt: skip
 SD3_KL = KL | {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 
 FLUX = {
     "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
     "joint_attention_dim": 24, "pooled_projection_dim": 24, "guidance_embeds": True, "in_channels": 64,
     "out_channels": 64,
+}  # fmt: skip
+FLUX2 = {
+    "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
+    "joint_attention_dim": 72, "in_channels": 128, "guidance_embeds": False,
 }  # fmt: skip
 CHROMA = {
     "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
@@ -46,6 +53,7 @@ QWEN3 = {
     "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "use_cache": False,
 }  # fmt: skip
+DEEP_QWEN3 = QWEN3 | {"num_hidden_layers": 28}
 QWEN25 = QWEN3 | {"head_dim": 128, "num_attention_heads": 1, "hidden_size": 128}
 CLIP_G = CLIP_L | {
     "hidden_size": 40, "num_attention_heads": 20, "projection_dim": 40, "hidden_act": "gelu", "pad_token_id": 0,
@@ -103,6 +111,10 @@ TINY = {
         "transformer": ("FluxTransformer2DModel", FLUX | {"guidance_embeds": False}),
         "text_encoder": ("CLIPTextModel", CLIP_L), "text_encoder_2": ("T5EncoderModel", T5),
         "vae": ("AutoencoderKL", KL),
+    },
+    "flux2": {
+        "transformer": ("Flux2Transformer2DModel", FLUX2), "text_encoder": ("Qwen3Model", DEEP_QWEN3),
+        "vae": ("AutoencoderKLFlux2", FLUX2_KL),
     },
     "chroma": {
         "transformer": ("ChromaTransformer2DModel", CHROMA), "text_encoder": ("T5EncoderModel", T5),

@@ -68,10 +68,12 @@ def place_parts(
     for component, (model, arguments) in family.extra_components(own).items():
         inner = _in_transformer(family, component, prefix)
         placed[component] = Placed(component, model, arguments, prefix, inner)
+    widths = family.widths(config)
     for need in family.needs:
         shapes, name = own_files.get(need.component, checkpoint), names.get(need.component, file)
         is_own = need.component in own_files
-        if (part := _placed(need, shapes, name, family, is_own=is_own, stated=options)) is not None:
+        width = widths[need.component][1] if need.component in widths else None
+        if (part := _placed(need, shapes, name, family, width, is_own=is_own, stated=options)) is not None:
             placed[need.component] = part
     _require_widths(family, placed, file, names)
     return placed
@@ -89,14 +91,15 @@ def _in_transformer(
 
 
 def _placed(
-    need: Need, shapes: Shapes, file: str, family: FlowFamily, *, is_own: bool, stated: Mapping[str, Config]
-) -> Placed | None:
+    need: Need, shapes: Shapes, file: str, family: FlowFamily, width: int | None, *, is_own: bool,
+    stated: Mapping[str, Config],
+) -> Placed | None:  # fmt: skip
     kind = need.kind
     prefix = kind.prefix_in(shapes)
     if prefix is None:
         if need.is_optional and not is_own:
             return None
-        raise wrong_kind(need, file) if is_own else missing_part(need, file, family)
+        raise wrong_kind(need, file) if is_own else missing_part(need, file, family, width)
     if (error := missing_tokenizer(need, shapes, file, family)) is not None:
         raise error
     inner = kind.shapes_in(shapes, prefix)
@@ -107,11 +110,11 @@ def _placed(
     )  # fmt: skip
 
 
-def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
-    """Build the error for a checkpoint that lacks a part it needs."""
+def missing_part(need: Need, file: str, family: FlowFamily, width: int | None) -> CannotRender:
+    """Build the error for a checkpoint that lacks a part it needs, of this width if it matters."""
     return CannotRender(
         f"`{file}` contains no {need.kind.title}, and none was given",
-        hint=f"pass a file with {option_of(need)}; {_how_to_fetch(need, family)}",
+        hint=f"pass a file with {option_of(need)}; {_how_to_fetch(need, family, width)}",
         code=Cause.MISSING_PART, part=need.kind.role, file=file,
     )  # fmt: skip
 
@@ -142,8 +145,8 @@ def option_of(need: Need) -> str:
     return "--vae REF" if need.component == "vae" else f"--part {need.kind.role}=REF"
 
 
-def _how_to_fetch(need: Need, family: FlowFamily) -> str:
-    known = parts_for(str(family.architecture), need.kind.role)
+def _how_to_fetch(need: Need, family: FlowFamily, width: int | None = None) -> str:
+    known = parts_for(str(family.architecture), need.kind.role, width)
     if not known:
         return "CivitAI has such files as separate models"
     return f"`civman download {known[0].sha256}` fetches {known[0].title} (`{known[0].name}`) if CivitAI has it"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from civman.diffusion.piece_tokenizer import PieceTokenizer
-from civman.diffusion.tokenizers import load_tokenizer
+from civman.diffusion.tokenizers import QWEN_PADDING, load_tokenizer
 from civman.prompts.emphasis import Fragment, ParsedPrompt
 from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
 
@@ -118,16 +118,23 @@ class FlowText:
             return self._components[component](*arguments)
 
     def language_model(
-        self, component: str, ids: Sequence[int], layer: int | tuple[int, ...] | None, weights: Sequence[float] = ()
-    ) -> Tensor:
+        self, component: str, ids: Sequence[int], layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
+        *, least: int = 0,
+    ) -> Tensor:  # fmt: skip
         """Encode token ids: (1, tokens, width).
 
         `layer`: an index into the hidden states of all layers, such as -2; several indices: these states side by side;
         None: the last one's, after the final norm.
         `weights`: one for each token. The empty text is then the first token followed by hidden padding.
+        `least`: Qwen's padding follows up to this number of tokens. No token sees the padding, but the states of the
+        padding are part of the result.
         """
         encoder: Any = self._components[component]
         rows, mask = [list(ids)], None
+        if len(ids) < least:
+            padding = least - len(ids)
+            rows = [[*ids, *[QWEN_PADDING] * padding]]
+            mask = torch.tensor([[1] * len(ids) + [0] * padding], device=self._device)
         if any(weight != 1 for weight in weights):
             rest = len(ids) - 1
             rows.append([ids[0], *[int(encoder.config.pad_token_id)] * rest])

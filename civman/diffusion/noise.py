@@ -104,11 +104,29 @@ class SlicedDraws:
         return self._whole.randn((self._count, *shape))[self._index]
 
 
-def draws(rng: str, seed: int, part: str = "") -> Draws:
+class UnfoldedDraws:
+    """Numbers drawn for latents folded into squares of 2×2, each of which is one place with four times the channels."""
+
+    __slots__ = ("_folded",)
+
+    def __init__(self, folded: Draws) -> None:
+        self._folded = folded
+
+    def randn(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw the next numbers for the folded latents, and return them unfolded, in the given shape."""
+        *first, channels, height, width = shape
+        drawn = self._folded.randn((*first, 4 * channels, height // 2, width // 2))
+        squares = drawn.reshape(*first, channels, 2, 2, height // 2, width // 2)
+        return squares.movedim((-4, -3), (-3, -1)).reshape(shape)
+
+
+def draws(rng: str, seed: int, part: str = "", *, is_folded: bool = False) -> Draws:
     """Start the noise stream of this seed.
 
-    `part`: the slice of each draw that is used, as in `Recipe.noise_slice`.
+    `part`: the slice of each draw that is used, as in `Recipe.noise_slice`. `is_folded`: see `UnfoldedDraws`.
     """
+    if is_folded:
+        return UnfoldedDraws(draws(rng, seed, part))
     if part:
         index, _, count = part.partition("/")
         return SlicedDraws(draws(rng, seed), int(index) - 1, int(count))
@@ -135,41 +153,48 @@ class PictureNoise:
     """All noise of one image, from one stream: first that of the initial latents, then that of the steps.
 
     If `eta_seed_delta` (often 31337) is not 0, the steps' noise comes from a second stream, whose seed is greater by
-    this number. `step_rng` names another random generator for the steps. `part`: see `draws`.
+    this number. `step_rng` names another random generator for the steps. `part` and `is_folded`: see
+    `draws`.
     """
 
-    __slots__ = ("_part", "_rng", "_seed", "_step_rng", "_steps", "_stream", "_variation")
+    __slots__ = ("_is_folded", "_part", "_rng", "_seed", "_step_rng", "_steps", "_stream", "_variation")
 
     def __init__(
         self, seed: int, *, rng: str = Rng.CPU, eta_seed_delta: int = 0, variation: Variation | None = None,
-        step_rng: str = "", part: str = "",
+        step_rng: str = "", part: str = "", is_folded: bool = False,
     ) -> None:  # fmt: skip
         self._variation = variation
+        self._is_folded = is_folded
         self._seed = seed
         self._rng = rng
         self._step_rng, self._part = step_rng or rng, part
-        self._stream = draws(rng, seed, part)
+        self._stream = self._draws(rng, seed)
         own = bool(step_rng or eta_seed_delta)
-        self._steps = draws(self._step_rng, seed + eta_seed_delta, part) if own else self._stream
+        self._steps = self._draws(self._step_rng, seed + eta_seed_delta) if own else self._stream
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe, seed: int) -> Self:
+    def of_recipe(cls, recipe: Recipe, seed: int, *, is_folded: bool = False) -> Self:
         """Create the noise of the recipe's image that has this seed."""
         height, width = recipe.seed_resize_height // 8, recipe.seed_resize_width // 8
+        if is_folded:
+            height, width = height // 2 * 2, width // 2 * 2
         variation = Variation(recipe.variation_seed, recipe.variation_strength, (height, width) if height else None)
         return cls(
             seed, rng=recipe.rng, eta_seed_delta=recipe.eta_seed_delta, variation=variation, step_rng=recipe.step_rng,
-            part=recipe.noise_slice,
+            part=recipe.noise_slice, is_folded=is_folded,
         )  # fmt: skip
+
+    def _draws(self, rng: str, seed: int) -> Draws:
+        return draws(rng, seed, self._part, is_folded=self._is_folded)
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
         """Draw the noise for the initial latents, (channels, height, width)."""
         varied = self._variation or Variation()
         drawn_for = (shape[0], *varied.drawn_for) if varied.drawn_for else shape
         whole = self._stream.randn(shape)
-        noise = whole if drawn_for == shape else draws(self._rng, self._seed, self._part).randn(drawn_for)
+        noise = whole if drawn_for == shape else self._draws(self._rng, self._seed).randn(drawn_for)
         if varied.strength:
-            noise = _between(noise, draws(self._rng, varied.seed, self._part).randn(drawn_for), varied.strength)
+            noise = _between(noise, self._draws(self._rng, varied.seed).randn(drawn_for), varied.strength)
         return noise if drawn_for == shape else _pasted(noise, whole)
 
     def next(self, shape: tuple[int, ...]) -> Tensor:
@@ -181,7 +206,14 @@ class PictureNoise:
     ) -> "BrownianPath":
         """Create a Brownian path over the noise levels from low to high; it depends on the seed alone."""
         return BrownianPath(
-            self._seed, shape, low, high, rng=self._step_rng, falls_upwards=falls_upwards, part=self._part
+            self._seed,
+            shape,
+            low,
+            high,
+            rng=self._step_rng,
+            falls_upwards=falls_upwards,
+            part=self._part,
+            is_folded=self._is_folded,
         )
 
 
@@ -197,14 +229,15 @@ class BrownianPath:
     """
 
     __slots__ = (
-        "_cache", "_deep", "_falls_upwards", "_high", "_low", "_part", "_passed", "_rng", "_seed", "_shape", "_whole",
+        "_cache", "_deep", "_falls_upwards", "_high", "_is_folded", "_low", "_part", "_passed", "_rng", "_seed",
+        "_shape", "_whole",
     )  # fmt: skip
 
     def __init__(
         self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: str, falls_upwards: bool = False,
-        part: str = "",
+        part: str = "", is_folded: bool = False,
     ) -> None:  # fmt: skip
-        self._falls_upwards, self._part = falls_upwards, part
+        self._falls_upwards, self._part, self._is_folded = falls_upwards, part, is_folded
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
@@ -260,7 +293,8 @@ class BrownianPath:
         return left
 
     def _draw(self, seeds: np.random.SeedSequence) -> Tensor:
-        return draws(self._rng, int(seeds.generate_state(1)[0]), self._part).randn(self._shape)
+        seed = int(seeds.generate_state(1)[0])
+        return draws(self._rng, seed, self._part, is_folded=self._is_folded).randn(self._shape)
 
 
 _DIGITS, _POOL, _CACHED_DEPTH = 6, 24, 9

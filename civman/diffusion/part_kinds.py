@@ -170,6 +170,30 @@ def _kl_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[s
     return vae_sources(wanted, config, "")
 
 
+def _flux2_config(shapes: Shapes) -> Config:
+    usual = {"sample_size": 1024, "act_fn": "silu", "norm_num_groups": 32, "batch_norm_eps": 1e-4}
+    has_convs = {
+        "use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }  # fmt: skip
+    return vae_config(usual, shapes) | has_convs
+
+
+def _flux2_names(names: Iterable[str]) -> Mapping[str, str]:
+    """Remove the level `encoder` or `decoder` from the names of the convolutions before and after the latents."""
+    short = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
+    plain = dict(_kl_names(names))
+    for name in [*plain]:
+        for long, brief in short.items():
+            if name.startswith(long):
+                plain[brief + name.removeprefix(long)] = plain.pop(name)
+    return plain
+
+
+def _flux2_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:
+    # the number of batches is for training, and the published file does not have it
+    return vae_sources([name for name in wanted if name != "bn.num_batches_tracked"], config, "")
+
+
 def _wan_config(shapes: Shapes) -> Config:
     first = shapes["encoder.conv1.weight"][0]
     widths: list[int] = []
@@ -276,6 +300,10 @@ FLUX_VAE: Final = PartKind(
 )  # fmt: skip
 SD3_VAE: Final = replace(FLUX_VAE, config=_kl_config(1.5305, 0.0609))
 XL_VAE: Final = replace(FLUX_VAE, config=_kl_config(0.13025, 0.0))
+FLUX2_VAE: Final = PartKind(
+    "vae", "VAE", "AutoencoderKLFlux2", ("vae.", "first_stage_model.", ""),
+    ("decoder.conv_in.weight", "bn.running_mean"), _flux2_config, _flux2_sources, _flux2_names,
+)  # fmt: skip
 WAN_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""),
     ("decoder.conv1.weight", "conv2.weight", "decoder.middle.0.residual.0.gamma"), _wan_config, _wan_sources,

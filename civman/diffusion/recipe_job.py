@@ -200,7 +200,8 @@ class RecipeJob:
             mask = sent(self._start.mask, kept.device)
             if recipe.start.masked_content == "latent noise":
                 # a variation has no effect on this noise, so it is left out
-                plain = [PictureNoise(seed, rng=recipe.rng) for seed in seeds]
+                is_folded = vae_codec.folds_noise(self._model.vae)
+                plain = [PictureNoise(seed, rng=recipe.rng, is_folded=is_folded) for seed in seeds]
                 fresh = self._start_noise(plain, recipe.width, recipe.height)
                 kept = kept * (1 - mask) + fresh * mask
             elif recipe.start.masked_content == "latent nothing":
@@ -451,7 +452,7 @@ class RecipeJob:
         return Denoiser(model, prompt, method.levels, told=told, size=size, tiles=tiles, **options)
 
     def _noise(self, seed: int) -> PictureNoise:
-        return PictureNoise.of_recipe(self._recipe, seed)
+        return PictureNoise.of_recipe(self._recipe, seed, is_folded=vae_codec.folds_noise(self._model.vae))
 
     def _start_noise(self, noises: Sequence[PictureNoise], width: int, height: int) -> Tensor:
         shape = vae_codec.latent_shape(self._model.vae, width, height)

@@ -115,6 +115,11 @@ def _overflowed(model: VaeHolder, dtype: torch.dtype, done: str) -> tuple[str, .
     return () if dtype is own else (f"the VAE overflowed in {_name(own)}; {done} again in {_name(dtype)}",)
 
 
+def folds_noise(vae: Any) -> bool:
+    """Whether a model with this VAE draws noise for squares of 2×2 latents, as ComfyUI and diffusers do for Flux.2."""
+    return hasattr(vae, "bn")
+
+
 def latent_shape(vae: Any, width: int, height: int) -> tuple[int, int, int]:
     """Return (channels, rows, columns) of the latents of an image of this size in pixels."""
     channels = vae.config.z_dim if hasattr(vae.config, "z_dim") else vae.config.latent_channels
@@ -128,6 +133,14 @@ def _affine(vae: Any, like: Tensor) -> tuple[Any, Any]:
     if hasattr(config, "latents_mean") and config.latents_mean is not None:
         mean, deviation = (
             like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
+        )
+        return mean, 1 / deviation
+    if folds_noise(vae):  # each place in a square of 2×2 latents has a mean and a deviation of its own
+        deviations = torch.sqrt(vae.bn.running_var.float() + config.batch_norm_eps)
+        rows, columns = like.shape[-2] // 2, like.shape[-1] // 2
+        mean, deviation = (
+            values.to(like).view(1, -1, 2, 2).repeat(1, 1, rows, columns)
+            for values in (vae.bn.running_mean, deviations)
         )
         return mean, 1 / deviation
     return float(getattr(config, "shift_factor", None) or 0.0), float(config.scaling_factor)

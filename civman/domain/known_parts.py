@@ -26,6 +26,8 @@ class KnownPart:
     sha256: Sha256
     published: str
     """The public repository that contains the file, and the file's path there."""
+    width: int | None = None
+    """The width of its states, if checkpoints of one family need several widths."""
 
 
 @cache
@@ -35,15 +37,19 @@ def known_parts() -> tuple[KnownPart, ...]:
     return tuple(
         KnownPart(
             entry["role"], entry["title"], tuple(entry["families"]), entry["name"], Sha256(entry["sha256"]),
-            entry["published"],
+            entry["published"], entry.get("width"),
         )
         for entry in data["parts"]
     )  # fmt: skip
 
 
-def parts_for(family: str, role: str) -> tuple[KnownPart, ...]:
-    """List the published files of one role that checkpoints of a family use."""
-    return tuple(part for part in known_parts() if part.role == role and family in part.families)
+def parts_for(family: str, role: str, width: int | None = None) -> tuple[KnownPart, ...]:
+    """List the published files of one role that checkpoints of a family use; `width`: only those that may fit it."""
+    return tuple(
+        part
+        for part in known_parts()
+        if part.role == role and family in part.families and (None in (width, part.width) or part.width == width)
+    )
 
 
 def known_part(sha256: Sha256) -> KnownPart | None:

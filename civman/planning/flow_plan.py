@@ -7,7 +7,7 @@ from math import prod
 
 from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.families.flow_family import Defaults, FlowFamily, Need
-from civman.diffusion.families.registry import flow_family_of
+from civman.diffusion.families.registry import flow_family_of, refuse_by_name
 from civman.diffusion.flow_parts import TRANSFORMER, Placed, missing_parts, option_of, place_parts
 from civman.diffusion.memory_plan import Estimate, layer_bytes
 from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
@@ -37,10 +37,13 @@ class FlowChoice:
         """The parts as a recipe lists them."""
         return tuple(PartUse(role, found.sha256) for role, found in sorted(self.parts.items()))
 
-    def flow(self, request: RenderRequest) -> Flow:
-        """Return the noise schedule's shift and the embedded guidance for a request, with the family's defaults."""
+    def flow(self, request: RenderRequest, size: tuple[int, int], steps: int) -> Flow:
+        """Return the noise schedule's shift and the embedded guidance for a request, with the family's defaults.
+
+        `size` and `steps` are those of the first pass, on which the shift of some families depends.
+        """
         guidance = self.defaults.guidance if request.guidance is None else request.guidance
-        shift = self.defaults.shift if request.shift is None else request.shift
+        shift = self.family.shift(self.variant, size, steps) if request.shift is None else request.shift
         return Flow(float(shift), self.family.entries, float(guidance) if self.defaults.guidance else 0.0)
 
     def facts(self) -> Checkpoint:
@@ -92,11 +95,13 @@ def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config:
     library.
 
     Raises:
-        CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`).
+        CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`); civman
+            does not render the family and knows why.
         UsageError: an unknown variant or role. AmbiguousRef: several stored files fit a part.
     """
     family = flow_family_of(found.header.shapes)
     if family is None:
+        refuse_by_name(found.header.shapes)
         return None
     given = _given(family, request.parts)
     refs = dict(given) | ({"vae": request.vae} if request.vae is not None else {})
@@ -216,14 +221,23 @@ def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
 
 def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) -> list[Found]:
     """List the stored files that fit a part of a checkpoint, by kind and width."""
+    widths = part_widths(family, found)
+    if widths is None:
+        return []
+    return [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
+
+
+def part_widths(family: FlowFamily, found: Found) -> dict[str, tuple[str, int]] | None:
+    """Return which width each part of a checkpoint must have, as `FlowFamily.widths`.
+
+    None if the transformer's tensors are invalid, so that no part fits; `place_parts` reports the error later.
+    """
     prefix = family.prefix_in(found.header.shapes) or ""
     own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
     try:
-        widths = family.widths(family.config(own))
-    # the transformer's tensors are invalid, so no part fits; `place_parts` reports the error later
+        return family.widths(family.config(own))
     except (KeyError, IndexError, ZeroDivisionError):
-        return []
-    return [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
+        return None
 
 
 def _stored(finder: Finder, need: Need, family: FlowFamily, found: Found) -> Found | None:

@@ -13,7 +13,7 @@ from civman.domain.known_parts import KnownPart, parts_for
 from civman.domain.printed_refs import file_ref
 from civman.planning.find_encoder import fitting_encoders, known_encoders
 from civman.planning.find_files import Finder, Found
-from civman.planning.flow_plan import fitting_files
+from civman.planning.flow_plan import fitting_files, part_widths
 
 Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
 """A function that asks CivitAI which model versions have files with these digests."""
@@ -48,10 +48,11 @@ def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
     family = flow_family_of(checkpoint.header.shapes)
     if family is None:
         return ()
-    found = []
+    found, widths = [], part_widths(family, checkpoint) or {}
     for need in missing_parts(family, checkpoint.header.shapes):
         held = tuple(file.inspected.name for file in fitting_files(finder, need, family, checkpoint))
-        published = parts_for(str(family.architecture), need.kind.role)
+        _, width = widths.get(need.component, ("", None))
+        published = parts_for(str(family.architecture), need.kind.role, width)
         found.append(NeededPart(need.kind.role, need.kind.title, need.is_optional, held, published, {}))
     return tuple(found)
 

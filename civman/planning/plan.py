@@ -6,6 +6,7 @@ No weights are loaded. torch is imported last, and only if no device was chosen,
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def plan(
             init_size=(pictures[0].width, pictures[0].height) if pictures else (0, 0),
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
             files=tuple({file.sha256: file.in_recipe for file in (found, *parts)}.values()),
-            parts=choice.uses if choice else (), flow=choice.flow(request) if choice else None,
+            parts=choice.uses if choice else (), flow=partial(choice.flow, request) if choice else None,
             variant=choice.variant if choice else "", details=details.passes,
         ),
     )  # fmt: skip

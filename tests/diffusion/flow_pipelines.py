@@ -10,6 +10,7 @@ from diffusers import (
     ChromaPipeline,
     ClassifierFreeGuidance,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
     FluxPipeline,
     Krea2Pipeline,
     Lumina2Pipeline,
@@ -53,8 +54,8 @@ def t5() -> Any:
 def draw(
     name: str, parts: Mapping[str, Any], prompt: str, negative: str, sigmas: Sequence[float], latents: Any, cfg: float
 ) -> Any:
-    """Return the pixels (3, H, W) in 0 … 1; `latents` (1, 16, h, w) are unit noise."""
-    height, width = (8 * side for side in latents.shape[-2:])
+    """Return the pixels (3, H, W) in 0 … 1; `latents` (1, 16, h, w), for Flux.2 (1, 128, h, w), are unit noise."""
+    height, width = ((16 if name == "flux2" else 8) * side for side in latents.shape[-2:])
     common: dict[str, Any] = {
         "prompt": prompt, "height": height, "width": width, "sigmas": list(sigmas[:-1]), "output_type": "pt",
     }  # fmt: skip
@@ -86,12 +87,13 @@ def _chroma(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, com
     ).images
 
 
-def qwen() -> Any:
+def qwen(after: str = "") -> Any:
+    """Qwen's tokenizer with its chat template; `after` ends it."""
     return PreTrainedTokenizerFast(
         tokenizer_object=load_tokenizer("qwen").words, pad_token="<|endoftext|>", eos_token="<|im_end|>",
         model_max_length=4096,
         chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{{ '<|im_start|>assistant\n' }}",
+        "{{ '<|im_start|>assistant\n" + after + "' }}",
     )  # fmt: skip
 
 
@@ -99,6 +101,16 @@ def _z_image(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, co
     pipe = ZImagePipeline(plain, parts["vae"], parts["text_encoder"], qwen(), parts["transformer"])
     # diffusers' scale is on top of the positive prompt's output
     return pipe(**common, latents=latents, guidance_scale=cfg - 1, negative_prompt=negative).images
+
+
+def _flux2(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    tokenizer = qwen("<think>\n\n</think>\n\n")
+    pipe = Flux2KleinPipeline(plain, parts["vae"], parts["text_encoder"], tokenizer, parts["transformer"])
+    against, _ = pipe.encode_prompt(negative)
+    return pipe(
+        **common, num_inference_steps=len(common["sigmas"]), latents=latents, guidance_scale=cfg,
+        negative_prompt_embeds=against,
+    ).images  # fmt: skip
 
 
 def _qwen_image(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
@@ -227,6 +239,6 @@ def _krea2(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, comm
 
 
 _DRAW = {
-    "flux1": _flux, "chroma": _chroma, "z-image": _z_image, "qwen-image": _qwen_image, "sd3": _sd3, "anima": _anima,
-    "lumina2": _lumina2, "krea2": _krea2,
+    "flux1": _flux, "flux2": _flux2, "chroma": _chroma, "z-image": _z_image, "qwen-image": _qwen_image, "sd3": _sd3,
+    "anima": _anima, "lumina2": _lumina2, "krea2": _krea2,
 }  # fmt: skip

@@ -20,6 +20,16 @@ from civman.diffusion.model_classes import construct_class
 
 FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "flux1": ("flux", {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True}),
+    "flux2": (
+        "flux2",
+        {
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+    ),
     "chroma": ("chroma", {"num_layers": 2, "num_single_layers": 2}),
     "z-image": ("z_image", {"n_layers": 2}),
     "anima": (

@@ -86,12 +86,14 @@ class Texts(Protocol):
         ...
 
     def language_model(
-        self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = ()
-    ) -> Any:
+        self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
+        *, least: int = 0,
+    ) -> Any:  # fmt: skip
         """Encode with a language model: the states (1, tokens, width) of a layer before the final norm.
 
         `layer` None: the last layer's states after the final norm; several layers: their states side by side.
-        `weights`: one for each token, if they count.
+        `weights`: one for each token, if they count. `least`: the number of tokens up to which a Qwen model's text is
+        padded.
         """
         ...
 
@@ -183,6 +185,10 @@ class FlowFamily:
     def defaults(self, variant: str) -> Defaults:
         """Return the values of options that a request does not set, for this variant."""
         raise NotImplementedError
+
+    def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
+        """Return the shift of the noise levels for an image of this size in pixels, if a request sets none."""
+        return self.defaults(variant).shift
 
     def config(self, shapes: Shapes) -> Config:
         """Return the arguments of the transformer's class; `shapes` have no prefix."""

@@ -8,6 +8,7 @@ from civman.diffusion.families.anima import ANIMA
 from civman.diffusion.families.chroma import CHROMA
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.families.flux1 import FLUX1
+from civman.diffusion.families.flux2 import FLUX2_KLEIN, refuse_dev
 from civman.diffusion.families.krea2 import KREA2
 from civman.diffusion.families.lumina2 import LUMINA2
 from civman.diffusion.families.qwen_image import QWEN_IMAGE
@@ -30,7 +31,7 @@ encoders has the refiner's name.
 
 
 FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
-    FLUX1, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2,
+    FLUX1, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2,
 )  # fmt: skip
 
 
@@ -44,11 +45,17 @@ def flow_family_of(names: Shapes) -> FlowFamily | None:
     return next((family for family in FLOW_FAMILIES if family.prefix_in(names) is not None), None)
 
 
+def refuse_by_name(names: Shapes) -> None:
+    """Refuse a checkpoint of a family that civman knows but cannot render, with the reason. Raises: CannotRender."""
+    refuse_dev(names)
+
+
 def unet_family_of(names: Shapes) -> UNetFamily:
     """Identify the family by the text encoders in the file or, if it has none, by the UNet's context width.
 
     Raises: CannotRender: there is no UNet in the original layout, or it is of a family that civman cannot render.
     """
+    refuse_by_name(names)
     if f"{UNET}input_blocks.0.0.weight" not in names:
         raise CannotRender(
             "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",

@@ -1,5 +1,6 @@
 """Make a recipe from a request: options that the request does not set come from the library's files or the defaults."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -93,7 +94,8 @@ class Resolved:
     config: str = ""
     files: tuple[RecipeFile, ...] = ()
     parts: tuple[PartUse, ...] = ()
-    flow: Flow | None = None
+    flow: Callable[[tuple[int, int], int], Flow] | None = None
+    """A function from the size and the steps of the first pass to the noise levels; None if the model has none."""
     variant: str = ""
     details: tuple[DetailPass, ...] = ()
     """The detail passes. A size or number of steps of 0, or a guidance scale of -1, means that of the image."""
@@ -155,7 +157,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         negative_parts=tuple(map(part_of, request.negative_parts)),
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
         told_sizes=request.told_sizes or "",
-        parts=found.parts, flow=found.flow, variant=found.variant,
+        parts=found.parts, flow=found.flow((width, height), steps) if found.flow else None, variant=found.variant,
         faces=found.faces, tiled=tiled, ultimate=ultimate, refiner=_refiner(request, found),
         tiled_diffusion=tiled_diffusion_of(_or(request.tiled_diffusion, "")), input_upscale=larger,
         details=tuple(

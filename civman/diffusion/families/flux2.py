@@ -1,0 +1,157 @@
+"""Flux.2 Klein: 4B and 9B, distilled and base. Flux.2 dev is recognised, but not rendered."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.clip_and_vae_configs import count
+from civman.diffusion.families.flow_family import (
+    PREFIXES,
+    Defaults,
+    FlowEncoded,
+    FlowFamily,
+    Instant,
+    Need,
+    Texts,
+    packed,
+    require_head,
+    unpacked,
+)
+from civman.diffusion.key_table import KeyTable
+from civman.diffusion.part_kinds import FLUX2_VAE, QWEN3
+from civman.domain.architecture import Architecture
+from civman.errors import CannotRender, Cause
+from civman.prompts.emphasis import ParsedPrompt
+
+_KEYS = """
+img_in = x_embedder
+txt_in = context_embedder
+time_in.in_layer = time_guidance_embed.timestep_embedder.linear_1
+time_in.out_layer = time_guidance_embed.timestep_embedder.linear_2
+double_stream_modulation_img.lin = double_stream_modulation_img.linear
+double_stream_modulation_txt.lin = double_stream_modulation_txt.linear
+single_stream_modulation.lin = single_stream_modulation.linear
+double_blocks.#.img_attn.qkv = transformer_blocks.#.attn.to_q transformer_blocks.#.attn.to_k transformer_blocks.#.attn.to_v
+double_blocks.#.txt_attn.qkv = transformer_blocks.#.attn.add_q_proj transformer_blocks.#.attn.add_k_proj transformer_blocks.#.attn.add_v_proj
+double_blocks.#.img_attn.norm.query_norm.scale = transformer_blocks.#.attn.norm_q.weight
+double_blocks.#.img_attn.norm.key_norm.scale = transformer_blocks.#.attn.norm_k.weight
+double_blocks.#.txt_attn.norm.query_norm.scale = transformer_blocks.#.attn.norm_added_q.weight
+double_blocks.#.txt_attn.norm.key_norm.scale = transformer_blocks.#.attn.norm_added_k.weight
+double_blocks.#.img_attn.proj = transformer_blocks.#.attn.to_out.0
+double_blocks.#.txt_attn.proj = transformer_blocks.#.attn.to_add_out
+double_blocks.#.img_mlp.0 = transformer_blocks.#.ff.linear_in
+double_blocks.#.img_mlp.2 = transformer_blocks.#.ff.linear_out
+double_blocks.#.txt_mlp.0 = transformer_blocks.#.ff_context.linear_in
+double_blocks.#.txt_mlp.2 = transformer_blocks.#.ff_context.linear_out
+single_blocks.#.linear1 = single_transformer_blocks.#.attn.to_qkv_mlp_proj
+single_blocks.#.linear2 = single_transformer_blocks.#.attn.to_out
+single_blocks.#.norm.query_norm.scale = single_transformer_blocks.#.attn.norm_q.weight
+single_blocks.#.norm.key_norm.scale = single_transformer_blocks.#.attn.norm_k.weight
+final_layer.linear = proj_out
+final_layer.adaLN_modulation.1 = ~ norm_out.linear
+"""  # noqa: E501
+_GUIDANCE = "guidance_in.in_layer.weight"
+"""A tensor that Flux.2 dev has and Klein does not."""
+_LAYERS = (9, 18, 27)
+"""The layers of Qwen3 before which the hidden states are read."""
+_TOKENS = 512
+_MOST_MU = 4.6
+"""The greatest μ: a recipe's shift is at most 100."""
+
+
+class Flux2Klein(FlowFamily):
+    """Flux.2 Klein. The distilled models and their bases have the same tensors."""
+
+    name = "flux2"
+    title = "Flux.2 Klein"
+    architecture = Architecture.FLUX2
+    model = "Flux2Transformer2DModel"
+    probes = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "single_stream_modulation.lin.weight")
+    lacks = (_GUIDANCE,)
+    keys = KeyTable(_KEYS)
+    needs = (Need("text_encoder", QWEN3), Need("vae", FLUX2_VAE))
+    variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {"distilled": ("klein",), "base": ("base",)}
+    entries = 10000
+
+    def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the family's variants that the tensors allow, the most common one first."""
+        return ("distilled", "base")
+
+    def defaults(self, variant: str) -> Defaults:
+        """Return a variant's values of options that a request does not set: CivitAI's steps and scales."""
+        return Defaults(steps=30, cfg=7.0) if variant == "base" else Defaults(steps=8)
+
+    def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
+        """Return the shift e^μ, where μ depends on the number of tokens of an image and on the number of steps.
+
+        Source: Black Forest Labs' `flux2/sampling.py` (a line through measured values for 10 and for 200 steps).
+        """
+        tokens = size[0] // 16 * (size[1] // 16)
+        many = 0.00016927 * tokens + 0.45666666
+        few = 8.73809524e-05 * tokens + 1.89833333
+        mu = many if tokens > 4300 else many + (many - few) / 190 * (steps - 200)
+        return math.exp(min(mu, _MOST_MU))
+
+    def config(self, shapes: Shapes) -> Config:
+        """Build the arguments of the transformer's class from the tensors' shapes."""
+        head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+        require_head(head, 128, self.title)
+        width, inputs = shapes["img_in.weight"]
+        return {
+            "in_channels": inputs, "out_channels": shapes["final_layer.linear.weight"][0],
+            "num_layers": count(shapes, "double_blocks."), "num_single_layers": count(shapes, "single_blocks."),
+            "attention_head_dim": head, "num_attention_heads": width // head,
+            "joint_attention_dim": shapes["txt_in.weight"][1],
+            "timestep_guidance_channels": shapes["time_in.in_layer.weight"][1],
+            "mlp_ratio": shapes["double_blocks.0.img_mlp.2.weight"][1] / width,
+            "axes_dims_rope": (32, 32, 32, 32), "rope_theta": 2000, "eps": 1e-6, "guidance_embeds": False,
+        }  # fmt: skip
+
+    def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
+        """Return which width each part must have: component → (option of its config, width)."""
+        return {
+            "text_encoder": ("hidden_size", transformer["joint_attention_dim"] // len(_LAYERS)),
+            "vae": ("latent_channels", transformer["out_channels"] // 4),
+        }
+
+    def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
+        """Encode with three layers of Qwen3, as a message that is answered without thinking, padded to 512 tokens.
+
+        Weights are ignored, as for all Qwen models.
+        """
+        words = f"<|im_start|>user\n{parsed.text}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        ids = texts.qwen_ids(words, _TOKENS)
+        return FlowEncoded(texts.language_model("text_encoder", ids, _LAYERS, least=_TOKENS))
+
+    def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
+        x = at.x
+        batch, _, height, width = x.shape
+        context = text.context.expand(batch, -1, -1)
+        answer = components["transformer"](
+            hidden_states=packed(x).to(context.dtype), timestep=at.of_each(at.sigmas), guidance=None,
+            encoder_hidden_states=context, txt_ids=_places(1, 1, context.shape[1], x.device),
+            img_ids=_places(height // 2, width // 2, 1, x.device), return_dict=False,
+        )[0]  # fmt: skip
+        return unpacked(answer.float(), height, width)
+
+
+def _places(rows: int, columns: int, tokens: int, device: Any) -> Any:
+    """Return the positions (rows · columns · tokens, 4) of tokens: 0, row, column, place in the text."""
+    import torch  # imported here: a plan asks the family before torch is imported
+
+    return torch.cartesian_prod(*(torch.arange(number, device=device) for number in (1, rows, columns, tokens)))
+
+
+def refuse_dev(names: Shapes) -> None:
+    """Refuse Flux.2 dev by name. Raises: CannotRender."""
+    marks = (*Flux2Klein.probes, _GUIDANCE)
+    if any(all(prefix + mark in names for mark in marks) for prefix in PREFIXES):
+        raise CannotRender(
+            "civman does not render Flux.2 dev: its text encoder is Mistral Small 3, for which civman has no tokenizer",
+            hint="Flux.2 Klein, which has Qwen3 as its text encoder, is rendered", code=Cause.UNKNOWN_FAMILY,
+        )  # fmt: skip
+
+
+FLUX2_KLEIN = Flux2Klein()
