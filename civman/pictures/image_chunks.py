@@ -145,7 +145,7 @@ def _jpeg_pixels(data: bytes) -> bytes:
     for marker, body in _jpeg_segments(data):
         if marker == _SCAN:
             break
-        # keep the two segments that specify the colour space
+        # keep the two segments that specify how colours are encoded
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
             parts += bytes((0xFF, marker)), (len(body) + 2).to_bytes(2, "big"), body
     return b"".join([*parts, data[_first_scan(data) :]])

@@ -199,7 +199,7 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     for number, (name, unit) in enumerate(_control_units(generation)):
         yield f"ControlNet {number}", _unit_text(name, unit)
     if model is not None:
-        # CivitAI ignores a hash without a name
+        # always write a name, because CivitAI ignores a hash without one
         yield "Model hash", _short(model.autov2)
         yield "Model", _plain(model.name, _short(model.autov2) or "model")
     if vae is not None:

@@ -36,7 +36,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         hires=_second_pass(record, hires, with_words=with_words) if hires and not old else None,
         refiner=_part(record, recipe.refiner.checkpoint.sha256) if recipe.refiner else None,
         denoising=start.strength if start else old.strength if old else None,
-        # A1111 writes no RNG entry if the noise comes from the GPU, its default
+        # as in A1111, write no RNG entry for noise from the GPU, which is A1111's default
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
         others=(
             *_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe),

@@ -110,7 +110,7 @@ def parts(prompt: str) -> tuple[Part, ...]:
 
 
 def stages(text: str, timing: Timing) -> tuple[Stage, ...]:
-    """Compute the texts of one pass in their order; neighbours with the same text are one stage.
+    """Compute the texts of one pass in order; neighbours with the same text are merged into one stage.
 
     An evaluation uses the first stage whose `last` is not below its number; if there is none, the first stage.
 

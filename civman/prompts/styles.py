@@ -87,6 +87,6 @@ def _style(row: dict[str, str]) -> Style:
 def _unreadable(path: Path, why: str) -> UsageError:
     return UsageError(
         f"cannot read the styles in `{path}`: {why}",
-        hint="use a styles.csv of A1111: the columns name, prompt and negative_prompt",
+        hint="use a styles.csv from A1111, which has the columns name, prompt and negative_prompt",
         code=Cause.UNREADABLE_PROMPTS,
     )

@@ -172,8 +172,8 @@ def _unedited(value: object, stated: Sha256) -> Recipe:
     # first compare the recipe's text as stored in the record: that is cheaper than serialising the recipe
     if hashlib.sha256(canonical(value).encode()).hexdigest() != stated and recipe.sha256 != stated:
         raise IntegrityError(
-            f"the recipe was changed after the image was made: its SHA-256 is {recipe.sha256[:12]}…, but the image"
-            f" says {stated[:12]}…",
+            f"the recipe was changed after the image was made: its SHA-256 is {recipe.sha256[:12]}…, but the"
+            f" image contains the digest {stated[:12]}…",
             hint="use the image as civman wrote it, or make a variation with `civman replay … --set "
                     "FIELD=VALUE`",
             code=Cause.EDITED_RECIPE, expected=stated, actual=recipe.sha256,

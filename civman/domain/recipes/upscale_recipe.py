@@ -158,7 +158,7 @@ class UpscaleRecord:
         if recipe.sha256 != stated:
             raise IntegrityError(
                 f"the recipe was changed after the image was upscaled: its SHA-256 is {recipe.sha256[:12]}…, but the "
-                f"image says {stated[:12]}…",
+                f"image contains the digest {stated[:12]}…",
                 hint="use the image as civman wrote it", code=Cause.EDITED_RECIPE, expected=stated,
                 actual=recipe.sha256,
             )  # fmt: skip
