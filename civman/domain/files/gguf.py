@@ -87,7 +87,7 @@ class GgufHeader:
 
     @property
     def as_header(self) -> Header:
-        """The same tensors and metadata in the form in which safetensors headers are read.
+        """Return the same tensors and metadata in the form of a safetensors header.
 
         A text encoder's tensors have their authors' names, see `gguf_names`.
         """

@@ -20,7 +20,7 @@ from civman.domain.files.header_text import BITS, Tensor, read_text, refuse, sho
 __all__ = ["BITS", "MAX_HEADER_BYTES", "Header", "Sniffed", "Tensor", "needed_bytes", "parse", "sniff"]
 
 MAX_HEADER_BYTES = 100_000_000
-"""The reference implementation's limit on the length of a header."""
+"""The limit that safetensors' reference implementation sets on the length of a header."""
 
 
 class Sniffed(StrEnum):
@@ -73,7 +73,7 @@ class Header:
     """The number of bytes before the first tensor: eight for the length, then the JSON text."""
     file_size: int
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """A cache in which other modules keep values that they compute from this header alone."""
+    """A cache in which other modules store values that they compute from this header alone."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -54,7 +54,7 @@ class Packed:
     nested_block: int = 0
     nested_offset: float = 0.0
     helpers: tuple[str, ...] = field(default=(), repr=False)
-    """The names of all tensors that only serve to unpack this one."""
+    """The names of all tensors that serve only to unpack this weight."""
 
 
 def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:

@@ -90,7 +90,7 @@ class _Machine(Cursor):
         self._stack.append(value)
 
     def _marked(self) -> list[Any]:
-        """Remove the last mark and return the values since it."""
+        """Remove the last mark from the stack and return the values that were pushed after it."""
         found, self._stack = self._stack, self._marks.pop()
         return found
 
@@ -493,5 +493,5 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
     0x8F: _Machine.empty_list, 0x90: _Machine.appends, 0x91: _Machine.list_, 0x92: _Machine.newobj_ex,
     0x93: _Machine.stack_global, 0x94: _Machine.memoize, 0x95: _Machine.frame, 0x96: _Machine.binbytes8,
 }  # fmt: skip
-"""Every opcode that the machine carries out. Sets are kept as lists, so that nothing is hashed."""
+"""Every opcode that the machine executes. Sets are built as lists, so that nothing is hashed."""
 _REFUSED = {0x82: "EXT1", 0x83: "EXT2", 0x84: "EXT4", 0x97: "NEXT_BUFFER", 0x98: "READONLY_BUFFER"}

@@ -29,7 +29,7 @@ _MAX_NAME = 2_000
 _MAX_ENTRIES = 64
 _MAX_VALUE = 4_000
 SINGLE = "tensor"
-"""The name of a tensor that was saved alone."""
+"""The name given to a tensor that was saved on its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ _MOST_ELEMENTS: Final = 1 << 60
 class Storage:
     """A block of numbers that tensors refer to.
 
-    `key` names it within the file, `count` is its number of elements, and `start` is where a view of it begins.
-    `dtype` None means untyped bytes.
+    `key` identifies the block within the file, `count` is its number of elements, and `start` is where a view of it
+    begins. `dtype` None means untyped bytes.
     """
 
     key: str
@@ -67,7 +67,7 @@ class StoredTensor:
 
 
 class Pairs:
-    """A dictionary as a list of pairs, since hashing keys from a file could take any time."""
+    """A dictionary as a list of pairs, because hashing a file's keys could take arbitrarily long."""
 
     __slots__ = ("holds_parameters", "items")
 
@@ -83,7 +83,7 @@ class Pairs:
 
 
 class Placeholder:
-    """Stands for an object that civman does not need. It keeps nothing but the name of the object's class."""
+    """Represents an object that civman does not need; it contains only the name of the object's class."""
 
     __slots__ = ("name",)
 

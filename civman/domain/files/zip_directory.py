@@ -18,7 +18,7 @@ MAX_MEMBERS = 100_000
 _MAX_DIRECTORY_BYTES = 32 << 20
 _MAX_RATIO = 16
 _FREE_BYTES = 16 << 20
-"""Compressed archives up to this size are accepted whatever their ratio."""
+"""Compressed archives up to this size in bytes are accepted whatever their compression ratio."""
 _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -34,7 +34,7 @@ ReadAt = Callable[[int, int], bytes]
 
 
 class Member(NamedTuple):
-    """One file of the archive. Its `packed_bytes` bytes begin at position `start`."""
+    """One file of the archive. Its contents are the `packed_bytes` bytes from position `start`."""
 
     name: str
     start: int

@@ -24,7 +24,7 @@ _NOT_SD = (
 
 
 def _sd(width: int) -> dict[str, Any]:
-    """Build the conditions for an adapter on a Stable Diffusion UNet whose text has this width."""
+    """Build the conditions for an adapter on a Stable Diffusion UNet whose text conditioning has this width."""
     return {
         "needs": (_UNET,),
         "lacks": (_NOT_SD,),
@@ -40,7 +40,7 @@ _DOUBLE = r"^(double|single)_blocks_#_"
 _STREAMS = r"^(single_)?transformer_blocks_#_attn_to_[qkv]$|^single_transformer_blocks_#_(proj_mlp|norm_linear)$"
 _ADDED = r"^transformer_blocks_#_(attn1_add_[qkv]_proj|txt_ff_net_#_proj)$"
 _LIKE_FLUX = (A.CHROMA, A.HUNYUAN_VIDEO, A.HUNYUAN_IMAGE, A.BRIA, A.LONGCAT_IMAGE, A.OVIS_IMAGE, A.FLUX3, A.MOTIF_VIDEO)
-"""Families whose joint and single transformer blocks have the names of Flux.1's in diffusers."""
+"""Families whose joint and single transformer blocks are named as Flux.1's are in diffusers."""
 
 ADAPTED: tuple[Rule, ...] = (
     Rule("on-flux3", A.FLUX3, "names of Flux.3's blocks", needs=(r"^early_stream_modulations|^(txt_)?mode_blocks_",)),
