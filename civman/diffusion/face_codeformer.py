@@ -23,7 +23,7 @@ _GENERATOR_BLOCK: Final = {16: 6, 32: 9, 64: 12, 128: 15, 256: 18, 512: 21}
 
 
 class CodeFormer:
-    """CodeFormer, loaded: its tensors under the file's names."""
+    """A loaded CodeFormer: its tensors under the file's names."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
@@ -88,7 +88,7 @@ class CodeFormer:
         return chosen.view(1, high, wide, width).permute(0, 3, 1, 2).contiguous()
 
     def _layer(self, tokens: Tensor, places: Tensor, name: str) -> Tensor:
-        """Apply a transformer layer to (tokens, 1, width); positions are added to queries and keys, not to values."""
+        """Apply a transformer layer to (tokens, 1, width); only queries and keys get position embeddings added."""
         tensors = self._tensors
         normed = layer_norm(tokens, tensors, f"{name}.norm1")
         weights, biases = tensors[f"{name}.self_attn.in_proj_weight"], tensors[f"{name}.self_attn.in_proj_bias"]

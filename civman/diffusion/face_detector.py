@@ -36,12 +36,12 @@ class Detected:
 
 
 class FaceDetector:
-    """RetinaFace, loaded: its tensors under the file's names."""
+    """A loaded RetinaFace: its tensors under the file's names."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
         self.device = tensors["fpn.output1.0.weight"].device
-        # small versions of the network use leaky ReLUs
+        # smaller variants of RetinaFace use leaky ReLUs
         self._slope = 0.1 if tensors["fpn.output1.0.weight"].shape[0] <= _NARROW else 0.0
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class FaceDetector:
         return _decoded(boxes[kept], marks[kept], scores[kept], anchors[kept], size)
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        """Compute the ResNet's last three stages."""
+        """Compute the feature maps of the ResNet's last three stages."""
         tensors, found = self._tensors, []
         x = functional.relu(batch_norm(conv(x, tensors, "body.conv1", stride=2), tensors, "body.bn1"))
         x = functional.max_pool2d(x, 3, 2, 1)
@@ -83,7 +83,7 @@ class FaceDetector:
         return functional.relu(x + kept)
 
     def _pyramid(self, stages: list[Tensor]) -> list[Tensor]:
-        """Bring all stages to the same width, and add each to the next finer one."""
+        """Bring the feature maps of all stages to the same width, and add each one to the next finer one."""
         first, second, third = (self._unit(stage, f"fpn.output{number}") for number, stage in enumerate(stages, 1))
         second = self._unit(second + functional.interpolate(third, size=second.shape[-2:]), "fpn.merge2")
         first = self._unit(first + functional.interpolate(second, size=first.shape[-2:]), "fpn.merge1")

@@ -20,7 +20,7 @@ _TINY: Final = 1e-8
 
 
 class Gfpgan:
-    """GFPGAN, loaded: its tensors under the file's names."""
+    """A loaded GFPGAN: its tensors under the file's names."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
@@ -44,7 +44,7 @@ class Gfpgan:
         return self._drawn(styles, conditions)
 
     def _drawn(self, styles: Tensor, conditions: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Draw the face: each level doubles the size; half of its channels are scaled and shifted by the input's."""
+        """Generate the face: each level doubles the size; the input's features scale and shift half of its channels."""
         decoder = "stylegan_decoder"
         x = self._tensors[f"{decoder}.constant_input.weight"]
         x = self._styled(x, f"{decoder}.style_conv1", styles[:, 0], 0)

@@ -1,4 +1,4 @@
-"""Layers that the face models share, computed from tensors under the names of their published files."""
+"""Layers that the face models have in common, computed from the tensors of their published files by name."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -36,7 +36,7 @@ def layer_norm(x: Tensor, tensors: Tensors, name: str) -> Tensor:
 
 
 def numbered(tensors: Tensors, prefix: str) -> int:
-    """Count the numbered parts below a name: 3 if there are `prefix.0` to `prefix.2`."""
+    """Count the numbered parts under a name: 3 if there are `prefix.0` to `prefix.2`."""
     found = {
         int(name[len(prefix) + 1 :].partition(".")[0])
         for name in tensors

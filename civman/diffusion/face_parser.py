@@ -17,7 +17,7 @@ _SLOPE: Final = 0.2
 
 
 class FaceParser:
-    """ParseNet, loaded: its tensors under the file's names."""
+    """A loaded ParseNet: its tensors under the file's names."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors

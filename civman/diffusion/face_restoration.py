@@ -48,7 +48,8 @@ class FaceModels:
 def load_face_model(path: Path, kind: str, device: torch.device) -> Any:
     """Load a face model of this kind ("codeformer", "gfpgan", "retinaface", "parsenet") from a safetensors file.
 
-    Raises: CannotRender (`no-face-model`): tensors are missing or do not fit. InvalidModelFile, Refused.
+    Raises: CannotRender (`no-face-model`): tensors are missing or do not fit. InvalidModelFile, Refused: the file
+    cannot be read.
     """
     with open_tensors(path) as file:
         found = unwrapped({name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118

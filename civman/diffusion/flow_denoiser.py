@@ -39,7 +39,7 @@ class FlowCall:
         return FlowCall(self.model, at, FlowEncoded(torch.cat([call.text.context for call in calls]), pooled))
 
     def answer(self, unet: Any) -> Tensor:  # noqa: ARG002  # the family calls the transformer in its own way
-        """Call the transformer and return its output."""
+        """Call the transformer and return the predicted velocity."""
         family: Any = self.model.family
         velocity: Tensor = family.velocity(self.model.components, self.at, self.text)
         return velocity

@@ -1,4 +1,4 @@
-"""Load a flow-matching model: the transformer, and text encoders and a VAE from the same file or their own ones.
+"""Load a flow-matching model: the transformer, and text encoders and a VAE from the same file or from separate files.
 
 As in `loader`, modules are built on the meta device and each parameter becomes a view of a memory-mapped file.
 """
@@ -20,7 +20,7 @@ from civman.diffusion.mapped_weights import Weights
 from civman.diffusion.piece_tokenizer import read_pieces
 
 _OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model")
-"""Encoders whose activations exceed float16."""
+"""The classes of text encoders whose activations overflow float16."""
 
 
 def load_flow(

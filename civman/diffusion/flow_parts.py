@@ -27,7 +27,7 @@ class Placed:
     prefix: str
     sources: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Source]] = field(repr=False)
     tokenizer: str | None = None
-    """The name of the tensor with the part's tokenizer; None if civman has it."""
+    """The name of the tensor that contains the part's tokenizer; None if the tokenizer is shipped with civman."""
 
 
 def place_parts(
@@ -39,16 +39,16 @@ def place_parts(
     stated: Mapping[str, Config] | None = None,
     metadata: Mapping[str, str] = {},
 ) -> dict[str, Placed]:
-    """Place all components of a model.
+    """Find all components of a model in its files.
 
     Args:
         family: the checkpoint's family.
         checkpoint: the shapes of the checkpoint's tensors.
         file: the checkpoint's name, for messages.
-        own_files: the shapes of the parts that have files of their own, by component.
+        own_files: by component, the shapes in the files of parts that the checkpoint does not contain.
         names: the names of these files, by component.
-        stated: options that override those from the shapes, by component.
-        metadata: the checkpoint's metadata, which may state such options for its own components.
+        stated: options that override those read from shapes, by component.
+        metadata: the checkpoint's metadata, which may also contain such options, for its own components.
 
     Raises:
         CannotRender: a part or its tokenizer is missing (`missing-part`), or a part is of another kind or width
@@ -125,8 +125,9 @@ def missing_tokenizer(need: Need, shapes: Shapes, file: str, family: FlowFamily)
         return None
     tensor = need.kind.tokenizers[-1]
     return CannotRender(
-        f"the {need.kind.title} in `{file}` has no tokenizer (the tensor `{tensor}`), and civman has none for it",
-        hint=f"pass a file that contains both with {option_of(need)}; {_how_to_fetch(need, family)}",
+        f"the {need.kind.title} in `{file}` has no tokenizer (the tensor `{tensor}`), "
+        "and civman ships none for it",
+        hint=f"pass a file that also contains the tokenizer with {option_of(need)}; {_how_to_fetch(need, family)}",
         code=Cause.MISSING_PART, part=need.kind.role, file=file,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Run the text encoders of a flow-matching model: CLIP, T5 and language models, with ComfyUI's rules for weights.
 
-A weight w moves the state of each token from that of the empty text: empty + w · (state − empty). Qwen's models
-ignore weights, as in ComfyUI. `notes` collects what the user should know, such as text that was cut off.
+A weight w scales the difference of a token's hidden state from that of the empty prompt: empty + w · (state − empty).
+Qwen's models ignore weights, as in ComfyUI. `notes` collects notes for the user, such as that the prompt was cut off.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ class FlowText:
     def __init__(
         self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, PieceTokenizer] = {}
     ) -> None:
-        """`tokenizers` has those that text encoders' files contain, by component."""
+        """Use these components; `tokenizers` contains, by component, the tokenizers read from text encoders' files."""
         self._components, self._device, self._tokenizers = components, device, tokenizers
         self.notes: list[str] = []
 
@@ -97,9 +97,9 @@ class FlowText:
         return torch.tensor([ids], device=self._device), [*weights, *[1.0] * len(ends)]
 
     def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
-        """Return the ids of at most `most` tokens, the start token first, and the weight of each token.
+        """Return at most `most` token ids, beginning with the start token, and each token's weight.
 
-        They are those of the tokenizer that this text encoder's file contains.
+        The tokenizer is the one in this text encoder's file.
         """
         tokenizer = self._tokenizers[component]
         ids, weights = _weighted(parsed, tokenizer.encode)
@@ -123,11 +123,12 @@ class FlowText:
     ) -> Tensor:  # fmt: skip
         """Encode token ids: (1, tokens, width).
 
-        `layer`: an index into the hidden states of all layers, such as -2; several indices: these states side by side;
-        None: the last one's, after the final norm.
-        `weights`: one for each token. The empty text is then the first token followed by hidden padding.
-        `least`: Qwen's padding follows up to this number of tokens. No token sees the padding, but the states of the
-        padding are part of the result.
+        `layer`: an index into the hidden states of all layers, such as -2; several indices: these hidden states, joined
+        along the width; None: the last layer's hidden states after the final norm.
+        `weights`: one for each token. They act relative to the empty prompt, which here is the first token followed by
+        masked padding.
+        `least`: the number of tokens up to which the ids are padded with Qwen's padding token. No token attends to the
+        padding, but the padding's hidden states are part of the result.
         """
         encoder: Any = self._components[component]
         rows, mask = [list(ids)], None

@@ -57,14 +57,14 @@ class _Hook:
             mean = own.mean(1, keepdim=True)
             flat = mean.flatten(1)
             low, high = (each.view(-1, 1, 1, 1) for each in (flat.min(1).values, flat.max(1).values))
-            # a single pixel has no range of means, and ComfyUI would divide by zero
+            # at a single pixel, the mean's range is 0, and ComfyUI would divide by it
             factor = (self._features - 1) * ((mean - low) / (high - low)).nan_to_num(0.0) + 1
         own = torch.cat([own[:, :half] * factor, own[:, half:]], dim=1)
         return (torch.cat([own, low_scaled(skip, self._skipped)], dim=1), *arguments[1:])
 
 
 def low_scaled(features: Tensor, scale: float) -> Tensor:
-    """Scale the lowest frequencies of features (B, C, h, w) by a factor."""
+    """Scale the lowest spatial frequencies of features (B, C, h, w) by a factor."""
     spectrum = torch.fft.fftshift(torch.fft.fftn(features.float(), dim=(-2, -1)), dim=(-2, -1))
     middle, centre = spectrum.shape[-2] // 2, spectrum.shape[-1] // 2
     spectrum[..., middle - _LOW : middle + _LOW, centre - _LOW : centre + _LOW] *= scale

@@ -1,8 +1,8 @@
-"""Records the work that a network starts on a GPU, and starts all of it at once in later calls (CUDA graphs).
+"""Records the work that a network starts on a GPU, and replays all of it at once in later calls (CUDA graphs).
 
-With a small network, the GPU waits for the host, which starts hundreds of operations one by one. A graph starts the
-same kernels with the same numbers, so it should not change a bit. That is verified: the first result of each graph is
-compared with a call without it, and if a single bit differs, no graph is used any more.
+With a small network, the GPU waits for the CPU, which launches hundreds of operations one by one. A graph launches the
+same kernels on the same numbers, so no bit should change. That is verified: the first result of each graph is compared
+with that of an ordinary call, and if a single bit differs, no graphs are used from then on.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class CudaRecorder:
         self._device = device
 
     def record(self, run: Run) -> tuple[Any, Callable[[], None]]:
-        """Call `run` while recording a CUDA graph. Returns its results, and a function that repeats the graph."""
+        """Call `run` while recording a CUDA graph. Returns its results, and a function that replays the graph."""
         aside: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(aside):
@@ -46,7 +46,7 @@ class CudaRecorder:
 
 
 class _Graph:
-    """One recorded call: the tensors that it reads, its results, and the memory addresses of the weights."""
+    """One recorded call: the tensors that it reads, and its results."""
 
     def __init__(self, recorder: Recorder, forward: Callable[..., Any], flat: list[Any], shape: Any) -> None:
         self._inputs = [each.clone() if isinstance(each, Tensor) else each for each in flat]
@@ -63,10 +63,10 @@ class _Graph:
 
 
 class GraphedCalls:
-    """Replaces calls of a network by recorded ones, with one graph for each shape of the inputs."""
+    """Replaces a network's calls with recorded ones, with one graph for each combination of input shapes."""
 
     def __init__(self, network: nn.Module, recorder: Recorder, on_refusal: Callable[[str], None]) -> None:
-        """`on_refusal` is called once, with the reason, if graphs turn out to be unusable."""
+        """Replace the network's `forward`; `on_refusal` is called once, with the reason, if graphs cannot be used."""
         self._network, self._recorder, self._on_refusal = network, recorder, on_refusal
         self._forward = network.forward
         self._graphs: dict[Any, _Graph] = {}
@@ -105,7 +105,7 @@ class GraphedCalls:
         return expected
 
     def _is_changed(self) -> bool:
-        """Whether something changes the network's inside temporarily, so that this call must not be recorded."""
+        """Whether hooks or replaced methods change the network temporarily, so that this call must not be recorded."""
         return any(
             module._forward_pre_hooks or module._forward_hooks  # noqa: SLF001  # torch's
             or ("forward" in vars(module) and module not in self._changed)

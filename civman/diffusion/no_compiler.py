@@ -1,4 +1,4 @@
-"""Prevents libraries from importing torch's compiler only to mark functions for it."""
+"""Prevents libraries from importing torch's compiler just to mark functions for it."""
 
 import importlib.machinery
 import sys
@@ -16,7 +16,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def no_compiler() -> Iterator[None]:
-    """Replace `torch._dynamo` by a stub inside this context, unless it is imported already.
+    """Replace `torch._dynamo` with a stub inside this context, unless it is imported already.
 
     The stub's decorators do nothing; the real ones would only mark functions for the compiler.
     """
@@ -29,12 +29,13 @@ def no_compiler() -> Iterator[None]:
             yield
         finally:
             del sys.modules["torch._dynamo"]
-            # importing the stub sets this attribute; the real module is imported on first use
+            # importing the stub sets this attribute of torch; remove it, so that the real module is imported on first
+            # use
             vars(torch).pop("_dynamo", None)
 
 
 def _stand_in() -> ModuleType:
-    """Build a stub for torch._dynamo with just enough for its decorators. Its submodules are the real ones."""
+    """Build a stub for torch._dynamo with only the decorators that libraries use; its submodules are real."""
 
     def unchanged(function: Any = None, *_: Any, **__: Any) -> Any:
         return (lambda inner: inner) if function is None else function

@@ -20,7 +20,7 @@ from civman.domain.recipes.recipe import Recipe
 
 
 class Rng(StrEnum):
-    """The random generator for which a seed is meant.
+    """The random number generator that turns a seed into noise.
 
     `nv:THREADS`, which is not a member of this class, is also possible: see the module's docstring.
     """
@@ -241,7 +241,7 @@ class BrownianPath:
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
-        # compute the length of the whole interval before rounding to single precision
+        # scale the whole increment by the exact length of the interval, whose ends are rounded to six digits above
         self._whole = self._draw(np.random.SeedSequence(seed, pool_size=_POOL)) * math.sqrt(high - low)
         self._cache: dict[tuple[int, int], Tensor] = {}
         self._deep: dict[tuple[int, int], Tensor] = {}

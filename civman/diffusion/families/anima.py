@@ -89,7 +89,7 @@ class Anima(FlowFamily):
         }  # fmt: skip
 
     def extra_components(self, shapes: Shapes) -> dict[str, tuple[str, Config]]:
-        """Return the networks that the file contains besides the transformer itself: the adapter."""
+        """Return the networks that the file contains besides the transformer itself: the text adapter."""
         vocabulary, target = shapes["llm_adapter.embed.weight"]
         inner, width = shapes["llm_adapter.blocks.0.cross_attn.q_proj.weight"]
         config = {

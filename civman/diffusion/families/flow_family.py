@@ -33,7 +33,7 @@ class Need:
 class Defaults:
     """The values of options that a request does not set.
 
-    `guidance`: the guidance scale that the model embeds; 0 if it embeds none.
+    `guidance`: the distilled guidance scale, which is an input of the model; 0 if the model has no such input.
     """
 
     steps: int = 20
@@ -48,7 +48,7 @@ class Texts(Protocol):
     """The text encoders of a loaded model, see `civman.diffusion.flow_text`."""
 
     def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Any, Any]:
-        """Encode with CLIP: the hidden states of a layer (1, 77, width), and the pooled text (1, width)."""
+        """Encode with CLIP: a layer's hidden states (1, 77, width), and the pooled vector (1, width)."""
         ...
 
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Any:
@@ -82,18 +82,18 @@ class Texts(Protocol):
         ...
 
     def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
-        """Return at most `most` token ids by the tokenizer in this text encoder's file, and the weight of each."""
+        """Return at most `most` token ids, by the tokenizer in this text encoder's file, and each token's weight."""
         ...
 
     def language_model(
         self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
         *, least: int = 0,
     ) -> Any:  # fmt: skip
-        """Encode with a language model: the states (1, tokens, width) of a layer before the final norm.
+        """Encode with a language model: a layer's hidden states (1, tokens, width) before the final norm.
 
-        `layer` None: the last layer's states after the final norm; several layers: their states side by side.
-        `weights`: one for each token, if they count. `least`: the number of tokens up to which a Qwen model's text is
-        padded.
+        `layer` None: the last layer's hidden states after the final norm; several layers: their hidden states, joined
+        along the width. `weights`: one for each token, if the family supports weights. `least`: the number of tokens up
+        to which a Qwen model's prompt is padded.
         """
         ...
 
@@ -146,7 +146,7 @@ class FlowFamily:
     known_extras: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that real files contain and the transformer does not use."""
     single_precision: ClassVar[tuple[str, ...]] = ()
-    """Ends of the names of the transformer's parameters that are kept in float32 in every precision."""
+    """Suffixes of the transformer's parameters that are kept in float32, whatever the precision of the model."""
     native_size: ClassVar[int] = 1024
     multiple: ClassVar[int] = 16
     """Both sides of an image must be multiples of this number of pixels."""
@@ -212,7 +212,7 @@ class FlowFamily:
         raise NotImplementedError
 
     def encode_negative(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode a negative prompt, which some families write into another template."""
+        """Encode a negative prompt, for which some families use a different template than for the prompt."""
         return self.encode(texts, parsed)
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
@@ -238,7 +238,7 @@ def require_head(head: int, wanted: int, title: str) -> None:
     """Reject a model with an attention head width other than `wanted`, since its position encoding would be unknown."""
     if head != wanted:
         raise CannotRender(
-            f"the attention heads of this {title} model are {head} wide, but civman knows its position"
-            f" encoding only for a width of {wanted}",
+            f"the attention heads of this {title} model are {head} wide, but civman knows its "
+            f"position encoding only for a width of {wanted}",
             code=Cause.UNKNOWN_FAMILY,
         )

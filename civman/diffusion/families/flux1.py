@@ -72,7 +72,7 @@ def block_dimensions(shapes: Shapes, title: str) -> Config:
 
 
 def positions(height: int, width: int, device: Any) -> Any:
-    """Return the positions (h/2·w/2, 3) of the tokens of a picture: 0, row, column."""
+    """Return the position ids (h/2·w/2, 3) of an image's tokens: 0, row, column."""
     import torch  # imported here, because planning uses this module without importing torch
 
     rows = torch.arange(height // 2, dtype=torch.float32, device=device)

@@ -60,13 +60,13 @@ _BLOCKS = {
 _AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 _AFTER_TOKENS = 5
 _MOST_TOKENS = 512
-"""The number of tokens that the transformer reads, those of `_AFTER` included."""
+"""The maximum number of tokens that the transformer reads, including those of `_AFTER`."""
 _LAYERS = tuple(range(2, 36, 3))
 """The indices of the encoder's hidden states that the transformer reads. Source: Krea 2's pipeline in diffusers."""
 
 
 class Krea2(FlowFamily):
-    """Krea 2. The transformer reads twelve of the text encoder's layers and joins them itself."""
+    """Krea 2. The transformer reads the hidden states of twelve of the text encoder's layers and joins them itself."""
 
     name = "krea2"
     title = "Krea 2"
@@ -99,8 +99,8 @@ class Krea2(FlowFamily):
         require_head(head, 128, self.title)
         if (layers := shapes["txtfusion.projector.weight"][1]) != len(_LAYERS):
             raise CannotRender(
-                f"this {self.title} model reads {layers} layers of its text encoder, but which ones is known for "
-                f"{len(_LAYERS)} layers only",
+                f"this {self.title} model reads {layers} layers of its text encoder, but civman knows "
+                f"the layers only of models that read {len(_LAYERS)}",
                 code=Cause.UNKNOWN_FAMILY,
             )
         width, inputs = shapes["first.weight"]

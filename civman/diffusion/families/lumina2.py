@@ -40,13 +40,13 @@ _BEFORE = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
     f"on textual prompts or user prompts. {_MARK} "
 )
-"""The instruction that the model was trained with. Source: Lumina-Image 2.0's pipeline."""
+"""The system prompt with which the model was trained. Source: Lumina-Image 2.0's pipeline."""
 _MOST_TOKENS = 256
 _HEAD = 96
 
 
 class Lumina2(FlowFamily):
-    """Lumina 2. The model takes 1 − σ as its time and predicts the velocity with the opposite sign."""
+    """Lumina 2. The model takes 1 − σ as its timestep and predicts the velocity with the opposite sign."""
 
     name = "lumina2"
     title = "Lumina 2"
@@ -67,9 +67,9 @@ class Lumina2(FlowFamily):
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return a variant's values of options that a request does not set.
+        """Return the variant's defaults for options that a request does not set.
 
-        ComfyUI's shift; the steps and scale of diffusers' pipeline.
+        The shift is ComfyUI's; the steps and the scale are those of diffusers' pipeline.
         """
         return Defaults(steps=30, cfg=4.0, shift=6.0)
 
@@ -88,20 +88,20 @@ class Lumina2(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width)."""
+        """Return the width that each part must have: component → (name of the option in its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["cap_feat_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with Gemma's second-to-last layer, after the instruction unless the prompt contains one itself."""
+        """Encode with Gemma's second-to-last layer, after the system prompt unless the prompt contains its own."""
         if _MARK not in parsed.text:
             parsed = replace(parsed, sections=((Fragment(_BEFORE, 1.0),), *parsed.sections))
         return self.encode_negative(texts, parsed)
 
     def encode_negative(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode a prompt without the instruction."""
+        """Encode a negative prompt, without the system prompt."""
         ids, weights = texts.piece_ids("text_encoder", parsed, _MOST_TOKENS)
         return FlowEncoded(texts.language_model("text_encoder", ids, -2, weights))
 

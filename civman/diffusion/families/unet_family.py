@@ -63,7 +63,7 @@ class UNetFamily:
         return self.epsilon_size if self.epsilon_size and prediction == "epsilon" else self.native_size
 
     def is_same(self, other: Any) -> bool:
-        """Whether `other` is the same family, so that adapters for one checkpoint fit the other one."""
+        """Whether `other` is the same family, so that adapters for one family's checkpoints fit the other's."""
         return other is self
 
     def continues(self, other: Any) -> bool:

@@ -92,7 +92,7 @@ class ZImage(FlowFamily):
 
 
 def _stacked(answers: Any) -> Any:
-    """Stack the outputs (channels, 1, h, w) of a batch, without their frame axis."""
+    """Stack the outputs (channels, 1, h, w) of a batch, and remove their frame axis."""
     import torch  # imported here, because planning uses this module without importing torch
 
     return torch.stack([answer.float()[:, 0] for answer in answers])
