@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from civman.domain.digests import Sha256
@@ -65,6 +65,7 @@ recipes = st.builds(
 )  # fmt: skip
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the recipe
 @given(recipes)
 def test_a_recipe_reads_back_as_itself(recipe: Recipe) -> None:
     again = Recipe.from_json(recipe.to_json())
