@@ -33,9 +33,10 @@ class BlockNorm:
 
 
 def block_norms(model: LoadedModel, adapter: Adapter) -> tuple[BlockNorm, ...]:
-    """Measure an adapter at its scales in the blocks of a model, whose weights may be left in its file.
+    """Measure how much an adapter changes each block of a model, at the adapter's scales.
 
-    Modules that do not fit the model are left out. Raises: InvalidModelFile, Refused: the adapter cannot be read.
+    The model's weights may be left in its file. Modules that do not fit the model are left out. Raises:
+    InvalidModelFile, Refused: the adapter cannot be read.
     """
     components = {name: component for name, component in model.components.items() if name != "vae"}
     counts: defaultdict[str, int] = defaultdict(int)

@@ -19,11 +19,11 @@ METADATA_KEY: Final = "civman.config"
 TITLES: Final = {
     "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
 }  # fmt: skip
-"""Maps each component to its name in messages."""
+"""Maps each component to the name by which messages call it."""
 
 
 def stated_in(metadata: Mapping[str, str]) -> dict[str, Config]:
-    """Read the options that a file states itself, by component, for dimensions that no tensor shape shows.
+    """Read the dimensions that no tensor shape shows from the file's metadata, as options of each component.
 
     Raises: InvalidModelFile: the metadata entry is not a JSON object of objects.
     """

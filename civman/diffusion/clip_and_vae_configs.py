@@ -55,8 +55,8 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         "hidden_act": usual["hidden_act"],
         "layer_norm_eps": 1e-5,
         "bos_token_id": 49406,
-        # not 2 as in the Hub's configs: with 2, transformers would pool at the highest id, which may be that of an
-        # added embedding
+        # not 2 as in the configs on Hugging Face: with 2, transformers would pool at the highest token id, which may be
+        # that of an added embedding
         "eos_token_id": 49407,
         "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
     }

@@ -1,6 +1,6 @@
 """CLIP's text encoder, with the parameter names of transformers' CLIPTextModel and bit-identical results.
 
-transformers' own class takes 0.4 s to import, and is only needed for diffusers' pipelines.
+transformers' own class takes 0.4 s to import, so it is used only if diffusers' pipelines need it.
 """
 
 from collections.abc import Mapping

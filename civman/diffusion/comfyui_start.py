@@ -25,7 +25,7 @@ _CELL = 8
 
 
 def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
-    """Prepare an input image by the ComfyUI resize mode of `start`. `size`: width and height of the rendering."""
+    """Prepare an input image with the ComfyUI resize mode of `start`. `size`: width and height of the render."""
     image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
     if start.resize_mode != COMFYUI_CROP:
         image = resized(image, *size, start.resize_mode.partition(" ")[2])
@@ -43,7 +43,7 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
 
 
 def _cropped(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop pixels (…, H, W) to their middle; of an odd number of rows or columns to cut, the end loses one more."""
+    """Centre-crop pixels (…, H, W) to `size`; if an odd number is cut, the right or bottom loses one more."""
     top, left = (values.shape[-2] - size[1]) // 2, (values.shape[-1] - size[0]) // 2
     return values[..., top : top + size[1], left : left + size[0]]
 

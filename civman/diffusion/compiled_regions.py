@@ -1,11 +1,11 @@
-"""Compiles the blocks that a UNet or transformer repeats, as an engine with its own name in records.
+"""Compiles the blocks that a UNet or transformer repeats; records name this engine "inductor/…".
 
 Only blocks that occur many times are compiled, each as one graph: that is as fast as compiling the whole network and
 takes a fraction of the time. The compiler's results are cached on disk.
 
-An image must depend only on its recipe and the environment, bit for bit. Therefore, each size gets graphs of its own,
-whatever was rendered before; a graph that adapts to several sizes would depend on the first one. Graphs do not depend
-on weights, noise levels or the length of a UNet's prompt. Kernels are chosen by rules, not by measuring times.
+An image must depend only on its recipe and the environment, bit for bit. Therefore, each image size gets its own
+graphs, whatever was rendered before; a graph with dynamic sizes would depend on the first one. Graphs do not depend on
+weights, noise levels or the length of a UNet's prompt. Kernels are chosen by fixed rules, not by timing them.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ class CompiledRegions:
         # imported here, because importing torch's compiler takes 2 s and is only needed for compiling
         import torch._dynamo.config as tracing
 
-        # allow many graphs: each size and each kind of block needs its own, and the default limit of 8 would be an
-        # error
+        # allow many graphs: each size and each kind of block needs its own, and beyond the default limit of 8, torch
+        # raises an error
         tracing.recompile_limit = tracing.accumulated_recompile_limit = 100_000
         options = _options()
         self.name = f"inductor/{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}"
@@ -91,7 +91,7 @@ def compiler_of(device: torch.device) -> str:
 
 
 def _cpp_compiler() -> str:
-    # ask for the program that torch's compiler will call
+    # torch's compiler will call this program
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     path = shutil.which(name)
     if path is not None:
@@ -100,8 +100,8 @@ def _cpp_compiler() -> str:
             return told.stdout.splitlines()[0].strip()
     raise CannotRender(
         f"--compile needs a C++ compiler on a CPU, and `{name}` cannot be run",
-        hint="install a C++ compiler (such as the package g++), set the variable CXX to one, or render "
-        "without --compile",
+        hint="install a C++ compiler (such as the package g++), set the environment variable CXX to one, "
+        "or render without --compile",
         code=Cause.NO_COMPILER,
     )
 
@@ -131,7 +131,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     found = [module for module in network.modules() if type(module).__name__ in names]
     if not found:
         raise CannotRender(
-            f"--compile does not support {type(network).__name__}, which has no blocks that it knows",
+            f"--compile supports none of the blocks of {type(network).__name__}",
             hint="render without --compile",
             code=Cause.NOT_COMPILABLE,
         )  # fmt: skip

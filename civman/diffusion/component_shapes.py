@@ -262,9 +262,9 @@ def require_widths(configs: Mapping[str, Config], file: str) -> None:
     for what, ours, theirs, giver in pairs:
         if ours != theirs or ours <= 0:
             raise CannotRender(
-                f"parts of `{file}` do not match: the {giver} gives {what} of width {ours}, but the UNet expects "
-                f"{theirs}",
-                hint="its parts come from different model families; another file of this version may be correct",
+                f"parts of `{file}` do not match: the {giver} gives {what} of width {ours}, but the "
+                f"UNet expects width {theirs}",
+                hint="the file's parts come from different model families; another file of this version may be correct",
                 code=Cause.MISMATCHED_PARTS,
                 file=file,
             )

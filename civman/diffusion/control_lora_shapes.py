@@ -15,7 +15,7 @@ from civman.errors import Cause, Incompatible
 _LORA: Final = "lora_controlnet"
 _DIFFERENCE: Final = "difference"
 _HALF: Final = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
-"""The parts of a UNet of which a ControlNet is a copy."""
+"""Prefixes of the UNet tensors that a ControlNet copies: the encoder half, the middle block and the embeddings."""
 
 
 def is_control_lora(shapes: Mapping[str, object]) -> bool:
@@ -29,7 +29,7 @@ def is_difference(shapes: Mapping[str, object]) -> bool:
 
 
 def factors(name: str, names: Mapping[str, object]) -> tuple[str, str] | None:
-    """Return the names of the two factors (up, down) of a weight in a ControlLoRA; None if it has none."""
+    """Return the names of the factors (up, down) that change a weight in a ControlLoRA; None if it has none."""
     module = name.removesuffix(".weight")
     for tail in ("", ".weight"):
         if f"{module}.up{tail}" in names and f"{module}.down{tail}" in names:

@@ -133,8 +133,7 @@ def _repeatable() -> Iterator[None]:
     )  # fmt: skip
     # this sets the flag that use_deterministic_algorithms sets, but does not import torch's compiler, which takes 3 s
     torch.set_deterministic_debug_mode("warn")
-    # switch off the filling of new tensors: all results are fully written, and filling would double the operations of a
-    # UNet call
+    # do not fill new tensors: all results are fully written, and filling would double the operations of a UNet call
     _FILLS.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -148,7 +147,7 @@ def _repeatable() -> Iterator[None]:
 
 
 class Compiled(Protocol):
-    """The blocks of a model that were compiled."""
+    """The compiled blocks of a model."""
 
     name: str
     """The engine's name in records."""

@@ -29,7 +29,7 @@ class Row:
 
 
 class KeyTable:
-    """The rows of one component of a family."""
+    """The table that translates the names of one component of a family."""
 
     def __init__(self, text: str = "") -> None:
         self.rows = tuple(_row(line) for line in text.strip().splitlines() if line.strip())

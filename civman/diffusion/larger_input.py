@@ -15,7 +15,7 @@ from civman.domain.recipes.recipe import Recipe
 
 
 def with_larger_image(inputs: Inputs, recipe: Recipe, upscaler: AnyUpscaler | None, on_event: OnEvent) -> Inputs:
-    """Enlarge the input image if `recipe.input_upscale` says so. `upscaler` is the model that it names."""
+    """Enlarge the input image as `recipe.input_upscale` specifies, if it is set; `upscaler` is the model it names."""
     made = recipe.input_upscale
     if made is None:
         return inputs

@@ -19,7 +19,7 @@ from civman.diffusion.uploads import sent
 from civman.domain.recipes.tiled_diffusion import METHODS, TiledDiffusion
 
 _VARIANCE: Final = 0.01
-"""The variance of the Gaussian, in units of the tile's width."""
+"""The variance of the Gaussian weights, where the tile's width is 1."""
 
 
 class LatentTiles:
@@ -40,7 +40,7 @@ class LatentTiles:
         self._total, self._weight = sent(total, device), sent(weight, device)
 
     def answer(self, call: UnetCall) -> Calls[Tensor]:
-        """Answer a call of the UNet for latents of this size by averaging one call for each tile."""
+        """Answer a UNet call for latents of this size by calling the UNet for each tile and averaging the results."""
         whole: Tensor | None = None
         for place in self._places:
             answer = yield replace(call, inputs=call.inputs[place].contiguous())
@@ -52,9 +52,9 @@ class LatentTiles:
 
 
 def gaussian(width: int, height: int) -> Tensor:
-    """Return the weights of a tile (height, width): highest half a latent below the middle.
+    """Return the Gaussian weights of a tile, (height, width); the maximum lies half a latent below the centre.
 
-    The extension divides the distances along both sides by the tile's width.
+    As in the Tiled Diffusion extension, distances along both sides are divided by the tile's width.
     """
 
     def line(length: int, middle: float) -> Tensor:

@@ -185,7 +185,7 @@ def load(
 
 
 def build_empty(configs: Mapping[str, Config], *, for_diffusers: bool = False) -> dict[str, nn.Module]:
-    """Build components from their configs on the meta device: modules without memory, uninitialised."""
+    """Build components from their configs on the meta device: modules that use no memory and are not initialised."""
     made: dict[str, nn.Module] = {}
     with unfilled():
         for name, config in configs.items():
@@ -289,9 +289,9 @@ def fill(
     moved: dict[str, Tensor],
     leaves: int | None,
 ) -> None:
-    """Give a module built on the meta device the tensors of its file, and put it into `model`.
+    """Fill a module that was built on the meta device with the tensors of its file, and add it to `model`.
 
-    `moved` are tensors that are converted already; `leaves` is explained in `load`.
+    `moved`: tensors that are already converted; `leaves` is explained in `load`.
     """
     weights, sources = model.files[name], model.sources[name]
     own = weights.dtype_of(source.name for source in sources.values())
@@ -345,7 +345,7 @@ def _move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 def _vae_tensors(weights: Weights, other: Path | None) -> tuple[Weights, dict[str, str]]:
-    """Open the file that contains the VAE, and map original VAE names to the names in that file."""
+    """Open the file that contains the VAE, and map the original VAE tensor names to the names in that file."""
     if other is None:
         return weights, {name.removeprefix(VAE): name for name in weights.shapes if name.startswith(VAE)}
     file = Weights(other)

@@ -29,18 +29,18 @@ _DTYPES: Final = {
     "BOOL": torch.bool,
 }  # fmt: skip
 _PACKED_TYPES = frozenset({"I8", "U8"})
-"""Types of weights whose numbers mean nothing without their helper tensors."""
+"""Dtypes of packed weights, whose values are meaningless without their helper tensors."""
 
 
 _FIRST_BYTES, _FIRST_GGUF_BYTES = 512, 1 << 20
 
 
 class Weights:
-    """One open file. Its tensors share the memory map: nothing is copied until one is converted, moved or unpacked.
+    """One open file. Its tensors share the memory map: a tensor is copied only if it is converted, moved or unpacked.
 
     `shapes` and `dtypes` list the tensors that the model sees; the dtype of a packed weight is the stored one, such as
-    "F8_E4M3" or "Q4_K". Writing to a tensor changes this process's private copy of the page, never the file. Do not do
-    it: `read` would return the changed page again.
+    "F8_E4M3" or "Q4_K". Never write to a tensor: that would change this process's private copy of the page (not the
+    file), and `read` would return the changed page again.
     """
 
     __slots__ = ("_begin", "_entries", "_map", "_packed", "dtypes", "form", "metadata", "path", "shapes")
@@ -49,7 +49,7 @@ class Weights:
         """Open and memory-map a file.
 
         Raises:
-            InvalidModelFile: it is not a readable safetensors or GGUF file.
+            InvalidModelFile: the file is not a readable safetensors or GGUF file.
             CannotRender: its weights are packed in a form that civman cannot unpack (`quantised-weights`).
         """
         self.path = path
@@ -71,7 +71,7 @@ class Weights:
     def read(self, source: Source) -> Tensor:
         """Read a parameter: a view of the memory map in the file's dtype, or float32 if the weight is packed.
 
-        Raises: KeyError. InvalidModelFile: a dtype that torch does not support.
+        Raises: KeyError: there is no such tensor. InvalidModelFile: torch does not support the dtype.
         """
         rows = source.rows
         if source.third is not None:
@@ -88,7 +88,7 @@ class Weights:
         return name in self._packed or is_packed_type(self._entries[name].dtype)
 
     def _values(self, name: str, rows: tuple[int, int] | None) -> Tensor:
-        """Read a tensor, or the rows (first, count) of it; only these are unpacked."""
+        """Read a tensor, or only its rows (first, count), so that no other rows are unpacked."""
         entry = self._entries[name]
         packed = self._packed.get(name)
         if is_packed_type(entry.dtype):

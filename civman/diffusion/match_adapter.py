@@ -93,7 +93,8 @@ class Coverage:
 class Act:
     """The effect of an adapter's module on one parameter: its kind, and the tensor for each role in its formula.
 
-    `alpha` is the value from the file's metadata if no tensor has it; `rank` is the divisor of alpha for a bias.
+    `alpha` is the value from the file's metadata if no tensor has it; `rank` is the number by which alpha is divided
+    for a bias.
     """
 
     kind: Kind
@@ -121,7 +122,7 @@ class Plan:
     idle: list[Unmatched] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     squares: dict[tuple[str, str], float] = field(default_factory=dict)
-    """For each component and block, the sum of the squares of what was added there."""
+    """For each component and block, the sum of the squares of the changes added there."""
     changes_bits: bool = False
 
     @property
@@ -285,7 +286,7 @@ def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
             f"adapter `{name}` only partly fits: {len(plan.matched)} modules match, {len(reasons)} do not "
             f"({'; '.join(reasons[:_SHOWN])}{rest})",
             code=Cause.ADAPTER_PARTIAL,
-            hint="--allow-partial applies the modules that fit",
+            hint="use --allow-partial to apply only the modules that fit",
             adapter=name,
             matched=len(plan.matched),
             unmatched=reasons,

@@ -35,7 +35,7 @@ class MemoryPlan(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Memory in bytes on the device. Weights are exact; `unet_work` and `vae_work` (activations) are rules of thumb."""
+    """Memory in bytes on the device. Weights are exact; `unet_work` and `vae_work` (activations) are rough."""
 
     unet: int
     vae: int
@@ -67,7 +67,7 @@ class Estimate:
         return max(self.unet_work, tile) + self.layer
 
     def plan(self, available: int) -> MemoryPlan:
-        """Choose the fastest plan that fits with a tenth to spare. Raises: CannotRender: no plan fits."""
+        """Choose the fastest plan that fits with 10 % to spare. Raises: CannotRender: no plan fits."""
         for plan in MemoryPlan:
             if self.needed(plan) * 1.1 <= available:
                 return plan
@@ -85,7 +85,7 @@ class Estimate:
 # activation memory, in multiples of one value per latent (UNet, first layer's width) or per pixel (VAE, first width),
 # measured as growth in resident memory for SD 1 at 512 px (43), the VAE at 512 and 256 px (8, 10), float32 on the CPU
 _UNET_FACTOR, _VAE_FACTOR = 44, 10
-# what a ControlNet adds to the UNet's: its 13 outputs and their weighted copies, in the same unit
+# what a ControlNet adds to the UNet's activation memory, in the same unit: its 13 outputs and their weighted copies
 _CONTROLNET_FACTOR = 11
 _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 

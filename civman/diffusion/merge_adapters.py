@@ -422,7 +422,7 @@ def _borrowed(buffers: "SimpleQueue[_Buffer]") -> Iterator[_Buffer]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute float32 products in full precision, even if the caller allows TF32 (which drops 13 bits)."""
+    """Compute float32 matrix products in full precision, even if the caller allows TF32 (which drops 13 bits)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

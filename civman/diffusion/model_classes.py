@@ -138,7 +138,8 @@ def _import(what: Callable[[], Any]) -> Any:
             # import with the CPU as torch's default device, because it also applies to tensors that libraries create on
             # import
             with no_compiler(), _no_distribution(), torch.device("cpu"):
-                importlib.import_module("diffusers")  # diffusers detects scipy and PEFT here
+                # import diffusers here, since it checks for scipy and PEFT while being imported
+                importlib.import_module("diffusers")
                 with _no_scipy():
                     for name in _LAZY_FIRST:
                         _postpone(name)
@@ -229,7 +230,7 @@ class _PeftStandIn(ModuleType):
 
 class _IsTunerLayer(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        # if the real module is not imported, no such layer exists
+        # if the real PEFT was never imported, there are no layers of this class
         real = sys.modules.get(_PEFT[2])
         return real is not None and isinstance(instance, real.BaseTunerLayer)
 

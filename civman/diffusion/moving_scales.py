@@ -35,7 +35,7 @@ class MovingScales:
             self._files = files.pop_all()
 
     def set(self, scales: Sequence[float]) -> None:
-        """Merge the adapters at these scales for the UNet, given in their order; scales for text encoders stay."""
+        """Merge the adapters at these UNet scales, one for each adapter; the scales for text encoders stay the same."""
         changed = []
         for plan, scale in zip(self._plans, scales, strict=True):
             if plan.adapter.unet_scale != scale:
