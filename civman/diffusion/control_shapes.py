@@ -19,7 +19,7 @@ _HINT = "controlnet_cond_embedding."
 def original_names(shapes: Mapping[str, object]) -> dict[str, str]:
     """Map the original names of a ControlNet's tensors, without prefix, to the names in the file.
 
-    Raises: CannotRender (`unknown-family`): it is a kind of ControlNet that civman cannot use.
+    Raises: CannotRender (`unknown-family`): civman does not support this kind of ControlNet.
     """
     names = [name for name in shapes if name.startswith(_PREFIX)] or list(shapes)
     plain = {name.removeprefix(_PREFIX): name for name in names}
@@ -115,7 +115,7 @@ def control_config(unet: Config, shapes: Shapes) -> Config:
         union = _union_config(unet, shapes) if union_size(shapes) else {}
     except (KeyError, IndexError, ValueError) as missing:
         raise CannotRender(
-            "the ControlNet lacks tensors that show its structure",
+            "the structure of the ControlNet is unknown, because tensors are missing",
             hint="the file is incomplete; another file of this version may be complete", code=Cause.MISSING_TENSOR,
         ) from missing  # fmt: skip
     layout = encoder_layout({f"{UNET}{name}": shape for name, shape in shapes.items()})

@@ -86,7 +86,7 @@ def load_controlnet(
 
 
 def _tensor(weights: Weights, names: Mapping[str, str], plain: str, parameter: str, model: LoadedModel) -> Tensor:
-    """Read a parameter of a ControlNet; if a change is stored instead, add it to the UNet's parameter.
+    """Read a parameter of a ControlNet; if the file stores a change instead, add it to the UNet's parameter.
 
     `plain` is the parameter's original name without prefix.
     """

@@ -131,7 +131,7 @@ class Guidance:
     """Apply guidance and its rescaling to the velocity (v) even if the model predicts the noise."""
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
-        """Whether the UNet must be evaluated for the negative prompt. `weights`: those of the combined prompts."""
+        """Whether the UNet must be evaluated for the negative prompt; `weights` are those of the combined prompts."""
         return self.in_pairs or weights != (1.0,) or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
 
 
@@ -245,7 +245,7 @@ class Denoiser:
         cleans = []
         for clean in wanted:
             if known is not None and known.is_shown:
-                # add the noise in x to the preserved latents, because the model has predicted that noise
+                # subtract the predicted noise from x, not from the preserved latents that the model was shown
                 clean = clean + (x - seen)
             elif known is not None:
                 clean = clean * known.mask + known.latents * (1 - known.mask)
@@ -376,7 +376,7 @@ def _grouped(entries: Sequence[tuple[Tensor, dict[str, Tensor]]], batch: int, po
 
 
 def _fitted(uncond: Encoded, cond: Encoded) -> Encoded:
-    """Cut a negative context to the positive one's length, or repeat its last vector until it is as long."""
+    """Cut a negative context to the positive context's length, or repeat its last vector up to that length."""
     missing = cond.context.shape[1] - uncond.context.shape[1]
     if missing <= 0:
         return Encoded(uncond.context[:, : cond.context.shape[1]], uncond.pooled)

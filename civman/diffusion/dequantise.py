@@ -17,7 +17,7 @@ from torch import Tensor
 from civman.domain.files.gguf_types import BLOCKS
 
 _PIECE = 1 << 20
-"""How many packed numbers are unpacked at a time, to limit the memory for intermediate values."""
+"""The number of weights that are dequantised at a time, which limits the memory for intermediate values."""
 _ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 
 
@@ -39,7 +39,7 @@ def scaled(values: Tensor, scale: Tensor, rotation: int = 0) -> Tensor:
 
 @cache
 def _hadamard(size: int) -> Tensor:
-    """Build the regular Hadamard matrix of this size, a power of four, with rows of length 1. It is its own inverse."""
+    """Build the regular Hadamard matrix of this size, a power of four, with rows of norm 1. It is its own inverse."""
     base = torch.tensor(_ROTATION, dtype=torch.float32) / 2
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
@@ -77,7 +77,7 @@ def by_block(positions: Tensor, table: Tensor, factors: Tensor, block: int, shap
 
 def gguf_blocks(stored: Tensor, kind: str, shape: tuple[int, ...]) -> Tensor:
     """Dequantise the bytes of a GGUF tensor of type `kind`, such as "Q4_K", to float32."""
-    constants: Any = importlib.import_module("gguf.constants")  # imported here: only GGUF files need it
+    constants: Any = importlib.import_module("gguf.constants")  # imported here, because only GGUF files need it
     quants: Any = importlib.import_module("gguf.quants")
     block, size = BLOCKS[kind]
     blocks = stored.numpy().reshape(-1, size)

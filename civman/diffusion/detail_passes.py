@@ -87,7 +87,7 @@ def _redrawn(
 
 
 def _first_with(stages: Stages, prompt: Prompts) -> Stages:
-    """Return the model of the first pass with other prompts."""
+    """Return stages whose models are the same, but with `prompt` in place of their prompts."""
     return lambda stage: replace(stages(stage), prompt=prompt)
 
 

@@ -46,7 +46,7 @@ class Config(dict[str, Any]):
 
 
 class ConfigMixin:
-    """Keeps a model's arguments in `config`."""
+    """Stores a model's constructor arguments in `config`."""
 
     config: Config
 
@@ -85,7 +85,7 @@ class ModelMixin(nn.Module):
 
 
 class _Nothing:
-    """Stands for a base class or helper that diffusers' files import but that is not needed here."""
+    """A stub for base classes and helpers that diffusers' files import but do not need for computing."""
 
 
 def _unscaled(_name: str = "") -> Callable[[Any], Any]:

@@ -36,7 +36,7 @@ def pipeline_of(model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mappin
 
 
 def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
-    import diffusers  # importing the pipelines takes 2 s, which only callers of this function pay for
+    import diffusers  # importing diffusers' pipelines takes 2 s, which only callers of this function pay for
 
     if (kind, model.family.is_xl) not in _KINDS:
         raise UsageError(
@@ -66,7 +66,8 @@ def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
 def _scheduler(model: LoadedModel) -> Any:
     import diffusers
 
-    from civman.diffusion.pipeline_scheduler import model_config  # imports diffusers' schedulers
+    # imported here, because it imports diffusers' schedulers
+    from civman.diffusion.pipeline_scheduler import model_config
 
     kind: Any = diffusers.EulerDiscreteScheduler
     taken = inspect.signature(kind.__init__).parameters

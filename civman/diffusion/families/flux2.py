@@ -52,12 +52,12 @@ final_layer.linear = proj_out
 final_layer.adaLN_modulation.1 = ~ norm_out.linear
 """  # noqa: E501
 _GUIDANCE = "guidance_in.in_layer.weight"
-"""A tensor that Flux.2 dev has and Klein does not."""
+"""The name of a tensor that Flux.2 dev has and Klein does not."""
 _LAYERS = (9, 18, 27)
-"""The layers of Qwen3 before which the hidden states are read."""
+"""The indices of the Qwen3 layers whose input hidden states the transformer reads."""
 _TOKENS = 512
 _MOST_MU = 4.6
-"""The greatest μ: a recipe's shift is at most 100."""
+"""The greatest μ, since a recipe's shift is at most 100."""
 
 
 class Flux2Klein(FlowFamily):
@@ -79,7 +79,7 @@ class Flux2Klein(FlowFamily):
         return ("distilled", "base")
 
     def defaults(self, variant: str) -> Defaults:
-        """Return a variant's values of options that a request does not set: CivitAI's steps and scales."""
+        """Return the variant's defaults for options that a request does not set. Steps and scales are CivitAI's."""
         return Defaults(steps=30, cfg=7.0) if variant == "base" else Defaults(steps=8)
 
     def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
@@ -109,16 +109,17 @@ class Flux2Klein(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return which width each part must have: component → (option of its config, width)."""
+        """Return the width that each part must have: component → (name of the option in its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["joint_attention_dim"] // len(_LAYERS)),
             "vae": ("latent_channels", transformer["out_channels"] // 4),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with three layers of Qwen3, as a message that is answered without thinking, padded to 512 tokens.
+        """Encode the prompt with three layers of Qwen3, padded to 512 tokens.
 
-        Weights are ignored, as for all Qwen models.
+        The prompt is a user's message in Qwen3's chat template with thinking disabled. Weights are ignored, as for all
+        Qwen models.
         """
         words = f"<|im_start|>user\n{parsed.text}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         ids = texts.qwen_ids(words, _TOKENS)
@@ -138,8 +139,8 @@ class Flux2Klein(FlowFamily):
 
 
 def _places(rows: int, columns: int, tokens: int, device: Any) -> Any:
-    """Return the positions (rows · columns · tokens, 4) of tokens: 0, row, column, place in the text."""
-    import torch  # imported here: a plan asks the family before torch is imported
+    """Return the position ids of tokens, (rows · columns · tokens, 4): 0, row, column, index in the text."""
+    import torch  # imported here, because planning uses this module without importing torch
 
     return torch.cartesian_prod(*(torch.arange(number, device=device) for number in (1, rows, columns, tokens)))
 
@@ -150,7 +151,7 @@ def refuse_dev(names: Shapes) -> None:
     if any(all(prefix + mark in names for mark in marks) for prefix in PREFIXES):
         raise CannotRender(
             "civman does not render Flux.2 dev: its text encoder is Mistral Small 3, for which civman has no tokenizer",
-            hint="Flux.2 Klein, which has Qwen3 as its text encoder, is rendered", code=Cause.UNKNOWN_FAMILY,
+            hint="choose Flux.2 Klein, whose text encoder is Qwen3", code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def unet_family_of(names: Shapes) -> UNetFamily:
     if f"{UNET}input_blocks.0.0.weight" not in names:
         raise CannotRender(
             "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",
-            hint="choose a checkpoint; adapters, embeddings and VAEs are only used together with one",
+            hint="choose a checkpoint; adapters, embeddings and VAEs can only be used together with a checkpoint",
             code=Cause.MISSING_PART,
             part="unet",
         )

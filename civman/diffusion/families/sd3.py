@@ -92,7 +92,7 @@ class SD3(FlowFamily):
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
         """Map each parameter of the transformer, or of an extra component, to its tensor in the file.
 
-        In the last block, the text is only normed, and diffusers stores shift and scale in swapped order.
+        In the last block, the text is only normalised; shift and scale are swapped between the file and diffusers.
         """
         assert component == "transformer"
         found = self.keys.sources(wanted, prefix)

@@ -59,7 +59,7 @@ class UNetFamily:
         return self.name
 
     def native_size_of(self, prediction: str) -> int:
-        """Return the native size of the family's models with this prediction."""
+        """Return the native size of this family's models with the prediction type `prediction`."""
         return self.epsilon_size if self.epsilon_size and prediction == "epsilon" else self.native_size
 
     def is_same(self, other: Any) -> bool:
