@@ -108,13 +108,13 @@ class Entries:
             return (1, 10)
         return (int(found[1]), int(found[2])) if found else None
 
-    def is_before(self, release: tuple[int, int], commits: int) -> bool:
+    def is_before(self, release: tuple[int, int], commits: int = 0) -> bool:
         """Whether A1111 was older than this many commits after a release; True if its version is unknown."""
         version = self.version
         if version is None or version != release:
             return version is None or version < release
         found = re.search(r"-([0-9]+)-g[0-9a-f]", self.text("Version"))
-        return found is None or int(found[1]) < commits
+        return (int(found[1]) if found else 0) < commits
 
     def files(self) -> Iterator[NamedFile]:
         """The checkpoint, VAE, LoRAs and embeddings that the entries name, each with its hash if one is given."""

@@ -1,7 +1,7 @@
 """Converts settings of guidance and attention in other programs' images to values of a recipe."""
 
 import re
-from typing import Any
+from typing import Any, Final
 
 from civman.diffusion import sampler_names
 from civman.diffusion.noise_levels import Schedule
@@ -12,6 +12,9 @@ _THRESHOLDING = re.compile(
     "Mimic |Threshold percentile|Dynamic thresholding|CFG mode|CFG scale minimum|Separate Feature Channels|"
     "Scaling Startpoint|Variability Measure|Interpolate Phi|Scheduler value"
 )
+
+NOT_FROM_IMAGES: Final = ("PLMS", "UniPC")
+"""The samplers that could not start from an image in A1111 before 1.6, so that another one replaced them there."""
 
 
 def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
@@ -32,7 +35,8 @@ def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
 def second_sampling(entries: Entries, first: str) -> dict[str, Any]:
     """Return the recipe's fields for a sampler, schedule or CFG scale that only the second pass uses.
 
-    `first`: the sampler of the first pass. A second pass without a schedule of its own uses the first pass's.
+    `first`: the sampler of the first pass. A second pass without a schedule of its own uses the first pass's. A1111
+    before 1.6 ran the second pass with DDIM if the first pass's sampler was PLMS or UniPC, and did not say so.
 
     Raises: UsageError: the sampler or the schedule is unknown.
     """
@@ -46,6 +50,8 @@ def second_sampling(entries: Entries, first: str) -> dict[str, Any]:
         if chosen is Schedule.AUTOMATIC and not sampler.own_table:
             chosen = sampler.automatic
         found |= {"sampler": sampler.name, "schedule": chosen.value}
+    elif first in NOT_FROM_IMAGES and entries.is_before((1, 6)):
+        found |= {"sampler": "DDIM", "schedule": Schedule.AUTOMATIC.value}
     return found
 
 

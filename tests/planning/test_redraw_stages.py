@@ -92,3 +92,27 @@ def test_a_prompt_that_the_site_cut_off_is_not_guessed() -> None:
 
     assert found["drawable"] == "no"
     assert "cut off the prompt of the second pass" in found["reasons"][0]
+
+
+@pytest.mark.parametrize("second_pass", [HIRES, HIRES | {"Hires upscaler": "Lanczos"}], ids=["latent", "pixels"])
+@pytest.mark.parametrize("sampler", ["PLMS", "UniPC", "DDIM", "Euler a"])
+@pytest.mark.parametrize(
+    ("version", "is_old"),
+    [("", True), ("24d8570", True), ("v1.3.2-RC-1-gbaf6946e", True), ("v1.5.2", True), ("v1.5.2-312-gabcdef12", True),
+     ("v1.6.0", False), ("v1.6.0-2-g4afaaf8a", False), ("v1.6.1", False), ("v1.10.1", False),
+     ("f2.0.1v1.10.1-previous-659", False), ("civman 0.1.0", False)],
+)  # fmt: skip
+def test_ddim_replaced_samplers_in_the_second_pass_before_1_6(
+    version: str, is_old: bool, sampler: str, second_pass: dict[str, str]
+) -> None:
+    found = read(**second_pass, sampler=sampler, Version=version)
+
+    own = found["recipe"]["hires"]
+    replaced = is_old and sampler in ("PLMS", "UniPC")
+    assert (own["sampler"], own["schedule"]) == (("DDIM", "Automatic") if replaced else ("", ""))
+    assert found["recipe"]["sampler"] == sampler
+    assert read(sampler=sampler, Version=version)["recipe"]["hires"] is None
+    stated = read(**second_pass, sampler=sampler, Version=version, **{"Hires sampler": "Euler"})
+    assert stated["recipe"]["hires"]["sampler"] == "Euler"
+    same = read(**second_pass, sampler=sampler, Version=version, **{"Hires sampler": "Use same sampler"})
+    assert same["recipe"]["hires"]["sampler"] == own["sampler"]
