@@ -17,6 +17,7 @@ from civman.errors import UsageError
 from civman.pictures.site_settings import Entries
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import Drawable, Reason
+from civman.planning.redraw_guidance import NOT_FROM_IMAGES
 from civman.planning.redraw_result import stand_in
 
 OWN_DETECTOR: Final = "retinaface"
@@ -102,6 +103,8 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
             given, kind = sampler_names.parse(text("sampler"), made.schedule)
         kind = given.automatic if kind is Schedule.AUTOMATIC and not given.own_table else kind
         sampler, schedule = given.name, kind.value
+    elif sampler in NOT_FROM_IMAGES and _replaces_samplers(entries):
+        sampler, schedule = "Euler", Schedule.NORMAL.value
     width, height = made.width, made.height
     if is_on("use inpaint width height"):
         width, height = int(number("inpaint width", 512)) // 8 * 8, int(number("inpaint height", 512)) // 8 * 8
@@ -120,6 +123,15 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
         padding=int(number("inpaint padding", 32)),
         noise_multiplier=number("noise multiplier", 1.0) if is_on("use separate noise multiplier") else 1.0,
     ), words  # fmt: skip
+
+
+def _replaces_samplers(entries: Entries) -> bool:
+    """Whether ADetailer drew with Euler if the image's sampler was PLMS or UniPC, as before its version 23.9.
+
+    That version appeared with A1111 1.6, whose version decides if the settings do not state ADetailer's.
+    """
+    found = re.match(r"v?([0-9]+)\.([0-9]+)", entries.text("ADetailer version"))
+    return (int(found[1]), int(found[2])) < (23, 9) if found else entries.is_before((1, 6))
 
 
 def _unquoted(text: str) -> str:

@@ -612,3 +612,27 @@ def test_a_sampler_of_adetailer_without_a_scheduler_has_the_image_s() -> None:
     assert (made["sampler"], made["schedule"]) == ("DPM++ 2M", "Exponential")
     [older] = read(**FACES, **own | {"ADetailer sampler": "DPM++ 2M Karras"}, Version="v1.7.0")["recipe"]["details"]
     assert (older["sampler"], older["schedule"]) == ("DPM++ 2M", "Karras")
+
+
+@pytest.mark.parametrize("sampler", ["PLMS", "UniPC", "DDIM", "Euler a"])
+@pytest.mark.parametrize(
+    ("extension", "version", "is_old"),
+    [("23.5.19", None, True), ("23.8.1", "v1.5.2", True), ("v23.8.1", "v1.6.0", True), ("23.9.0", "v1.5.2", False),
+     ("23.11.1", None, False), ("24.1.1", "v1.10.1", False), (None, None, True), (None, "24d8570", True),
+     (None, "v1.5.2", True), (None, "v1.6.0", False), (None, "v1.10.1", False), (None, "civman 0.1.0", False)],
+)  # fmt: skip
+def test_adetailer_before_23_9_drew_with_euler_instead_of_plms_and_unipc(
+    extension: str | None, version: str | None, is_old: bool, sampler: str
+) -> None:
+    stated = {"sampler": sampler, "Version": version} | FACES | {"ADetailer version": extension}
+    [made] = read(**stated)["recipe"]["details"]
+
+    image = read(sampler=sampler, Version=version)["recipe"]
+    is_replaced = is_old and sampler in ("PLMS", "UniPC")
+    wanted = ("Euler", "Normal") if is_replaced else (sampler, image["schedule"])
+    assert (made["sampler"], made["schedule"]) == wanted
+    assert image["sampler"] == sampler
+    own = {"ADetailer use separate sampler": "True", "ADetailer sampler": "Heun"}
+    assert read(**stated, **own)["recipe"]["details"][0]["sampler"] == "Heun"
+    same = own | {"ADetailer sampler": "Use same sampler"}
+    assert read(**stated, **same)["recipe"]["details"][0]["sampler"] == made["sampler"]
