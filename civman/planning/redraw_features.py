@@ -59,6 +59,11 @@ def face_method(entries: Entries) -> str | None:
 
 
 NO, FINE = Drawable.NO, Drawable.EXACT
+_GRID: Final = "a script made several images in one"
+_GRID_SCRIPT: Final = re.compile(r"plot|grid|matri(x|ces)|X/Y|prompts? from (text )?file", re.IGNORECASE)
+"""The titles of scripts that make several images, as a regular expression."""
+_DETECTORS: Final = "(DDetailer|YOLO) "
+"""The entries of the script DDetailer and of its successors, as a regular expression."""
 _FEATURES: Final = (
     _feature(
         "Face restoration$",
@@ -67,7 +72,7 @@ _FEATURES: Final = (
         lambda entries: entries.is_on("Face restoration") and face_method(entries) is None,
     ),
     _feature(
-        "(DDetailer|YOLO) ",
+        _DETECTORS,
         Drawable.DIFFERS,
         "a detector found faces or hands, which were then drawn again (DDetailer and others); civman leaves "
         "them as they are before that",
@@ -152,7 +157,8 @@ _FEATURES: Final = (
         "the image was made by SD.Next with another rule for emphasis, which civman does not follow",
         lambda entries: entries.text("Parser") not in ("Full parser", "A1111 parser"),
     ),
-    _feature(r"Script|[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, "a script made several images in one"),
+    _feature("[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, _GRID),
+    _feature("Script$", NO, _GRID, lambda entries: _GRID_SCRIPT.search(entries.text("Script")) is not None),
     _feature(
         "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)",
         NO,
@@ -181,3 +187,6 @@ def reasons(entries: Entries) -> Iterator[Reason]:
     for feature in _FEATURES:
         if entries.take(feature.entries) and feature.words and feature.counts(entries):
             yield Reason(feature.verdict, feature.words)
+    name = entries.text("Script")
+    if entries.is_on("Script") and not _GRID_SCRIPT.search(name) and not entries.take(re.compile(_DETECTORS)):
+        yield Reason(Drawable.DIFFERS, f"the script `{name[:40]}` may have changed the image; civman leaves it out")

@@ -636,3 +636,34 @@ def test_adetailer_before_23_9_drew_with_euler_instead_of_plms_and_unipc(
     assert read(**stated, **own)["recipe"]["details"][0]["sampler"] == "Heun"
     same = own | {"ADetailer sampler": "Use same sampler"}
     assert read(**stated, **same)["recipe"]["details"][0]["sampler"] == made["sampler"]
+
+
+GRID = {"X Type": "Prompt S/R", "X Values": '"-1,0,1"'}
+DDETAILER = {"DDetailer conf a": "30", "DDetailer cfg": "7", "DDetailer model a": "mmdet_anime-face_yolov3.pth"}
+SEVERAL = "a script made several images in one"
+
+
+@pytest.mark.parametrize(
+    ("title", "is_grid"),
+    [("X/Y/Z plot", True), ("X/Y plot", True), ("x/y/z Plot", True), ("Prompt matrix", True),
+     ("Prompts from file or textbox", True), ("Generate Infinite-Axis Grid", True), ("Detection Detailer", False),
+     ("kettle dune", False), ("Loopback", False), ("img2img alternative test", False), ("None", None), ("", None)],
+)  # fmt: skip
+def test_only_a_script_that_makes_several_images_prevents_drawing(title: str, is_grid: bool | None) -> None:
+    named = f"the script `{title}` may have changed the image; civman leaves it out"
+
+    for more in ({}, DDETAILER):
+        found = read(Script=title, **more)
+        words = found["reasons"]
+        assert found["drawable"] == ("no" if is_grid else "differs" if is_grid is False or more else "exact")
+        assert ([SEVERAL in words, named in words]) == [is_grid is True, is_grid is False and not more]
+        assert any("DDetailer" in each for each in words) == bool(more)
+        assert not any("not known" in each for each in words)
+        assert read(Script=title, **more | GRID)["drawable"] == "no"
+
+
+@pytest.mark.parametrize("axis", ["X", "Y", "Z"])
+@pytest.mark.parametrize("entry", ["{} Type", "{} Values", "Fixed {} Values"])
+def test_an_axis_of_a_grid_prevents_drawing_without_a_title(entry: str, axis: str) -> None:
+    found = read(**{entry.format(axis): "Seed"})
+    assert (found["drawable"], found["reasons"]) == ("no", [SEVERAL])
