@@ -5,13 +5,14 @@ This covers plain img2img, A1111's script "SD upscale", and the extensions "Ulti
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.enlargement import Enlargement
 from civman.domain.recipes.recipe import StartImage
+from civman.domain.recipes.recipe_limits import RESIZE_MODES
 from civman.domain.recipes.tiled import OVERLAP, SCALE, TiledRedraw, enlarged_size
 from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusion_of
 from civman.domain.recipes.ultimate import UltimateUpscale
@@ -39,6 +40,8 @@ _INPAINTED: Final = (
     "Image CFG scale",
 )
 """A1111's entries that only images with a user's mask, or of a model that edits images by instructions, have."""
+_NOISE: Final = "Noise multiplier"
+_RESIZE: Final = "Resize mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,12 @@ def started(
     from_image = entries.take(_OF_IMAGE)
     has_strength = entries.number("Denoising strength") is not None
     if not is_larger and (has_passes or not (from_image or has_strength)):
+        if from_image:
+            words = "the settings describe a second pass, so those of an input image are left out"
+            reasons.append(Reason(Drawable.DIFFERS, f"{words}: {_listed(from_image)}"))
         return Tiles(recipe, tuple(reasons))
     if source is None:
+        reasons += _without_noise(entries)
         words = "the image was made from another image, which the settings do not contain"
         hint = ": `civman replay IMAGE --picture SOURCE` passes it"
         is_plain = not any(each in entries for each in _INPAINTED)
@@ -109,24 +116,49 @@ def started(
         words = (
             "the image was inpainted, and the settings do not contain the mask: `civman render` takes --init and --mask"
         )
-        return Tiles(recipe, (*reasons, Reason(Drawable.NEEDS_INPUT, words)))
+        return Tiles(recipe, (*reasons, *_without_noise(entries), Reason(Drawable.NEEDS_INPUT, words)))
     reasons.append(_ENCODED)
     if "Mask blur" in entries:
         words = (
             "if the image was inpainted, its mask is missing: A1111 stated a mask blur, at first also without a mask"
         )
         reasons.append(Reason(Drawable.DIFFERS, words))
-    recipe["start"], begun = _begun(entries, source, reasons), source.size
+    if unused := [name for name in from_image if name not in ("Mask blur", _NOISE, _RESIZE)]:
+        reasons.append(Reason(Drawable.DIFFERS, f"settings of the input image that are not used: {_listed(unused)}"))
+    recipe["start"], begun = _resized(entries, _begun(entries, source, reasons), reasons), source.size
     if is_larger:
         recipe["input_upscale"] = made = _larger(found, source.size, upscaler(name), version, size)
         begun = made.final_size
-    if abs(begun[0] * size[1] - begun[1] * size[0]) > max(*begun, *size):
+    if _RESIZE not in entries and abs(begun[0] * size[1] - begun[1] * size[0]) > max(*begun, *size):
         reasons.append(Reason(
             Drawable.DIFFERS,
             "the input image has another aspect ratio, and the settings do not say how it was resized; `just resize` "
             "is A1111's default",
         ))  # fmt: skip
     return Tiles(recipe, tuple(reasons))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name[:40]}`" for name in names)
+
+
+def _without_noise(entries: Entries) -> Iterator[Reason]:
+    """Name a stated noise multiplier that is not in the recipe because the recipe has no input image."""
+    stated = entries.number(_NOISE)
+    if stated is not None:
+        words = f"the recipe lacks the noise multiplier {stated:g}, since it has no input image yet"
+        yield Reason(Drawable.DIFFERS, words)
+
+
+def _resized(entries: Entries, start: StartImage, reasons: list[Reason]) -> StartImage:
+    """Return the start image with the stated way of resizing; one that civman does not know becomes a reason."""
+    stated = entries.text(_RESIZE).casefold()
+    if stated in RESIZE_MODES:
+        return replace(start, resize_mode=stated)
+    if stated:
+        words = f"the resize mode `{stated[:40]}` of the input image is not known; `just resize` is used"
+        reasons.append(Reason(Drawable.DIFFERS, words))
+    return start
 
 
 def _refused(found: dict[str, str]) -> Iterator[Reason]:
@@ -174,7 +206,7 @@ def redraw_in_tiles(entries: Entries, source: SourceImage | None, upscaler: Find
             Drawable.NEEDS_INPUT,
             f"the script {name} redrew an image that the settings do not contain: "
             "`civman replay IMAGE --picture SOURCE` passes it",
-        ),))  # fmt: skip
+        ), *_without_noise(entries)))  # fmt: skip
     return read(entries, source, upscaler)
 
 
@@ -185,11 +217,16 @@ def _enlarging(entries: Entries, name: str, upscaler: FindUpscaler) -> tuple[str
 
 
 def _begun(entries: Entries, source: SourceImage, reasons: list[Reason]) -> StartImage:
-    """Return the start image with its strength; if the strength is not stated, add a reason and use 0.75."""
-    strength = entries.number("Denoising strength")
+    """Return the start image with its strength and the multiplier of its noise.
+
+    If the strength is not stated, a reason is added and 0.75 is used.
+    """
+    strength, noise = entries.number("Denoising strength"), entries.number(_NOISE)
     if strength is None:
         reasons.append(Reason(Drawable.DIFFERS, "the strength is not stated; 0.75 is A1111's default"))
-    return StartImage(source.sha256, 0.75 if strength is None else strength)
+    return StartImage(
+        source.sha256, 0.75 if strength is None else strength, noise_multiplier=1.0 if noise is None else noise
+    )
 
 
 def _ultimate(entries: Entries, source: SourceImage, upscaler: FindUpscaler) -> Tiles:

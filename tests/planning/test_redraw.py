@@ -23,6 +23,9 @@ PLAIN: dict[str, Any] = {
 }  # fmt: skip
 
 
+SOURCE = SourceImage(Path("source.png"), Sha256("a" * 64), (512, 512))
+
+
 def read(base: str = "SD 1.5", **changes: Any) -> dict[str, Any]:
     meta = {key: value for key, value in (PLAIN | changes).items() if value is not None}
     return redraw({"id": 1, "baseModel": base, "meta": meta}).value()
@@ -342,6 +345,49 @@ def test_plain_img2img_is_drawn_from_the_image_that_it_was_given() -> None:
     assert any("aspect ratio" in words for words in other.reasons)
     masked = row | {"meta": PLAIN | {"Denoising strength": "0.4", "Masked content": "fill"}}
     assert redraw(masked | {"source": SourceImage(Path("a"), Sha256("a" * 64), (512, 512))}).drawable == "needs-input"
+
+
+IMG2IMG = {"Denoising strength": "0.4", "Noise multiplier": "1.05"}
+
+
+@pytest.mark.parametrize(
+    "script", [{}, {"SD upscale overlap": "64"}, {"Ultimate SD upscale upscaler": "None"}], ids=str
+)
+def test_the_noise_multiplier_of_an_input_image_is_in_the_recipe_or_named(script: dict[str, str]) -> None:
+    row = {"id": 1, "baseModel": "SD 1.5", "meta": PLAIN | IMG2IMG | script}
+    found, without = redraw(row | {"source": SOURCE}), redraw(row)
+    assert found.made is not None
+    assert found.made.start is not None
+    assert (found.made.start.strength, found.made.start.noise_multiplier) == (0.4, 1.05)
+    assert not any("multiplier" in words or "not known" in words for words in found.reasons)
+    assert without.drawable == "needs-input"
+    assert any("noise multiplier 1.05" in words for words in without.reasons)
+
+    plain = redraw(row | {"source": SOURCE, "meta": PLAIN | IMG2IMG | script | {"Noise multiplier": None}})
+    assert plain.made is not None
+    assert plain.made.start is not None
+    assert plain.made.start.noise_multiplier == 1.0
+    too_much = redraw(row | {"source": SOURCE, "meta": PLAIN | IMG2IMG | script | {"Noise multiplier": "99"}})
+    assert (too_much.drawable, too_much.made) == ("no", None)
+
+
+def test_the_entries_of_an_input_image_are_used_or_named() -> None:
+    def with_source(**more: str) -> Any:
+        return redraw({"id": 1, "baseModel": "SD 1.5", "source": SOURCE, "meta": PLAIN | IMG2IMG | more})
+
+    cropped = with_source(**{"Resize mode": "Crop and resize"})
+    assert cropped.made.start.resize_mode == "crop and resize"
+    assert any(
+        "`fold` of the input image is not known" in words for words in with_source(**{"Resize mode": "fold"}).reasons
+    )
+    hashed = with_source(**{"Init image hash": "abc"})
+    assert any("not used: `Init image hash`" in words for words in hashed.reasons)
+    masked = with_source(**{"Conditional mask weight": "0.5"})
+    assert masked.drawable == "needs-input"
+    assert any("noise multiplier 1.05" in words for words in masked.reasons)
+    second = read(**HIRES, **{"Noise multiplier": "1.05", "Mask blur": "4"})
+    assert any("left out: `Noise multiplier`, `Mask blur`" in words for words in second["reasons"])
+    assert read(**HIRES)["drawable"] == "exact"
 
 
 def test_other_families_are_not_promised() -> None:
