@@ -32,7 +32,7 @@ from civman.planning.redraw_guidance import guidance, second_ratio, second_sampl
 from civman.planning.redraw_networks import additional_networks, network_hash, old_hypernetworks
 from civman.planning.redraw_old_pass import old_first_pass as old_first_pass
 from civman.planning.redraw_programs import redraw_program
-from civman.planning.redraw_prompts import TaggedLora, read_tags
+from civman.planning.redraw_prompts import TaggedLora, negative_words, read_tags
 from civman.planning.redraw_result import OPEN, SMALLEST_CARD, require_plannable, stand_in, verdict_of
 from civman.planning.redraw_result import Redraw as Redraw
 from civman.planning.redraw_stages import (
@@ -196,7 +196,7 @@ class _Reader:
             upscale=self._last_upscale(hires, width, height), faces=self._faces(),
             sampling=self._sampling(), **tiles,
             refiner=self._refiner(has_hires=hires is not None), prompt_rules=rules, **self._variation(),
-            emphasis=self._entries.text("Emphasis").casefold() or "original",
+            emphasis=self._emphasis(),
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
         )  # fmt: skip
@@ -226,13 +226,11 @@ class _Reader:
             self.add(Drawable.DIFFERS, "the settings contain no prompt; the image is drawn with an empty one")
         negative = self._entries.value("Negative prompt")
         read = read_tags(prompt, self._version)
-        unwanted = read_tags(negative if isinstance(negative, str) else "", self._version)
-        self._found += (*read.reasons, *unwanted.reasons)
-        if unwanted.loras or unwanted.hypernetworks:
-            self.add(Drawable.DIFFERS, "A1111 reads tags in the negative prompt as words; they are left out")
+        unwanted, kept = negative_words(negative if isinstance(negative, str) else "", self._emphasis())
+        self._found += (*read.reasons, *kept)
         added, files, words = additional_networks(self._entries)
         old = [*old_hypernetworks(self._entries)]
-        self._own = own_texts(self._entries, self._version, added, old)
+        self._own = own_texts(self._entries, self._version, self._emphasis(), added, old)
         self.resources += files
         self._found += (*words, *self._own.reasons)
         loras, networks = [*read.loras, *added], [*old, *read.hypernetworks]
@@ -241,7 +239,7 @@ class _Reader:
         self.resources += [
             NamedFile("hypernetwork", name, network_hash(self._entries, name), w) for name, w in every.items()
         ]
-        return read.text, unwanted.text, loras, networks
+        return read.text, unwanted, loras, networks
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
         """List exactly the LoRAs that the prompts use among the files, with their weights."""
@@ -404,6 +402,9 @@ class _Reader:
         if self._entries.is_on("Old prompt editing timelines") or self._version < (1, 3):
             return editing.Rule.V1_0 if self._version < (1, 3) else editing.Rule.V1_3
         return editing.Rule.V1_3 if self._version < (1, 6) else editing.Rule.V1_6
+
+    def _emphasis(self) -> str:
+        return "comfyui" if self.by_comfyui else self._entries.text("Emphasis").casefold() or "original"
 
     def _fits_negative(self, sampler: samplers.Sampler) -> bool:
         """Whether A1111 cut or padded the negative prompt to the length of the prompt."""

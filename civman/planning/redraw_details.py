@@ -18,6 +18,7 @@ from civman.pictures.site_settings import Entries
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import Drawable, Reason
 from civman.planning.redraw_guidance import NOT_FROM_IMAGES
+from civman.planning.redraw_prompts import negative_words
 from civman.planning.redraw_result import stand_in
 
 OWN_DETECTOR: Final = "retinaface"
@@ -89,6 +90,9 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
         if text(name).casefold() not in ("", "false", "none", "0", "0.0", "1.0")
     ]  # fmt: skip
     prompts, negatives = texts_of(text("prompt")), texts_of(text("negative prompt"))
+    kept = [negative_words(each, made.emphasis) for each in negatives]
+    negatives = tuple(each for each, _ in kept)
+    words += [reason.words for _, found in kept for reason in found]
     tags = re.compile(r"<\w+:[^>]*>")
     if any(tags.search(each) for each in prompts):
         words.append("ADetailer's prompt has tags for adapters; the regions are drawn with the adapters of the image")

@@ -11,6 +11,7 @@ from civman.domain.recipes.recipe import LoraUse
 from civman.errors import UsageError
 from civman.pictures.metadata import number
 from civman.planning.redraw_features import Drawable, Reason
+from civman.prompts.emphasis import tags_as_words
 
 _TAG: Final = re.compile(r"<(\w+):([^>]+)>")
 _NAMED: Final = re.compile(r"\s*(te|unet|dyn|\w+)\s*=\s*(.*)")
@@ -99,6 +100,21 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
                     "which scale A1111 used depends on the images that it made before, and the first one is taken",
                 ))  # fmt: skip
     return Tags(_TAG.sub("", prompt), tuple(loras), tuple(networks), tuple(reasons))
+
+
+def negative_words(prompt: str, emphasis: str) -> tuple[str, tuple[Reason, ...]]:
+    """Return a negative prompt so that its tags are read as words, as A1111 and ComfyUI do, and why that is not exact.
+
+    A1111 removes tags only from the prompts of the first and the second pass. `emphasis`: the recipe's rule for
+    emphasis.
+    """
+    words = prompt if emphasis == "comfyui" else tags_as_words(prompt)
+    if words == prompt or emphasis != "none":
+        return words, ()
+    reason = (
+        "the tags in the negative prompt are read with a backslash, since `Emphasis: None` has no other way to keep"
+    )
+    return words, (Reason(Drawable.DIFFERS, f"{reason} them as words"),)
 
 
 def _blocks(words: str) -> tuple[str, str]:

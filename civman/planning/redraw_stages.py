@@ -16,7 +16,7 @@ from civman.domain.recipes.complete import REFINER_AT
 from civman.domain.recipes.recipe import CheckpointUse, Hires, HypernetworkUse, Recipe, Refiner
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning.redraw_features import Drawable, Reason
-from civman.planning.redraw_prompts import TaggedLora, read_tags
+from civman.planning.redraw_prompts import TaggedLora, negative_words, read_tags
 from civman.planning.redraw_result import stand_in
 from civman.prompts import editing
 
@@ -51,16 +51,19 @@ class OwnTexts:
 
 
 def own_texts(
-    entries: Entries, version: tuple[int, int], loras: Sequence[TaggedLora], networks: Sequence[tuple[str, float]]
-) -> OwnTexts:
+    entries: Entries, version: tuple[int, int], emphasis: str, loras: Sequence[TaggedLora],
+    networks: Sequence[tuple[str, float]],
+) -> OwnTexts:  # fmt: skip
     """Read the second pass's own prompts.
 
-    `loras` and `networks` are named outside prompts, so they act in both passes.
+    `emphasis`: the recipe's rule for emphasis. `loras` and `networks` are named outside prompts, so they act in both
+    passes.
     """
     found = OwnTexts()
     prompt, negative = (_whole(entries, name, found) for name in ("Hires prompt", "Hires negative prompt"))
     if negative is not None:
-        found.negative = read_tags(negative, version).text
+        found.negative, kept = negative_words(negative, emphasis)
+        found.reasons += kept
     if prompt is not None:
         read = read_tags(prompt, version)
         found.prompt, found.reasons = read.text, [*found.reasons, *read.reasons]

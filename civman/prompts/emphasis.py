@@ -94,13 +94,24 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
 def escape(text: str) -> str:
     r"""Escape brackets with backslashes, so that `parse` returns the text with weight 1.
 
-    The keywords `AND` and `BREAK` and tags cannot be escaped. A colon and a number at the end stay a weight (see
-    `editing.parts`).
+    The keywords `AND` and `BREAK` are not escaped, nor are tags (see `tags_as_words`). A colon and a number at the end
+    stay a weight (see `editing.parts`).
 
     >>> escape("a (b)")
     'a \\(b\\)'
     """
     return _SPECIAL.sub(lambda letter: f"\\{letter[0]}", text)
+
+
+def tags_as_words(prompt: str) -> str:
+    r"""Escape the tags in a prompt, so that `parse` reads them as plain text with the weight of their surroundings.
+
+    A backslash is put behind `<`, where A1111 drops it, too. All other syntax in the prompt keeps its meaning.
+
+    >>> tags_as_words("a <lora:ink:0.8>")
+    'a <\\lora:ink:0.8>'
+    """
+    return _TAG.sub(lambda tag: f"<\\{tag[0][1:]}", prompt)
 
 
 _WEIGHT_HINT = r"write a number such as `(word:1.2)`, or `\(` and `\)` to make the brackets plain text"

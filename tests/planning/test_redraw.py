@@ -14,6 +14,7 @@ from running import SHARED, Civman
 from civman.domain.digests import Sha256
 from civman.planning.redraw import redraw
 from civman.planning.redraw_tiles import SourceImage
+from civman.prompts import emphasis
 
 ROWS = SHARED / "fixtures" / "real-settings" / "rows.jsonl"
 PLAIN: dict[str, Any] = {
@@ -415,6 +416,33 @@ def test_tags_are_loras_with_the_scales_of_their_version(
     assert (lora["name"], lora["scale"], lora["text_scale"]) == scales
     assert found["recipe"]["prompt"] == "a "
     assert {"role": "lora", "name": "one", "hash": "aabbccddee", "weight": scales[1]} in found["resources"]
+
+
+@pytest.mark.parametrize("tag", ["<quill_lake:0.8>", "<lora:x:1>", "<hypernet:y:much>", "<lora:x:1:FACE>"])
+def test_tags_are_removed_from_prompts_and_words_in_negative_prompts(tag: str) -> None:
+    words = f"x {tag} y"
+    second = {"Hires prompt": words, "Hires negative prompt": words}
+
+    hires = read(**HIRES, **second)["recipe"]["hires"]
+    assert hires["prompt"] == "x  y"
+    assert emphasis.parse(hires["negative_prompt"]).sections == ((emphasis.Fragment(words, 1.0),),)
+    alone = read(negativePrompt=words)
+    assert (alone["drawable"], alone["reasons"], alone["recipe"]["loras"]) == ("exact", [], [])
+    assert emphasis.parse(alone["recipe"]["negative_prompt"]).sections == ((emphasis.Fragment(words, 1.0),),)
+    [made] = read(**FACES, **{"ADetailer negative prompt": f'"{words}"'})["recipe"]["details"]
+    assert emphasis.parse(made["negatives"][0]).sections == ((emphasis.Fragment(words, 1.0),),)
+
+    by_comfyui = read(negativePrompt=words, Version="ComfyUI")
+    assert by_comfyui["recipe"]["negative_prompt"] == words
+    plain = read(negativePrompt=words, Emphasis="None")
+    assert (plain["drawable"], "with a backslash" in plain["reasons"][0]) == ("differs", True)
+
+
+@pytest.mark.parametrize("tag", ["<quill_lake:0.8>", "<any:x:1:2>"])
+def test_a_tag_of_an_unknown_kind_is_removed_from_the_prompt(tag: str) -> None:
+    found = read(prompt=f"a {tag} b <heart-8500>")
+    assert found["recipe"]["prompt"] == "a  b <heart-8500>"
+    assert (found["drawable"], [tag in words for words in found["reasons"]]) == ("exact", [True])
 
 
 def test_additional_networks_are_loras_with_the_unet_first() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from civman.diffusion.transformers_tokenizer import transformers_tokenizer
 from civman.errors import Incompatible, UsageError
 from civman.prompts import emphasis, tokenizer
-from civman.prompts.emphasis import LoraRequest, escape, parse
+from civman.prompts.emphasis import LoraRequest, escape, parse, tags_as_words
 from civman.prompts.token_chunks import Insert, cut, used
 from civman.prompts.tokenizer import CHUNK, COMMA, clip_tokenizer
 
@@ -143,6 +143,30 @@ def test_parsing_gives_a_prompt_or_says_what_is_wrong(prompt):
 @example(r"a (b:1.3) [c|d] \ :) ")
 def test_escaped_text_comes_back_at_weight_1(text):
     assert flat(escape(text)) == ([(text, 1)] if text else [])
+
+
+TAGS = ("<quill_lake:0.8>", "<lora:x:1>", "<lora:x:1:IND>", "<hypernet:y>", "<BREAKER:1>", "<x:>")
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@given(parts=st.lists(st.sampled_from(["@TAG@", "cat", " ", ", ", "(", ")", "[", "]", ":1.2)", "BREAK ", "< ", ">"])))
+@settings(max_examples=60, deadline=None)
+def test_a_tag_as_words_is_plain_text_between_the_same_brackets(tag, parts):
+    """The other syntax acts as around an ordinary word in the place of the tag."""
+    typed = "".join(parts)
+    around = read(typed)
+    wanted = [[(text.replace("@TAG@", tag), weight) for text, weight in section] for section in around]
+
+    escaped = tags_as_words(typed.replace("@TAG@", tag))
+
+    assert read(escaped) == wanted
+    assert parse(escaped).loras == ()
+
+
+def test_a_tag_as_words_has_the_tokens_of_its_characters():
+    [[fragment]] = parse(tags_as_words("x <quill_lake:0.8> y")).sections
+    assert TOKENS.ids(fragment.text) == TOKENS.ids("x <quill_lake:0.8> y")
+    assert tags_as_words("a <heart-8500> b <(c)> < d:1 >") == "a <heart-8500> b <(c)> < d:1 >"
 
 
 @settings(deadline=None, max_examples=60)
