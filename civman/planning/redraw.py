@@ -47,7 +47,7 @@ from civman.planning.redraw_stages import (
     with_second_checkpoint,
 )
 from civman.planning.redraw_tiles import SourceImage, started
-from civman.planning.redraw_upscalers import upscaler_named
+from civman.planning.redraw_upscalers import enlarged_afterwards, upscaler_named
 from civman.prompts import editing
 
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
@@ -458,8 +458,8 @@ class _Reader:
             self.add(
                 Drawable.DIFFERS, "the prompt changes during the steps, and no version is stated: counted as in 1.2"
             )
-        by_name = [each for each in self.resources if not each.hash and (each.role != "embedding")]
-        for each in by_name:
+        self._found += enlarged_afterwards(self._entries, made, self._pixels)
+        for each in (each for each in self.resources if not each.hash and each.role != "embedding"):
             role = "checkpoint of the second pass" if each.role == HIRES_CHECKPOINT else each.role
             words = f"the {role} `{each.name}` is named without a hash" if each.name else "no checkpoint is named"
             self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)

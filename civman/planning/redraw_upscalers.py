@@ -1,16 +1,21 @@
 """Finds upscalers by A1111's names: built-in ones, published models, and kinds that civman does not support."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from civman.domain.known_upscalers import known_upscaler
+from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
-from civman.pictures.site_settings import NamedFile
+from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning.redraw_features import Drawable, Reason
 
 _OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
 """Names of upscalers that are neither ESRGAN, Real-ESRGAN nor SwinIR networks, as a regular expression."""
+
+_ENLARGING: Final = re.compile(r"(?!hires ).*upscale|postprocess|extras|script", re.IGNORECASE)
+"""Names of entries that may say why a finished image is larger than its passes, as a regular expression."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +49,23 @@ def upscaler_named(name: str, version: tuple[int, int]) -> NamedUpscaler:
             Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way"
         ))  # fmt: skip
     return NamedUpscaler("model", file, tuple(reasons))
+
+
+def enlarged_afterwards(entries: Entries, made: Recipe, pixels: tuple[int | None, int | None]) -> Iterator[Reason]:
+    """Say that an image of this size in pixels was enlarged after the last step that its settings describe.
+
+    Nothing is said if the size is not known, if the image has another shape than the recipe draws, or if an entry of
+    the settings may explain the size.
+    """
+    last = made.upscale.final_size if made.upscale else made.drawn_size
+    width, height = pixels
+    if width is None or height is None or width <= last[0] or width * last[1] != height * last[0]:
+        return
+    if made.upscale is None and any(_ENLARGING.match(name) for name in entries.names()):
+        return
+    grid = ", or it is a grid of several images" if width % last[0] == 0 else ""
+    words = (
+        f"the image is {width / last[0]:.4g} times as wide and high as the {last[0]}x{last[1]} pixels that its "
+        f"settings describe, and none of them says why: it was enlarged afterwards{grid}"
+    )
+    yield Reason(Drawable.DIFFERS, words)

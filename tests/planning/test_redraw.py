@@ -391,6 +391,37 @@ def test_the_entries_of_an_input_image_are_used_or_named() -> None:
     assert read(**HIRES)["drawable"] == "exact"
 
 
+@pytest.mark.parametrize(
+    ("changes", "pixels", "factor"),
+    [
+        ({}, (512, 512), ""), ({}, (1024, 1024), "2 times"), ({}, (1536, 1536), "3 times"), ({}, (1024, 768), ""),
+        ({}, (256, 256), ""), ({}, (None, None), ""), ({}, (1024, None), ""), ({}, (768, 768), "1.5 times"),
+        ({"Hires upscale": "2", "Denoising strength": "0.5"}, (1024, 1024), ""),
+        ({"Hires upscale": "2", "Denoising strength": "0.5"}, (2048, 2048), "2 times"),
+        ({"Hires upscale": "2", "Hires upscaler": "Lanczos", "Denoising strength": "0.5"}, (2048, 2048), "2 times"),
+        ({"Denoising strength": "0.5"}, (1024, 1024), "2 times"),
+        ({"Size": "515x512"}, (1024, 1024), "2 times"),
+        ({"Size": None}, (1024, 1024), ""),
+        ({"Postprocess upscale by": "2", "Postprocess upscaler": "Lanczos"}, (1024, 1024), ""),
+        ({"Postprocess upscale by": "2", "Postprocess upscaler": "Lanczos"}, (2048, 2048), "2 times"),
+        ({"Postprocess upscaler": "Lanczos"}, (2048, 2048), ""),
+        ({"SD upscale overlap": "64", "Denoising strength": "0.5"}, (1024, 1024), ""),
+        (FORMS["torn"] | {"Denoising strength": "0.5"}, (1024, 1024), ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_image_larger_than_its_settings_was_enlarged_afterwards(
+    changes: dict[str, Any], pixels: tuple[int | None, int | None], factor: str
+) -> None:
+    meta = {key: value for key, value in (PLAIN | changes).items() if value is not None}
+    found = redraw({"id": 1, "baseModel": "SD 1.5", "meta": meta, "width": pixels[0], "height": pixels[1]})
+
+    named = [words for words in found.reasons if "enlarged afterwards" in words]
+    assert [factor in words for words in named] == [True] * bool(factor)
+    assert not factor or found.drawable != "exact"
+    assert all(("grid" in words) == (factor != "1.5 times") for words in named)
+
+
 def test_other_families_are_not_promised() -> None:
     assert read(base="Flux.1 D")["drawable"] == "no"
     assert read(base="SDXL 1.0")["drawable"] == "exact"
