@@ -93,6 +93,7 @@ def test_graphs_are_made_once_for_each_kind_of_block_and_size(tiny_files: dict[s
     assert compiled.graphs == second
 
 
+@pytest.mark.long
 def test_a_render_is_that_of_the_blocks_one_by_one(tiny_files: dict[str, Path]) -> None:
     """Through civman's whole loop, with features that change what goes into a block."""
     ours, theirs = (load(tiny_files["sd1"], dtype=torch.float32) for _ in range(2))

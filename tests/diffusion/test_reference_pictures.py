@@ -301,7 +301,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "adaptive" else ()) for name in CHANGES]
+)
 def test_other_settings_work_with_a_reference(tiny_files: dict[str, Path], tmp_path: Path, name: str) -> None:
     model = load(tiny_files["sd1"], dtype=SINGLE)
     reference = loaded(files.adapter("plain", "sd1"), picture(2, 90), tmp_path)

@@ -171,8 +171,17 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["sd1", pytest.param("sdxl", marks=pytest.mark.long)])
+QUICK = ("no noise", "SDE")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if name == "sd1" and kind in QUICK else pytest.mark.long)
+        for name in ("sd1", "sdxl")
+        for kind in KINDS
+    ],
+)
 def test_an_image_beside_others_is_the_one_beside_copies_of_itself(models: Models, name: str, kind: str) -> None:
     """Neighbours with other prompts, lengths, sizes, guidance and numbers of steps."""
     model = models(name)

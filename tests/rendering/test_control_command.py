@@ -167,6 +167,7 @@ def test_an_image_with_an_adapter_or_a_control_lora_replays(civman: Civman, tmp_
     assert again.code == 0, again.err
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("with_nets")
 def test_every_preprocessor_and_resize_mode_makes_an_image_of_its_own_that_replays(
     civman: Civman, tmp_path: Path

@@ -154,6 +154,7 @@ def test_a_mask_after_the_second_pass_and_with_a_changing_lora(civman: Civman, t
     assert other["recipe"]["details"] == done["recipe"]["details"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("with_faces")
 def test_faces_have_seeds_and_prompts_of_their_own_and_a1111_s_text(civman: Civman, tmp_path: Path) -> None:
     asked = ("--detail", "face:strength=0.5,padding=8,steps=3,noise=1.1",
