@@ -51,7 +51,7 @@ def load(settings: Settings) -> Credential:
 
 
 def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
-    """Store `token` for the configured CivitAI URL. Returns a description of that place. Raises: ConfigError."""
+    """Store `token` for the configured CivitAI URL. Returns a description of its place. Raises: ConfigError."""
     path = settings.config_folder / _FILE
     token = check_shape(token)
     if use_keyring and importlib.util.find_spec("keyring") is not None:

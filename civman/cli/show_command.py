@@ -56,7 +56,8 @@ def show(
 
     For a model: versions, files, hashes, trigger words, licence, and which files are in the library. For a PNG, JPEG or
     WebP made by any program: prompts, settings, models, which of these are in the library, and civman's recipe. For the
-    URL of an image on CivitAI: the same, and whether `civman replay` can draw it again.
+    URL of an image on CivitAI: prompts, settings, models, which of these are in the library, and whether `civman
+    replay` can render it again.
     """
     from civman.domain.refs import ModelRef
     from civman.domain.replaced_upstream import replaced  # imported here: it takes 0.02 s, which --help need not spend

@@ -39,7 +39,7 @@ def scaled(values: Tensor, scale: Tensor, rotation: int = 0) -> Tensor:
 
 @cache
 def _hadamard(size: int) -> Tensor:
-    """Build the regular Hadamard matrix of this size, a power of four, with rows of norm 1. It is its own inverse."""
+    """Build the regular Hadamard matrix of this size (a power of four), normalised. It is its own inverse."""
     base = torch.tensor(_ROTATION, dtype=torch.float32) / 2
     matrix = torch.ones(1, 1)
     while len(matrix) < size:

@@ -228,7 +228,7 @@ def _transformer_index(
 
 
 def _text_part(component: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return a text encoder's part in adapter files' names; T5 always counts as the third, as in SD 3."""
+    """Return the name by which adapter files refer to a text encoder, such as "te1"; T5 is always "te3", as in SD 3."""
     if any(".SelfAttention." in name for name in shapes):
         return "te3"
     return _PARTS.get(component, "te1")

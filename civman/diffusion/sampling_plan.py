@@ -45,7 +45,7 @@ def plan(
 
 
 def solver_of(sampler: Sampler, levels: NoiseLevels | FlowLevels) -> Solver:
-    """Return the solver with which a sampler runs on a model with these noise levels."""
+    """Return the solver that a sampler uses for a model with these noise levels."""
     if isinstance(levels, NoiseLevels):
         return sampler.solver
     return FLOW_SOLVERS.get(sampler.name) or RATIO_SOLVERS[sampler.name]

@@ -116,7 +116,10 @@ def _overflowed(model: VaeHolder, dtype: torch.dtype, done: str) -> tuple[str, .
 
 
 def folds_noise(vae: Any) -> bool:
-    """Whether a model with this VAE draws noise for squares of 2×2 latents, as ComfyUI and diffusers do for Flux.2."""
+    """Whether a model with this VAE draws noise in packed form, with each 2×2 square of latents as channels.
+
+    ComfyUI and diffusers do this for Flux.2.
+    """
     return hasattr(vae, "bn")
 
 

@@ -16,7 +16,7 @@ def decoded(data: bytes) -> str:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
     if data and len(data) % 2 == 0 and data[1::2].count(0) > len(data) // 4:
-        return data.decode("utf-16-le")  # without a byte order mark, decode as UTF-16 as some Windows programs write it
+        return data.decode("utf-16-le")  # some Windows programs write UTF-16 without a byte order mark
     return data.decode("utf-8-sig")
 
 

@@ -88,7 +88,7 @@ class ViewPlan:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """What was done. `notices` list the methods that did not work, and why."""
+    """The result of applying a plan. `notices` list the kinds of link that could not be created, and why."""
 
     plan: ViewPlan
     entries: tuple[Entry, ...]

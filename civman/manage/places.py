@@ -1,7 +1,7 @@
 """The places of a file outside the store: one SHA-256 may have several paths, and files are moved and renamed.
 
-The index stores one path for each file, and remembers every other path at which its bytes were read. A file that is no
-longer at its path is found again by its bytes: under a path that was just read, or at another remembered place.
+The index stores one main path for each file, and every other path at which the same bytes were read. If a file is no
+longer at its main path, the same bytes are looked for at the paths that were just read and at the other recorded paths.
 """
 
 import os

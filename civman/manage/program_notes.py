@@ -1,7 +1,7 @@
 """Read the notes of other programs next to a model: metadata from CivitAI, and the user's annotations.
 
-A note is used only if the digest that it states is the file's, because files are replaced and notes stay behind. A
-note that states no digest may contain the user's words, but it does not say which version a file is.
+Files are replaced and notes stay behind, so a note that states the digest of another file is refused. From a note that
+states no digest, only the user's annotations are used, because it may describe another version.
 
 Formats, by the ending after the model's name: `.civitai.info` (Civitai Helper), `.metadata.json` (ComfyUI Lora
 Manager), `.cm-info.json` (Stability Matrix), `.swarm.json` (SwarmUI), `.json` and `.txt` (A1111 and Forge).

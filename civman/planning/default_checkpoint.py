@@ -16,9 +16,9 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class DefaultCheckpoint:
-    """The checkpoint for a render that names none.
+    """The checkpoint that is used when a render specifies none.
 
-    `reason` says why, as the end of a sentence that begins with "it is".
+    `reason` says why it was chosen, and completes a sentence that begins with "it is".
     """
 
     ref: str

@@ -88,7 +88,7 @@ def channel_of(resize_mode: str | None) -> str:
 def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
     """Return the size to render at if none is requested: the input image's, rounded down to multiples of 8.
 
-    Images with more than four times the model's native pixel count are scaled down to that count.
+    An image with more than four times the model's native number of pixels is first scaled down to the native number.
     """
     width, height = picture.width, picture.height
     if width * height > 4 * native * native:

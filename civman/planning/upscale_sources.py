@@ -1,4 +1,4 @@
-"""Reads images to upscale completely, with transparency, colour profile and text metadata."""
+"""Reads the images to be upscaled, including transparency, colour profile and text metadata."""
 
 import hashlib
 import io

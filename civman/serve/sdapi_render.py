@@ -174,7 +174,7 @@ def _progress(parts: Serving, job: ServerJob | None) -> dict[str, Any]:
 
 
 async def interrupt(request: Request) -> Response:
-    """Cancel the render that runs now."""
+    """Cancel the current render, if there is one."""
     parts = serving(request)
     job = parts.engine.current
     if job is not None:

@@ -23,7 +23,7 @@ _READ_BYTES = 4 << 20
 
 
 def is_shard_index(path: Path) -> bool:
-    """Whether this is the index file of a model that is split into safetensors files, by its name."""
+    """Whether this is an existing file that is named like the index of a sharded safetensors model."""
     return _INDEX.fullmatch(path.name) is not None and path.is_file()
 
 

@@ -57,7 +57,7 @@ def copy_place(store: BlobStore, source: Sha256) -> Path:
 
 
 def find_copy(place: Path) -> SafeCopy | None:
-    """Find the copy at `place`; None if there is none, or if it is out of date or has changed since it was verified."""
+    """Find the safetensors copy at `place`; None if it is missing, out of date or changed since it was verified."""
     source = _source_of(place)
     note = _read_note(place)
     try:

@@ -159,7 +159,10 @@ def _needed(kind: str, named: Mapping[str, str]) -> list[str]:
 
 
 def _named(shapes: Shapes) -> dict[str, str]:
-    """Map the authors' name of each tensor of the image projection, without prefix, to its name in the file."""
+    """Map the original name of each tensor of the image projection, without prefix, to its name in the file.
+
+    The original names are those in the files of IP-Adapter's authors.
+    """
     found = {}
     for name in shapes:
         if name.startswith(_PROJECTION):

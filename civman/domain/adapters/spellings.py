@@ -183,7 +183,9 @@ _FIRST_LAYERS = (
 )  # fmt: skip
 _FIRST_TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
 EXTENDED_MARK = f"\nunet:{len(_FIRST_BLOCKS) * len(_FIRST_LAYERS)}:"
-"""Occurs in a list of tensor names if the file is in cloneofsimo's extended layout, which numbers more layers."""
+"""A string that occurs in a file's list of tensor names only if the file is in cloneofsimo's extended layout. That
+layout numbers more layers than the original one.
+"""
 
 
 def _extended_layers() -> Iterator[str]:

@@ -76,7 +76,7 @@ At most one space is allowed between tokens: failing at every space of a long ru
 def _all_at_once(text: str) -> dict[str, Tensor] | None:
     """Parse `text`, the tensor entries up to the header's closing brace, in one pass.
 
-    Returns None if the scanner has to parse it.
+    Returns None if an entry is invalid or in an unusual form; `_Scanner` then has to parse the header.
     """
     entries: list[tuple[str, str, str, str, str]] = _USUAL.findall(text)
     if sum(len(entry[0]) for entry in entries) != len(text) or not text.rstrip().endswith("}"):
