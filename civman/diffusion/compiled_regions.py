@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import MethodType
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from civman.errors import CannotRender, Cause
+from civman.system.native_code import DEFAULT_CPP_COMPILER
 
 Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
 """A compiler backend: turns a graph and example inputs into a callable."""
@@ -92,7 +92,7 @@ def compiler_of(device: torch.device) -> str:
 
 def _cpp_compiler() -> str:
     # torch's compiler will call this program
-    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    name = os.environ.get("CXX", DEFAULT_CPP_COMPILER)
     path = shutil.which(name)
     if path is not None:
         told = subprocess.run([path, "--version"], check=False, capture_output=True, text=True)  # noqa: S603  # CXX's

@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from civman.system.native_code import LOADS_LINUX_LIBRARIES
+
 _FIRST: Final = (
     "array", "binascii", "bisect", "csv", "decimal", "hashlib", "mmap", "pydantic_core", "random", "socket", "sqlite3",
     "ssl", "unicodedata", "zoneinfo",
@@ -38,7 +40,7 @@ def begin() -> None:
 
 def _is_for_cpu(folder: Path) -> bool:
     """Whether torch is a CPU build on Linux; other builds load more libraries before torch's largest one."""
-    return sys.platform == "linux" and not any((folder / f"libtorch_{kind}.so").exists() for kind in _GPUS)
+    return LOADS_LINUX_LIBRARIES and not any((folder / f"libtorch_{kind}.so").exists() for kind in _GPUS)
 
 
 _GPUS: Final = ("cuda", "hip", "xpu")

@@ -112,7 +112,7 @@ def test_a_long_prompt_is_cut_at_256_tokens_and_a_note_says_so(files: dict[str, 
     context, _ = texts.encode(parse("cat " * 300), None, (), is_negative=True)  # type: ignore[arg-type]
 
     assert context.shape[1] == 256
-    assert "Gemma 2 text encoder reads 256" in texts.notes[0]
+    assert "Gemma 2 text encoder reads only the first 256" in texts.notes[0]
 
 
 def test_the_published_file_has_the_tensors_of_the_model_that_its_shapes_describe() -> None:

@@ -104,9 +104,9 @@ def test_preprocessors_have_the_numbers_and_names_of_a1111() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("depth", "not a way"), ("canny:0", "takes 2 numbers: 1 to 255"), ("canny:1:2:3", "takes 2 numbers"),
+    [("depth", "not a preprocessor"), ("canny:0", "takes 2 numbers: 1 to 255"), ("canny:1:2:3", "takes 2 numbers"),
      ("blur:much", "takes 1 number"), ("invert:1", "takes no number"), ("blur:nan", "takes 1 number"),
-     ("", "not a way")],
+     ("", "not a preprocessor")],
 )  # fmt: skip
 def test_what_is_no_preprocessor_is_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
