@@ -66,7 +66,8 @@ def _redrawn(
     inputs: DetailInputs, on_event: OnEvent, options: Mapping[str, Any],
 ) -> Picture:  # fmt: skip
     """Apply one detail pass to an image."""
-    pixels, notes, boxes = picture.pixels, dict.fromkeys(picture.notes), []
+    notes, boxes = dict.fromkeys(picture.notes), []
+    pixels: Any = picture.pixels
     for number, mask in enumerate(_masks(made, pixels, inputs)):
         prompt = prompts[min(number, len(prompts) - 1)]
         if prompt is None:

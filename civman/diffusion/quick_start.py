@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from civman.system.native_code import LOADS_LINUX_LIBRARIES
+from civman.system.native_code import LOAD_GLOBAL, LOAD_NOW, LOADS_LINUX_LIBRARIES
 
 _FIRST: Final = (
     "array", "binascii", "bisect", "csv", "decimal", "hashlib", "mmap", "pydantic_core", "random", "socket", "sqlite3",
@@ -53,6 +53,6 @@ def _load_libraries(folder: Path) -> None:
         # calls
         load = ctypes.CDLL(None).dlopen
         load.restype, load.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_int)
-        for name, scope in (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch_cpu.so", os.RTLD_LOCAL)):
-            if not load(os.fsencode(folder / name), os.RTLD_NOW | scope):
+        for name, scope in (("libtorch_global_deps.so", LOAD_GLOBAL), ("libtorch_cpu.so", 0)):
+            if not load(os.fsencode(folder / name), LOAD_NOW | scope):
                 return

@@ -1,5 +1,6 @@
 """Compilers and libraries of native code, which differ between systems."""
 
+import os
 import sys
 from typing import Final
 
@@ -8,3 +9,9 @@ DEFAULT_CPP_COMPILER: Final = "clang++" if sys.platform == "darwin" else "g++"
 
 LOADS_LINUX_LIBRARIES: Final = sys.platform == "linux"
 """Whether the system loads shared libraries as Linux does, from files such as `libtorch_cpu.so`."""
+
+LOAD_GLOBAL: Final[int] = getattr(os, "RTLD_GLOBAL", 0)
+"""The flag of `dlopen` that shows a library's names to libraries loaded later; 0 on Windows, which has no `dlopen`."""
+
+LOAD_NOW: Final[int] = getattr(os, "RTLD_NOW", 0)
+"""The flag of `dlopen` that looks up all functions of a library at once; 0 on Windows, which has no `dlopen`."""
