@@ -1,4 +1,4 @@
-"""The library's SQLite database. The only code that knows SQL."""
+"""The library's SQLite database. All SQL of civman is in this package."""
 
 from civman.index.index import Index, Page
 from civman.index.index_types import (

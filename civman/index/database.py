@@ -1,7 +1,7 @@
-"""Connections to the library's database, and the translation of SQLite's errors. Standard library only.
+"""Opens connections to the library's database and translates SQLite's errors. Imports only the standard library.
 
-All reading uses the standard `sqlite3` module: importing SQLModel and SQLAlchemy takes 0.5 to 1.3 s, and `civman list`
-should take about as long as `civman --help`.
+All reads use the standard `sqlite3` module, because importing SQLModel and SQLAlchemy takes 0.5 to 1.3 s and `civman
+list` should take about as long as `civman --help`.
 """
 
 import os
@@ -15,11 +15,11 @@ from typing import Any
 from civman.errors import Cause, LibraryError
 
 BUSY_TIMEOUT_S = 30.0
-"""How long to wait for a lock that another process holds."""
+"""How long to wait for a database lock that another process holds."""
 
 _SIDE_FILES = 256 << 10
 _IN_USE = "is in use by another program"
-_MEANINGS = {  # SQLite's primary result code → our error code, the message and the hint
+_MEANINGS = {  # maps SQLite's primary result code to civman's error code, the message and the hint
     sqlite3.SQLITE_BUSY: (
         Cause.LIBRARY_LOCKED,
         _IN_USE,
@@ -66,7 +66,7 @@ _MEANINGS = {  # SQLite's primary result code → our error code, the message an
 
 
 def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
-    """The LibraryError for a SQLite error, chosen by its result code alone."""
+    """Return the LibraryError for a SQLite error. Only SQLite's result code decides which one."""
     number = getattr(error, "sqlite_errorcode", None)
     if number is None:
         raise error  # any other error means that civman misuses the driver, which is a bug
@@ -84,7 +84,7 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Convert errors of SQLite, file access and text that is not Unicode (such as file names) to civman's errors."""
+    """Convert errors from SQLite, file access and text that is not Unicode (e.g. file names) to civman's errors."""
     try:
         yield
     except sqlite3.Error as error:
@@ -103,7 +103,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def connect(path: Path, *, mode: str = "rw", timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """Open a connection in autocommit mode with foreign keys on. `mode` is as in SQLite URIs, or "immutable"."""
+    """Open a connection in autocommit mode with foreign keys on. `mode` is a mode of SQLite's URIs, or "immutable"."""
     query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
@@ -121,11 +121,11 @@ def connect(path: Path, *, mode: str = "rw", timeout_s: float = BUSY_TIMEOUT_S) 
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Open a read-only connection, even to a file or folder that this user may not write.
+    """Open a read-only connection, even if this user may not write to the file or its folder.
 
-    A database in WAL mode needs its side files even for reading. If they neither exist nor can be created, the file is
-    opened as immutable. That is correct as long as nobody writes, and here nobody can: this user has no permission, and
-    there is no log file whose contents could be missed. The same is done on a full disk.
+    A database in WAL mode needs its side files even for reading. If they are missing and cannot be created, because
+    permission is missing or the disk is full, the database is opened as immutable. That is only done if no WAL file
+    contains newer data.
     """
     last: sqlite3.Error | None = None
     for mode in ("rw", "ro", "immutable"):
@@ -138,8 +138,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
             continue
         try:
             connection.execute("PRAGMA query_only = ON")
-            # 64 MB page cache: walking 30,000 rows via another table's index rereads pages many times with SQLite's 2
-            # MB default
+            # 64 MB page cache: with SQLite's 2 MB default, reading 30,000 rows through another table's index rereads
+            # the same pages many times
             connection.execute("PRAGMA cache_size = -65536")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
@@ -155,10 +155,10 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging, so that readers and a writer do not block each other.
+    """Switch the database to write-ahead logging, so that readers and a writer do not block each other.
 
     The switch needs exclusive access and does not always honour the busy timeout. If it fails, the next process tries
-    again; the older rollback journal is just as safe.
+    again. Until then, the rollback journal is used, which is just as safe.
     """
     deadline = time.monotonic() + 2.0
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -173,7 +173,7 @@ def use_wal(connection: sqlite3.Connection) -> None:
 
 
 class Reader:
-    """Queries on one read-only connection."""
+    """A read-only connection with query methods."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -182,19 +182,19 @@ class Reader:
             self._connection = connect_reader(path)
 
     def all(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one statement, read from one consistent snapshot."""
+        """Run one statement and return all its rows, which come from one consistent snapshot."""
         with translated(self.path):
             return self._connection.execute(sql, parameters).fetchall()
 
     def one(self, sql: str, parameters: Sequence[object] = ()) -> tuple[Any, ...] | None:
-        """The first row, or None."""
+        """Run one statement and return its first row, or None if there is none."""
         with translated(self.path):
             row: tuple[Any, ...] | None = self._connection.execute(sql, parameters).fetchone()
             return row
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Make all queries inside the block see the same state, whatever other processes write."""
+        """Make all queries inside the `with` block see the same state, even if other processes write meanwhile."""
         with translated(self.path):
             self._connection.execute("BEGIN")
         try:
@@ -210,7 +210,7 @@ class Reader:
 
 
 def _is_full(path: Path) -> bool:
-    """Whether the disk of the database has no room for the side files of an open database."""
+    """Whether the database's disk has too little free space for SQLite's side files (`-wal`, `-shm`)."""
     import shutil  # imported here, not at the top: it takes 5 ms, and only errors need it
 
     try:

@@ -1,6 +1,7 @@
-"""Turn what a person typed into a full-text query. Nothing they type acts as an operator, and typos still find matches.
+"""Turn what a user typed into a full-text query. Nothing in it acts as an operator, and typos still find matches.
 
-Each word is matched against the words in the index: first as a prefix, then as a part of a word, then by spelling.
+Each word is matched against the words in the index: first as a prefix, then as a part of a word, then by similar
+spelling.
 """
 
 import re
@@ -22,12 +23,12 @@ _MOST_NEAR = 4
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """A parsed query: the `match` expression, the parts that only a text comparison finds, and the corrected words."""
+    """A parsed query: the FTS5 `match` expression, the `parts` to be found by substring, and the corrected words."""
 
     match: str = ""
     parts: tuple[str, ...] = ()
     corrections: tuple[tuple[str, str], ...] = ()
-    """Pairs of a typed word and the words searched for instead."""
+    """Pairs of a typed word and the words that are searched for instead."""
 
     @property
     def is_empty(self) -> bool:
@@ -36,7 +37,10 @@ class Understood:
 
 
 def understand(reader: Reader, words: Iterable[str]) -> Understood:
-    """Parse search words for this library. Text in double quotes must occur exactly as written."""
+    """Parse search words, correcting those that occur nowhere in the library.
+
+    Quoted text must occur exactly as written.
+    """
     matches: list[str] = []
     parts: list[str] = []
     corrections: list[tuple[str, str]] = []
@@ -62,7 +66,7 @@ def understand(reader: Reader, words: Iterable[str]) -> Understood:
 
 
 def column_match(column: str, text: str) -> str:
-    """Build a query for `text` as a phrase in one column; an empty string if `text` contains no word."""
+    """Build a query for `text` as a phrase in one column; an empty string if `text` contains no words."""
     tokens = tokens_of(text)
     return f"{{{column}}} : {_quoted(' '.join(tokens))}" if tokens else ""
 
@@ -83,7 +87,7 @@ def _pieces(words: Iterable[str]) -> list[tuple[bool, str]]:
 
 
 def _one(reader: Reader, token: str) -> tuple[str, str]:
-    """Build the match expression for one word. Also returns the words that it was replaced by, if any."""
+    """Return the match expression for one word, and the words that replace it if it occurs nowhere (else "")."""
     begins = reader.one("SELECT 1 FROM search_word WHERE term >= ? AND term < ? LIMIT 1", [token, token + "\U0010ffff"])
     if begins is not None and not _UNSPACED.search(token):
         return f"({_quoted(token)} OR {_quoted(token)} *)", ""
@@ -108,7 +112,7 @@ def _holding(reader: Reader, token: str) -> list[str]:
 
 
 def _near(reader: Reader, token: str) -> list[str]:
-    """Words with a similar spelling, the nearest first; of equally near ones, the most frequent first."""
+    """Return words with a similar spelling, nearest first; equally near words are ordered by frequency."""
     slack = 0 if len(token) < 4 or token.isdigit() else 1 if len(token) < 6 else 2
     if not slack:
         return []
@@ -124,7 +128,7 @@ def _near(reader: Reader, token: str) -> list[str]:
                 rated.append((distance, term[0] != token[0], -count, term))
     rated.sort(key=lambda one: (*one[:3], len(one[3]), one[3]))
     near = [term for distance, *_, term in rated if distance == rated[0][0]]
-    # search matches by prefix, so a longer word that starts with another search word is already covered
+    # search matches by prefix, so a word that starts with another word of the list is already found by the shorter one
     return [term for term in near if not any(term != other and term.startswith(other) for other in near)][:_MOST_NEAR]
 
 

@@ -1,7 +1,7 @@
-"""The library's index: CivitAI metadata, which files are stored, and what they are.
+"""The library's index: CivitAI metadata, which files are stored, and what they contain.
 
-Reads and writes use the standard `sqlite3` module and take milliseconds. Opening creates the database or upgrades it if
-needed, which imports SQLAlchemy and SQLModel (0.5 to 1.3 s).
+Reads and writes use the standard `sqlite3` module and take milliseconds. Opening the index creates or upgrades the
+database if needed, which imports SQLAlchemy and SQLModel (0.5 to 1.3 s).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,17 +58,15 @@ class Index:
     """One library's database, for one thread at a time; a context manager. Every method may raise LibraryError."""
 
     def __init__(self, path: Path) -> None:
-        """Do not call this directly: `Index.open` creates or upgrades the database first."""
+        """Do not call this directly: `Index.open` also creates or upgrades the database."""
         self._path = path
         self._reader = Reader(path)
         self._asked: tuple[object, Understood] = ((), Understood())
-        """The last parsed query, with the database state that it was parsed for; `civman list` needs the same query
-        three times.
-        """
+        """The last parsed query and the database state at that time; `civman list` needs the same query three times."""
 
     @property
     def folder(self) -> Path:
-        """The library's folder, in which the database is."""
+        """The library's folder, which contains the database."""
         return self._path.parent
 
     @classmethod
@@ -104,12 +102,12 @@ class Index:
         limit: int | None = None,
         offset: int = 0,
     ) -> list[Asset]:
-        """Assets that match the filter. `sort` None: best match first, or newest first without search words."""
+        """Assets that match the filter. Default order: best match first, or newest first without search words."""
         asked = self.understood(wanted.words)
         return read_assets.select(self._reader, wanted, asked, sort=sort, limit=limit, offset=offset)
 
     def understood(self, words: Iterable[str]) -> Understood:
-        """How the search words are understood in this library, with `corrections` for words that occur nowhere."""
+        """Parse search words. `corrections` lists replacements for words that occur nowhere in the library."""
         state = (tuple(words), self._reader.one("PRAGMA data_version"))
         if self._asked[0] != state:
             self._asked = state, understand(self._reader, state[0])
@@ -120,7 +118,7 @@ class Index:
         return read_assets.count(self._reader, wanted, self.understood(wanted.words))
 
     def find_sha256(self, sha256: Sha256) -> Asset | None:
-        """The newest asset with these bytes, or None."""
+        """The newest asset whose file has this SHA-256, or None."""
         return next(iter(self.referrers(sha256)), None)
 
     def find_by_digest(self, digest: str, kind: HashKind | None = None) -> list[Asset]:
@@ -140,15 +138,15 @@ class Index:
         return read_assets.where(self._reader, "a.file_key IN (SELECT key FROM file WHERE file_id = ?)", [file_id])
 
     def find_by_name(self, name: str) -> list[Asset]:
-        """Assets that `name` may mean.
+        """Assets that `name` may refer to.
 
-        Alias, file name, model name, the name that the trainer gave the file, prefix and part of a name are tried in
-        this order.
+        It is compared with aliases, file names, model names, the names that trainers stored in the files, and prefixes
+        and parts of names, in this order.
         """
         return read_assets.by_name(self._reader, name)
 
     def referrers(self, sha256: Sha256) -> list[Asset]:
-        """All assets with these bytes, newest first. When none is left, the file is no longer needed."""
+        """All assets whose file has this SHA-256, newest first. A file without assets is no longer needed."""
         return read_assets.where(self._reader, "a.blob_sha256 = ?", [sha256])
 
     def blobs(self) -> Iterator[tuple[Sha256, int, str]]:
@@ -156,26 +154,26 @@ class Index:
         yield from self._reader.all("SELECT sha256, size_bytes, suffix FROM blob ORDER BY sha256")
 
     def held_files(self, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
-        """The file of each blob (or of these `digests`), with its stat information at the last verification."""
+        """The file of each blob, or only of those in `digests`, with its stat information at the last verification."""
         return read_maintenance.held_files(self._reader, digests)
 
     def without_verdict(self, fits: Fits) -> list[Asset]:
-        """Assets whose verdict with the checkpoint of `fits` is not saved yet; checkpoints are left out."""
+        """Assets, except checkpoints, whose compatibility with the checkpoint of `fits` has not been saved yet."""
         return read_assets.without_verdict(self._reader, fits)
 
     def save_verdicts(self, fits: Fits, verdicts: Iterable[tuple[Asset, str]]) -> None:
-        """Save the verdicts on assets with the checkpoint of `fits`."""
+        """Save how compatible these assets are with the checkpoint of `fits`."""
         from civman.index import write_notes
 
         with self._writer.transaction() as connection:
             write_notes.save_verdicts(connection, fits, verdicts)
 
     def pins(self) -> dict[Sha256, tuple[str, ...]]:
-        """The reasons why files must not be removed, by SHA-256; includes files that are not stored here."""
+        """Map a file's SHA-256 to the reasons why it must be kept. Includes files that are not in the library."""
         return read_maintenance.pins(self._reader)
 
     def shares(self, group: str) -> list[Share]:
-        """Number of files and bytes by "type", "base_model", "architecture", "used" or "tag", largest first."""
+        """Count files and bytes by "type", "base_model", "architecture", "used" or "tag", largest group first."""
         return read_maintenance.shares(self._reader, group)
 
     def sidecars_due(self, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
@@ -183,26 +181,26 @@ class Index:
         return read_maintenance.sidecars_due(self._reader, sha256)
 
     def hashes(self, sha256: Sha256) -> Hashes:
-        """The further digests of a blob (AutoV1, AutoV3, CRC32, BLAKE3)."""
+        """The digests of a blob: SHA-256, AutoV1, AutoV3, CRC32 and BLAKE3, as far as they are known."""
         return read_maintenance.hashes(self._reader, sha256)
 
     def without_digests(self) -> list[Undigested]:
-        """Files whose AutoV1, AutoV3 or CRC32 was not computed yet, smallest first."""
+        """Files for which AutoV1, AutoV3, CRC32 or BLAKE3 has not been computed yet, smallest first."""
         return read_maintenance.without_digests(self._reader)
 
     def unidentified(self) -> list[tuple[Sha256, str]]:
-        """SHA-256 and path of each file without a version that CivitAI confirmed."""
+        """SHA-256 and path of each file for which CivitAI has not confirmed any version."""
         return read_maintenance.unidentified(self._reader)
 
     def places(self, digests: Iterable[Sha256]) -> list[SeenFile]:
-        """List all paths where files with these digests were read, with the files' state at that time, newest last."""
+        """Every path where a file with one of these digests was read, with its stat information then; newest last."""
         return read_maintenance.places(self._reader, digests)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
-        """The saved SHA-256 and state of files outside the store, by path: of all these files, or only `paths`."""
+        """Map paths of files outside the store to saved SHA-256 and stat information; `paths` limits the result."""
         return read_catalog.seen_files(self._reader, paths)
 
-    # Images made with this library
+    # Recorded images
 
     def pictures(
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
@@ -226,7 +224,7 @@ class Index:
         return read_pictures.paths(self._reader)
 
     def seeds_of(self, recipes: Iterable[str]) -> list[tuple[str, str, int | None]]:
-        """The recipe's SHA-256, path and seed (None: upscaled) of each image made with one of these recipes."""
+        """The recipe's SHA-256, path and seed (None if it was upscaled) of each image made with these recipes."""
         from civman.index import read_pictures
 
         return read_pictures.seeds_of(self._reader, recipes)
@@ -258,7 +256,7 @@ class Index:
         return read_catalog.version(self._reader, version_id)
 
     def preview_levels(self, version_ids: Iterable[VersionId]) -> dict[VersionId, int]:
-        """The rating of the first image of each version."""
+        """The content rating of the first image of each version."""
         return read_catalog.preview_levels(self._reader, version_ids)
 
     def model(self, model_id: ModelId) -> Page | None:
@@ -411,7 +409,7 @@ class Index:
             write_notes.unpin(connection, sha256, reason)
 
     def sidecar_kept(self, due: Iterable[tuple[Sha256, str]]) -> None:
-        """Record that sidecar files were written, unless a row has changed since its token was read."""
+        """Record that sidecar files were written. Has no effect if the rows have changed since their token was read."""
         from civman.index import write_notes
 
         with self._writer.transaction() as connection:
@@ -437,14 +435,14 @@ class Index:
             search_rows.refill(connection)
 
     def forget(self, asset: Asset) -> bool:
-        """Remove the asset, and the blob's row if this was its last asset. Returns whether the asset existed."""
+        """Remove the asset, and the blob's row if no other asset refers to it. Returns whether the asset existed."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:
             return write_assets.forget(connection, asset)
 
     def update_facts(self, sha256: Sha256, facts: FileFacts, *, model_type: ModelType | None = None) -> bool:
-        """Save what the file's header shows; the type is set only on assets without a version.
+        """Save what the file's header shows. `model_type` is set only on assets without a version.
 
         Returns whether the blob exists.
         """
@@ -454,7 +452,7 @@ class Index:
             return write_assets.update_facts(connection, sha256, facts, model_type)
 
     def save_hashes(self, found: Mapping[Sha256, Hashes]) -> None:
-        """Save the further digests (AutoV1, AutoV3, CRC32, BLAKE3) of blobs; those that are None are not changed."""
+        """Save the other digests (AutoV1, AutoV3, CRC32, BLAKE3) of blobs, given by SHA-256; None changes nothing."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:
@@ -462,7 +460,7 @@ class Index:
                 write_assets.save_hashes(connection, sha256, hashes)
 
     def rehome(self, moves: Iterable[tuple[Sha256, str, str]]) -> None:
-        """Change the paths of files, given as SHA-256, old path and new path. Assets are renamed with their files."""
+        """Record new paths of files, given as (SHA-256, old path, new path). Assets are renamed with their files."""
         from civman.index import write_places
 
         with self._writer.transaction() as connection:

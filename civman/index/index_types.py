@@ -1,4 +1,4 @@
-"""Parameters and results of the index that are not already types of the domain."""
+"""Parameter and result types of the index, except those that `civman.domain` defines."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +25,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How current a saved model or version is. If CivitAI returned 404 or 410, `gone_status` and `gone_at` say so."""
+    """When and from where a model or version was saved. `gone_*`: CivitAI has since returned 404 or 410 for it."""
 
     fetched_at: datetime
     source: str
@@ -34,7 +34,7 @@ class Snapshot:
 
 
 USER_PIN = "user"
-"""The reason of a pin that a user set; other reasons are "recipe <id>"."""
+"""The reason stored with a pin that a user set; other pins have the reason "recipe <id>"."""
 UNREAD = FileFacts()
 """The placeholder for the facts of a file whose header has not been read."""
 
@@ -43,8 +43,8 @@ UNREAD = FileFacts()
 class Record:
     """A file to add to the index: verified bytes, their path, and what is known about them.
 
-    `hashes` are further digests of these bytes; if None, the digests that CivitAI declares are used, provided that its
-    SHA-256 agrees. `model_type` is used only for files without a version (see `Identity.model_type`).
+    `hashes` are the other digests of these bytes. If they are None, the digests declared by CivitAI are used, provided
+    that its SHA-256 matches. `model_type` is used only for files without a version (see `Identity.model_type`).
     """
 
     blob: Blob
@@ -73,12 +73,11 @@ class SeenFile:
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """Which files fit a checkpoint.
+    """Selects the files that are compatible with a checkpoint.
 
-    With `checkpoint` (its SHA-256): the files whose saved verdict is one of `verdicts`; `label` is the checkpoint's
-    base model, and `rules` the version of the rules that the verdicts must come from. Without `checkpoint`, an
-    estimate: files of these `architectures`; files whose header has not been read count if their base model is in
-    `base_models`.
+    With `checkpoint` (its SHA-256): the files whose saved verdict is one of `verdicts`, where `label` is the
+    checkpoint's base model and `rules` the version of the compatibility rules. Without `checkpoint`, compatibility is
+    estimated: files of these `architectures`, and files with an unread header whose base model is in `base_models`.
     """
 
     architectures: tuple[str, ...] = ()
@@ -108,7 +107,7 @@ class HeldFile:
 
 @dataclass(frozen=True, slots=True)
 class Undigested:
-    """A file for which some digests used by other programs are not known yet. `missing` lists their kinds."""
+    """A file for which some digests used by other programs have not been computed; `missing` lists their kinds."""
 
     sha256: Sha256
     path: str
@@ -118,7 +117,7 @@ class Undigested:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The number of files and bytes in one group. `label` is the group's name; empty means that the files have none."""
+    """The number of files and bytes in one group. `label` is empty for the files without a value to group by."""
 
     label: str
     count: int
@@ -126,7 +125,7 @@ class Share:
 
 
 class Sort(StrEnum):
-    """The order of assets. The default is by relevance if there are search words, else newest first."""
+    """The order of assets. The default is RELEVANCE if there are search words, else ADDED (newest first)."""
 
     RELEVANCE = "relevance"
     ADDED = "added"
@@ -141,19 +140,19 @@ SEARCH_COLUMNS = (
 )  # fmt: skip
 """The columns of the full-text table, in order."""
 SEARCH_WEIGHTS = (6.0, 10.0, 3.0, 12.0, 5.0, 4.0, 4.0, 2.0, 5.0, 1.0)
-"""How much a match in each column counts: names and the user's own notes count more than a long description."""
+"""The weight of a match in each column: names and the user's notes count more than a long description."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssetFilter:
     """Which assets to return.
 
-    All fields must match; within a field, any of its values is enough; an empty field matches all.
+    All fields must match; any one of a field's values is enough; an empty field matches everything.
 
     `words` must all occur in names, alias, creator, tags, trigger words, base model, notes or descriptions. Case and
-    accents are ignored and a prefix of a word is enough; a word that is not a prefix of anything is searched for inside
-    words, then by similar spelling. `creator` and `base_models` ignore case; `base_models` also ignores blanks, dashes
-    and underscores.
+    accents are ignored, and a prefix of a word is enough. A word that is not a prefix of any indexed word is searched
+    for inside words, then by similar spelling. `creator` and `base_models` ignore case; `base_models` also ignores
+    spaces, dashes and underscores.
     """
 
     types: tuple[ModelType, ...] = ()
@@ -173,9 +172,9 @@ class AssetFilter:
     since: datetime | None = None
     """Only assets that were added at this time or later."""
     is_commercial: bool = False
-    """Only files whose licence and whose base model's licence allow selling images, as far as they are known."""
+    """Only files whose licence allows selling images and whose base model is not known to forbid it."""
     is_safe: bool = False
-    """Only models whose images CivitAI all rates PG or PG-13."""
+    """Only models whose images on CivitAI are all rated PG or PG-13."""
 
 
 EVERYTHING = AssetFilter()

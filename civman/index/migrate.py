@@ -1,6 +1,6 @@
 """Upgrade a database to the newest revision.
 
-Imports Alembic, so only `open_database.prepare` imports this, when needed.
+This module imports Alembic, so `open_database.prepare` imports it only if an upgrade is needed.
 """
 
 import sqlite3
@@ -32,11 +32,10 @@ def migrations_folder() -> Path:
 
 
 def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head") -> None:
-    """Create or upgrade the database at `path` to `target`, completely or not at all.
+    """Create or upgrade the database at `path` to revision `target`. If the upgrade fails, nothing is changed.
 
-    A copy of the old database is kept next to the new one.
-
-    Several processes may call this at once: the first one does the work, the others wait.
+    A copy of the old database is kept in the same folder. Several processes may call this at once: the first one does
+    the work, the others wait.
 
     Raises: NewerLibrary, LibraryError.
     """
@@ -44,7 +43,7 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
     known = frozenset(script.revision for script in scripts.walk_revisions())
     wanted = scripts.as_revision_number(target)
     with translated(path):
-        # check the revision before anything is written, including the journal mode
+        # refuse an unknown revision before anything is written, including the journal mode
         refuse_unknown(path, read_revision(path), known)
     with _locked(path) as connection:
         driver = _driver(connection)
@@ -71,8 +70,8 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
 def _locked(path: Path) -> Iterator[Connection]:
     """Open a connection inside `BEGIN IMMEDIATE` with foreign keys off; commit at the end, roll back on any error.
 
-    With foreign keys on, rebuilding a parent table would silently delete its ON DELETE CASCADE children. Foreign keys
-    cannot be switched off inside a transaction, so this happens when connecting.
+    With foreign keys on, rebuilding a parent table would silently delete the rows that refer to it with ON DELETE
+    CASCADE. Foreign keys cannot be switched off inside a transaction, so they are switched off when connecting.
     """
 
     def make() -> sqlite3.Connection:

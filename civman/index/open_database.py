@@ -1,4 +1,4 @@
-"""Make sure that the database exists and has the tables of this version of civman, before anyone reads or writes."""
+"""Creates the database, or upgrades its tables for this version of civman, before anyone reads or writes it."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from civman.index.revisions import HEAD, read_revision
 
 
 def prepare(path: Path) -> None:
-    """Create the database at `path` or upgrade it; does nothing if it is up to date.
+    """Create the database at `path` or upgrade it; do nothing if it is up to date.
 
     Raises: NewerLibrary: the database has an unknown revision; it is left unchanged. LibraryError: it is not a civman
         library, or SQLite cannot use it.

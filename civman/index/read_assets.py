@@ -32,27 +32,27 @@ _LABELS = (
     "SELECT base_model FROM (SELECT DISTINCT base_model FROM asset) "
     "WHERE replace(replace(replace(lower(base_model), ' ', ''), '-', ''), '_', '') IN (SELECT value FROM json_each(?))"
 )
-"""The condition that compares base models by their normalised names (see `label_key`), in a form for which SQLite uses
-the index.
+"""Subquery for base models whose normalised name (see `label_key`) is in a list. It lets SQLite use the index on
+`base_model`.
 """
 FIT_ROW = (
     "EXISTS (SELECT 1 FROM fit f WHERE f.checkpoint_sha256 = ? AND f.part_sha256 = a.blob_sha256"
     " AND f.labels = ? || coalesce(a.base_model, '') AND f.rules = ?"
 )
-"""The SQL condition that an asset has a saved verdict; its parameters are those of `fit_key`.
+"""The SQL condition that an asset has a saved compatibility verdict; its parameters come from `fit_key`.
 
-Its parenthesis is left open, so that conditions on the verdict can be added.
+The parenthesis is left open, so that conditions on the verdict can be added.
 """
 Condition = tuple[str, list[object]]
 
 
 def fit_key(fits: Fits) -> list[object]:
-    """The parameters of FIT_ROW. A verdict holds for the labels that both files had when it was made."""
+    """The parameters of FIT_ROW. A verdict is only valid for the base models that both files had when it was saved."""
     return [fits.checkpoint, f"{fits.label}\n", fits.rules]
 
 
 def without_verdict(reader: Reader, fits: Fits) -> list[Asset]:
-    """Assets without a saved verdict on the checkpoint, except checkpoints."""
+    """Assets, except checkpoints, that have no saved compatibility verdict for the checkpoint of `fits`."""
     condition = f"NOT {FIT_ROW}) AND coalesce(b.kind, '') <> 'checkpoint' AND a.type <> 'Checkpoint'"
     return where(reader, condition, fit_key(fits))
 
@@ -79,7 +79,7 @@ def select(
             return _assets(reader, f"{sql} WHERE {where} {_NEWEST_FIRST}", parameters)
         page = f"SELECT a.id FROM {source} WHERE {where} {order} LIMIT ? OFFSET ?"  # noqa: S608
         ids = [number for (number,) in reader.all(page, [*parameters, _limit(limit), offset])]
-        # CROSS JOIN keeps the page's order: SQLite then reads the left side first
+        # CROSS JOIN makes SQLite read the left table first, which keeps the page's order
         paged = f"json_each(?) j CROSS JOIN {rows.ASSET_TABLES.replace('asset a', 'asset a ON a.id = j.value', 1)}"
         return _assets(reader, f"SELECT {rows.ASSET_COLUMNS} FROM {paged} ORDER BY j.key", [json.dumps(ids)])  # noqa: S608
 
@@ -92,9 +92,9 @@ def count(reader: Reader, wanted: AssetFilter, asked: Understood) -> int:
 
 
 def where(reader: Reader, condition: str, parameters: Sequence[object]) -> list[Asset]:
-    """Assets that satisfy `condition`, newest first.
+    """Assets that satisfy the SQL `condition`, newest first.
 
-    `condition` may use the tables a(sset), b(lob), f(ile), v(ersion), m(odel).
+    `condition` may use the table aliases a (asset), b (blob), f (file), v (version) and m (model).
     """
     sql = f"SELECT {rows.ASSET_COLUMNS} FROM {rows.ASSET_TABLES} WHERE {condition} {_NEWEST_FIRST}"  # noqa: S608
     return _assets(reader, sql, parameters)
@@ -113,11 +113,11 @@ def by_digest(reader: Reader, digest: str, kind: HashKind | None) -> list[Asset]
 
 
 def by_name(reader: Reader, name: str) -> list[Asset]:
-    """Assets that `name` may mean.
+    """Assets that `name` may refer to.
 
-    The alias, the file name with or without extension, the model name, the trainer's name, prefixes and parts of names
-    are compared, in this order. The first comparison with a match decides; if it matches several assets, the name is
-    ambiguous.
+    It is compared with the alias, the file name with or without extension, the model name, the name stored by the
+    trainer, and prefixes and parts of names, in this order. The first comparison with a match decides; if several
+    assets match, the name is ambiguous.
     """
     wanted = rows.key(name)
     if not wanted:
@@ -138,7 +138,7 @@ def by_name(reader: Reader, name: str) -> list[Asset]:
 
 
 def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str, str, list[object]]:
-    """Return the tables that the filter and the order need (usually only assets), the condition and its parameters."""
+    """Return the tables that filter and order need (often only `asset`), the SQL condition and its parameters."""
     tests: list[str] = ["1"]
     given: list[object] = []
 
@@ -180,7 +180,7 @@ def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str,
 
 
 def _fitting(fits: Fits) -> tuple[str, list[object]]:
-    """The condition on files that fit a checkpoint, and its parameters."""
+    """Return the SQL condition for files that are compatible with a checkpoint, and its parameters."""
     if fits.checkpoint:
         accepted = " AND f.verdict IN (SELECT value FROM json_each(?)))"
         return FIT_ROW + accepted, [*fit_key(fits), json.dumps(fits.verdicts)]

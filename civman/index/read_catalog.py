@@ -12,7 +12,7 @@ from civman.index.index_types import SeenFile, Snapshot
 
 
 def version(reader: Reader, version_id: VersionId) -> ModelVersion | None:
-    """Return a version as it was last saved, or None."""
+    """Return a version with its model, files and previews as they were last saved, or None."""
     with reader.snapshot():
         row = reader.one(f"SELECT model_id, {rows.VERSION_COLUMNS} FROM version WHERE id = ?", [version_id])  # noqa: S608
         found = None if row is None else _model(reader, row[0])
@@ -20,7 +20,7 @@ def version(reader: Reader, version_id: VersionId) -> ModelVersion | None:
 
 
 def model(reader: Reader, model_id: ModelId) -> tuple[Model, tuple[ModelVersion, ...]] | None:
-    """A model with all its versions: those on its page in their order, then the others by id, newest first."""
+    """A model with all its versions: first those listed on its page, in that order, then the rest, highest id first."""
     with reader.snapshot():
         if (found := _model(reader, model_id)) is None:
             return None
@@ -30,7 +30,7 @@ def model(reader: Reader, model_id: ModelId) -> tuple[Model, tuple[ModelVersion,
 
 
 def preview_levels(reader: Reader, version_ids: Iterable[VersionId]) -> dict[VersionId, int]:
-    """The rating of the first image of each of these versions, which no stored preview image exceeds."""
+    """The content rating of the first image of each of these versions; the store keeps no image with a higher one."""
     sql = (
         "SELECT version_id, nsfw_level, min(position) FROM preview WHERE media = 'image' "
         "AND version_id IN (SELECT value FROM json_each(?)) GROUP BY version_id"
@@ -48,7 +48,7 @@ def snapshot(reader: Reader, table: str, number: int) -> Snapshot | None:
 
 
 def seen_files(reader: Reader, paths: Iterable[str] | None) -> dict[str, SeenFile]:
-    """Known files outside the store, by path."""
+    """Map the paths of files outside the store to their saved SHA-256 and stat information."""
     sql = "SELECT path, device, inode, size_bytes, mtime_ns, sha256 FROM seen_file"
     if paths is None:
         found = reader.all(sql)

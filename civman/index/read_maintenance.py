@@ -1,4 +1,4 @@
-"""Read what verifying, removing and measuring a library needs, with the standard `sqlite3` module."""
+"""Queries for verifying, removing and measuring a library's files, run with the standard `sqlite3` module."""
 
 import json
 import os
@@ -32,7 +32,7 @@ _TAGS = (
 
 
 def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
-    """The file of each blob that an asset refers to, in row order."""
+    """The file of each blob, or only of those in `digests`, with its stat information at the last verification."""
     sql = (
         "SELECT b.sha256, b.size_bytes, b.path, b.verified_at, "
         "(SELECT a.name FROM asset a WHERE a.blob_sha256 = b.sha256 LIMIT 1), "
@@ -55,7 +55,7 @@ def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[
 
 
 def places(reader: Reader, digests: Iterable[Sha256]) -> list[SeenFile]:
-    """All recorded paths of files with these digests."""
+    """All recorded paths of files with these digests, oldest record first."""
     sql = (
         "SELECT path, device, inode, size_bytes, mtime_ns, sha256 FROM seen_file "
         "WHERE sha256 IN (SELECT value FROM json_each(?)) ORDER BY rowid"
@@ -67,7 +67,7 @@ def places(reader: Reader, digests: Iterable[Sha256]) -> list[SeenFile]:
 
 
 def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
-    """Why files must not be removed, by SHA-256."""
+    """Map a file's SHA-256 to the reasons why it must not be removed."""
     found: dict[Sha256, tuple[str, ...]] = {}
     for sha256, reason in reader.all("SELECT blob_sha256, reason FROM pin ORDER BY blob_sha256, reason"):
         found[sha256] = (*found.get(sha256, ()), reason)
@@ -75,9 +75,9 @@ def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
 
 
 def shares(reader: Reader, group: str) -> list[Share]:
-    """Files and bytes by group; bytes shared by several assets of a group count once.
+    """Number of files and bytes per group; bytes shared by several assets of a group count once.
 
-    With the group "tag", a file counts for each of its tags, yours and CivitAI's.
+    With the group "tag", a file counts once for each of its tags, whether set by the user or on CivitAI.
     """
     label, more = ("lower(t.value)", _TAGS) if group == "tag" else (_GROUPS[group], "")
     inner = (
@@ -99,7 +99,7 @@ def sidecars_due(reader: Reader, sha256: Sha256 | None = None) -> list[tuple[Sha
 
 
 def hashes(reader: Reader, sha256: Sha256) -> Hashes:
-    """The further digests of a blob: AutoV1, AutoV3, CRC32 and BLAKE3."""
+    """The digests of a blob: SHA-256, AutoV1, AutoV3, CRC32 and BLAKE3, as far as they are known."""
     row = reader.one("SELECT blake3, crc32, autov1, autov3 FROM blob WHERE sha256 = ?", [sha256])
     if row is None:
         return Hashes()
@@ -107,7 +107,7 @@ def hashes(reader: Reader, sha256: Sha256) -> Hashes:
 
 
 def unidentified(reader: Reader) -> list[tuple[Sha256, str]]:
-    """SHA-256 and path of each file that belongs to no version, or to one that was only read from a note."""
+    """SHA-256 and path of each file that has no version, or only a version that CivitAI has not confirmed."""
     sql = (
         "SELECT b.sha256, b.path FROM blob b WHERE NOT EXISTS (SELECT 1 FROM asset a JOIN version v "
         "ON v.id = a.version_id WHERE a.blob_sha256 = b.sha256 AND v.source <> ?) ORDER BY b.sha256"
@@ -117,7 +117,7 @@ def unidentified(reader: Reader) -> list[tuple[Sha256, str]]:
 
 
 def without_digests(reader: Reader) -> list[Undigested]:
-    """Files that lack a digest (AutoV1, AutoV3, CRC32 or BLAKE3) that files of their kind have, smallest first."""
+    """Files that lack AutoV1, AutoV3, CRC32 or BLAKE3 although their format and size allow it; smallest first."""
     sql = (
         "SELECT sha256, path, size_bytes, autov1 IS NULL AND size_bytes >= ?, "
         "autov3 IS NULL AND suffix IN (SELECT value FROM json_each(?)), crc32 IS NULL, blake3 IS NULL "

@@ -15,7 +15,7 @@ from civman.index.database import Reader
 
 @dataclass(frozen=True, slots=True)
 class KeptPicture:
-    """An image that was made: its id in the library, the path it was saved to, and its record."""
+    """A recorded image: its id in the library, the path it was saved to, and its record."""
 
     id: int
     path: str
@@ -24,15 +24,16 @@ class KeptPicture:
 
     @property
     def is_here(self) -> bool:
-        """Whether a file still exists at its path."""
+        """Whether the image's file still exists at the recorded path."""
         return Path(self.path).is_file()
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFilter:
-    """Which images to return; an empty filter matches all. `words` must all occur in the prompts or in file names.
+    """Which images to return; an empty filter matches all.
 
-    `digests`: made with one of these files. `recipe`: a prefix of the recipe's SHA-256.
+    `words` must all occur in the prompts or the file name. `digests` selects images made with any of these model files.
+    `recipe` is a prefix of the recipe's SHA-256.
     """
 
     words: tuple[str, ...] = ()
@@ -44,7 +45,7 @@ class PictureFilter:
 
 
 def select(reader: Reader, wanted: PictureFilter, *, limit: int | None = None, offset: int = 0) -> list[KeptPicture]:
-    """Images that match the filter, newest first. A row that cannot be read raises the same errors as `read_origin`."""
+    """Images that match the filter, newest first. Raises the errors of `read_origin` for unreadable records."""
     where, parameters = _condition(wanted)
     found = reader.all(
         f"SELECT id, path, record, made_at FROM rendering WHERE {where} "  # noqa: S608  only words of ours
@@ -67,10 +68,10 @@ def paths(reader: Reader) -> set[str]:
 
 
 def seeds_of(reader: Reader, recipes: Iterable[str]) -> list[tuple[str, str, int | None]]:
-    """List the images made with these recipes: the recipe's SHA-256, the absolute path, the seed (None: upscaled)."""
+    """The recipe's SHA-256, absolute path and seed (None if it was upscaled) of each image made with these recipes."""
     found = (
-        # with two JSON paths, json_extract returns the seeds as JSON text: as SQL numbers, 64-bit seeds would lose
-        # precision
+        # with two JSON paths, json_extract returns the seeds as JSON text, because 64-bit seeds would lose precision as
+        # SQL numbers
         reader.all(
             "SELECT recipe_sha256, path, json_extract(record, '$.seed', '$.seed') FROM rendering "
             "WHERE recipe_sha256 IN (SELECT value FROM json_each(?))",

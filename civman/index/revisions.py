@@ -1,4 +1,4 @@
-"""Which revision a database has, and whether this version of civman knows it. Standard library only."""
+"""Find out which revision a database has, and whether this version of civman knows it. Standard library only."""
 
 import sqlite3
 from pathlib import Path
@@ -7,11 +7,11 @@ from civman.errors import Cause, LibraryError, NewerLibrary
 from civman.index.database import connect_reader
 
 HEAD = "20261128_verdicts"
-"""The newest revision in migrations/ (checked by a test). Lets an up-to-date library open without importing Alembic."""
+"""The newest revision in migrations/ (checked by a test). Comparing with it avoids importing Alembic."""
 
 
 def read_revision(path: Path) -> str | None:
-    """The revision of a database; None if it does not exist yet or the file is empty.
+    """The revision of a database; None if the file is missing or empty.
 
     Raises: LibraryError: the file is a database but not a civman library. sqlite3.Error.
     """

@@ -1,7 +1,7 @@
 """Convert between domain values and database rows: pure functions, used for reading and writing.
 
-Rows are read by position, in the order of the `*_COLUMNS` below, so that building 30,000 assets takes a fraction of a
-second.
+Values are read from rows by position, in the order of the `*_COLUMNS` below, so that building 30,000 assets takes a
+fraction of a second.
 """
 
 import json
@@ -59,7 +59,7 @@ ASSET_COLUMNS = (
     "NOT EXISTS (SELECT 1 FROM asset o WHERE o.version_id = a.version_id AND o.file_key IS a.file_key "
     "AND o.blob_sha256 <> a.blob_sha256)"
 )
-"""The columns of an asset; the last two decide how its ref is printed."""
+"""The columns of an asset. The last two decide how the asset's ref is printed."""
 ASSET_TABLES = (
     "asset a JOIN blob b ON b.sha256 = a.blob_sha256 LEFT JOIN file f ON f.key = a.file_key "
     "LEFT JOIN version v ON v.id = a.version_id LEFT JOIN model m ON m.id = a.model_id "
@@ -80,7 +80,7 @@ def maybe_moment(when: datetime | None) -> str | None:
 
 
 def when(text: str | None) -> datetime | None:
-    """Convert a stored text to a time."""
+    """Convert a time from the text that the database stores; None stays None."""
     return None if text is None else datetime.fromisoformat(text)
 
 
@@ -97,7 +97,7 @@ def words(given: Sequence[str]) -> str:
 
 
 def from_words(text: str) -> tuple[str, ...]:
-    """Convert a JSON text to the list of strings that it represents."""
+    """Convert a JSON array of strings to a tuple."""
     return () if text == "[]" else tuple(json.loads(text))
 
 
@@ -129,7 +129,7 @@ def model_values(model: Model) -> Values:
 
 
 def model_from(row: Sequence[Any]) -> Model:
-    """The model in a row of MODEL_COLUMNS."""
+    """Build a model from a row of MODEL_COLUMNS."""
     (number, name, kind, type_raw, nsfw, level, real, mode, creator, tags, description,
      credit, commercial, derivatives, different, downloads, thumbs, complete, raw) = row  # fmt: skip
     uses = None if commercial is None else from_words(commercial)
@@ -168,7 +168,7 @@ def version_values(version: ModelVersion) -> Values:
 
 
 def version_from(row: Sequence[Any], model: Model, files: Sequence[Any], previews: Sequence[Any]) -> ModelVersion:
-    """The version in a row of VERSION_COLUMNS with the rows of its files and previews."""
+    """Build a version from a row of VERSION_COLUMNS and the rows of its files and previews."""
     (number, name, base, base_type, published, trained, description, air, gated, permanent, ends, usage, status,
      availability, level, url, downloads, thumbs, raw) = row  # fmt: skip
     return ModelVersion(
@@ -206,7 +206,7 @@ def file_values(file: ModelFile) -> Values:
 
 
 def file_from(row: Sequence[Any]) -> ModelFile:
-    """The file in a row of FILE_COLUMNS."""
+    """Build a file from a row of FILE_COLUMNS."""
     (number, name, kind, size, sha256, blake3, crc32, autov1, autov2, autov3, primary, linked, form, precision,
      size_class, quant, pickle_scan, virus_scan, message, url, raw) = row  # fmt: skip
     return ModelFile(
@@ -239,7 +239,7 @@ def facts_values(facts: FileFacts) -> Values:
 
 
 def blob_values(blob: Blob, path: str, facts: FileFacts, hashes: Hashes) -> Values:
-    """The column values of a blob; `path` as returned by `kept_path`."""
+    """The column values of a blob. `path` is the result of `kept_path`."""
     return {
         "sha256": blob.sha256,
         "size_bytes": blob.size_bytes,
@@ -256,7 +256,7 @@ def blob_values(blob: Blob, path: str, facts: FileFacts, hashes: Hashes) -> Valu
 
 
 def asset_from(row: Sequence[Any], folder: str) -> Asset:
-    """The asset in a row of ASSET_COLUMNS; `folder` contains the database and ends with a separator."""
+    """Build an asset from a row of ASSET_COLUMNS. `folder` is the database's folder and ends with a separator."""
     (sha256, size, suffix, declared_by, verified_at, path,
      kind, architecture, adapter, key_format, precision, rank, tensors, claimed, triggers, flags, conflicts, own_name,
      name, origin, added_at, model_type, type_raw, base_model, model_id, version_id, alias,
@@ -293,13 +293,13 @@ def own_values(own: Own) -> Values:
 
 
 def kept_path(path: str | Path, folder: Path) -> str:
-    """A path as stored: relative to the database's folder, with `/`, if it is inside that folder; else absolute."""
+    """A path as it is stored: relative to `folder`, with `/`, if it is inside; otherwise absolute."""
     absolute = Path(os.path.normpath(Path(path).absolute()))
     return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
 
 
 def search_text(values: Mapping[str, Any], model: Model | None, version_name: str, trained: Sequence[str]) -> str:
-    """All words by which an asset can be found, one per line."""
+    """The names and words by which an asset can be found, one per line."""
     about = [model.name, model.creator or "", *model.tags] if model else []
     parts = [values["name"], values["alias"] or "", *about, version_name, *trained, values["base_model"] or ""]
     return "\n".join(key(part) for part in parts if part)

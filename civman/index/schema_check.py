@@ -11,9 +11,9 @@ from civman.index.tables import SEARCH_TABLES, metadata
 
 
 def faults(path: Path) -> tuple[str, ...]:
-    """Problems of the database as sentences: damaged pages, dangling references, unexpected tables or columns.
+    """Describe each problem of the database: damaged pages, dangling references, unexpected tables or columns.
 
-    Raises: LibraryError: SQLite cannot read it at all.
+    Raises: LibraryError: SQLite cannot read the database at all.
     """
     engine = create_engine("sqlite://", creator=lambda: connect(path, mode="ro"), poolclass=NullPool)
     try:
@@ -28,12 +28,12 @@ def faults(path: Path) -> tuple[str, ...]:
 
 
 def _is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Whether the table is one of ours, not a full-text table or one of SQLite's internal tables."""
+    """Whether the table is one of civman's own, not a full-text table or one of SQLite's internal tables."""
     return kind != "table" or (name or "").split("_")[0] not in {table.split("_")[0] for table in SEARCH_TABLES}
 
 
 def _words(change: object) -> str:
-    """Describe one of Alembic's changes that would make the database match the table definitions."""
+    """Describe a difference that Alembic found between the database and the table definitions."""
     first = change[0] if isinstance(change, (list, tuple)) and change else change
     step = first if isinstance(first, tuple) else change
     if not isinstance(step, tuple) or len(step) < 2:

@@ -1,6 +1,6 @@
 """Maintain the words by which assets are found: one row of the FTS5 table `search` per asset.
 
-They are written in the same transaction as the rows they are made from, and can be rebuilt from them at any time.
+These rows are written in the same transaction as the rows they are derived from, and can be rebuilt at any time.
 """
 
 import html
@@ -23,7 +23,7 @@ _CHUNK = 1000
 
 
 def refresh(connection: Connection, ids: Iterable[int]) -> None:
-    """Update the search words of these assets, after their rows and the rows they refer to have changed."""
+    """Update the search words of these assets after their rows, models or versions have changed."""
     numbers = list(ids)
     for start in range(0, len(numbers), _CHUNK):
         some = listed(numbers[start : start + _CHUNK])
@@ -44,7 +44,7 @@ def refill(connection: Connection) -> None:
 
 
 def refill_if_empty(connection: Connection) -> None:
-    """Rebuild the search table if assets are missing from it after a migration. Without the table, do nothing."""
+    """Rebuild the search table if assets are missing from it after a migration. Do nothing if there is no table."""
     is_there = "SELECT 1 FROM sqlite_master WHERE name = 'search'"
     if connection.execute(is_there).fetchone() is None:
         return
@@ -65,7 +65,7 @@ def plain_text(markup: str | None) -> str:
 
 
 def spread(name: str) -> str:
-    """A name followed by its parts, if several words are written as one.
+    """Append a name's parts to it if the name consists of several words written as one.
 
     >>> spread("dreamShaperXL_v10")
     'dreamShaperXL_v10 dream Shaper XL v 10'

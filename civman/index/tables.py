@@ -1,10 +1,10 @@
-"""The tables, as SQLModel classes. They are used only in this package, which converts rows to and from domain values.
+"""The database tables, as SQLModel classes. Other packages use domain values, which this package converts to rows.
 
-Times are ISO-8601 text in UTC with microseconds, so that they sort as text. Lists are JSON text. `*_key` columns hold
-case-folded text for lookups that ignore case. `raw` is CivitAI's JSON as received.
+Times are ISO-8601 text in UTC with microseconds, so that they sort as text. Lists are JSON text. `*_key` columns
+contain case-folded text for lookups that ignore case. `raw` is CivitAI's JSON as received.
 
-Importing this module takes 0.5 to 1.3 s (SQLModel imports pydantic and SQLAlchemy), so only creating, upgrading and
-checking a database does it. Everyday writes use `transactions`; a test compares their columns with these classes.
+Importing this module takes 0.5 to 1.3 s (SQLModel imports pydantic and SQLAlchemy), so it is only imported to create,
+upgrade or check a database. Everyday writes use `transactions`; a test compares their columns with these classes.
 """
 
 from typing import Any, ClassVar
@@ -66,7 +66,7 @@ class ModelRow(Row, table=True):
 class VersionRow(Row, table=True):
     """A version as CivitAI last returned it.
 
-    `position` is its place on the model's page, NULL if no longer listed there.
+    `position` is the version's position on the model's page, NULL if it is no longer listed there.
     """
 
     __tablename__ = "version"
@@ -187,7 +187,7 @@ class BlobRow(Row, table=True):
 
 
 class AssetRow(Row, table=True):
-    """Which file of which version a blob is; for files that are not from CivitAI, only a name.
+    """What a blob is: a file of a CivitAI version, or just a name for files that are not from CivitAI.
 
     `type` and `base_model` are copied from the version. `search_text` contains all words by which the asset is found,
     case-folded.
@@ -228,7 +228,7 @@ class AssetRow(Row, table=True):
 class SeenFileRow(Row, table=True):
     """The SHA-256 of a file outside the store, valid while device, inode, size and modification time stay the same.
 
-    Device and inode are stored as text, because they may need all 64 bits unsigned and SQLite's integers are signed.
+    Device and inode are stored as text, because they may be unsigned 64-bit numbers and SQLite's integers are signed.
     """
 
     __tablename__ = "seen_file"
@@ -243,10 +243,10 @@ class SeenFileRow(Row, table=True):
 
 
 class FitRow(Row, table=True):
-    """The saved verdict on one file with one checkpoint: to list the files that fit, no header is read again.
+    """A saved verdict: how compatible a file is with a checkpoint. It saves reading the headers again for lists.
 
-    `labels` are the base models of checkpoint and file when the verdict was made, with a line break between them;
-    `rules` is the version of the compatibility rules. There is no foreign key: the verdict stays true if a file is
+    `labels` are the base models of checkpoint and file when the verdict was saved, separated by a line break; `rules`
+    is the version of the compatibility rules. There is no foreign key, because the verdict stays true if a file is
     removed.
     """
 
@@ -280,7 +280,7 @@ class AnnotationRow(Row, table=True):
 class PinRow(Row, table=True):
     """Bytes that must be kept, and why: "user", or "recipe <id>" for a recipe that needs them.
 
-    There is no foreign key: a pin outlives the rows of its file, which may be restored later.
+    There is no foreign key, because a pin outlives the rows of its file, which may be restored later.
     """
 
     __tablename__ = "pin"
@@ -308,7 +308,7 @@ class SidecarDueRow(Row, table=True):
 
 
 class RenderingRow(Row, table=True):
-    """An image that was made: its recipe, and where it was saved. One row per file.
+    """A recorded image: its recipe, and where it was saved. One row per file.
 
     `record` is the JSON of `civman.domain.recipes.record.Record`; the other columns are copied from it for searching.
     """

@@ -1,8 +1,8 @@
-"""Writing to the database: one transaction per operation, and the few kinds of statement they consist of.
+"""Writes to the database: one transaction per operation, built from a few kinds of statement.
 
-Uses the standard `sqlite3` module, as reading does: SQLAlchemy takes 0.4 s of CPU to import and 0.15 s to shut down,
-and a download would pay that twice, because its threads wait for the interpreter meanwhile. The tables themselves are
-SQLModel classes (`tables`, `migrations/`); a test compares the columns written here with them.
+Like the reads, the writes use the standard `sqlite3` module. SQLAlchemy takes 0.4 s of CPU to import and 0.15 s to shut
+down, and the threads of a download would wait for the interpreter meanwhile. The tables themselves are SQLModel classes
+(`tables`, `migrations/`); a test compares the columns written here with them.
 """
 
 import json
@@ -17,14 +17,14 @@ from civman.index.database import connect, translated, use_wal
 Connection = sqlite3.Connection
 Values = Mapping[str, Any]
 IN_LIST = "IN (SELECT value FROM json_each(?))"
-"""An SQL expression for `IN` whose one parameter, made by `listed`, may contain any number of values."""
+"""An SQL `IN` expression with a single parameter, made by `listed`, that can contain any number of values."""
 
 
 class Writer:
     """One connection for writing, opened on first use. Every transaction takes the write lock when it starts.
 
-    It uses `BEGIN IMMEDIATE` instead of the driver's default: a transaction that starts by reading and writes later
-    fails at once if another process wrote in between, whatever the busy timeout.
+    It uses `BEGIN IMMEDIATE` instead of the driver's default. Otherwise, a transaction that reads first and writes
+    later would fail at once if another process wrote in between, whatever the busy timeout.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +66,7 @@ class Writer:
 
 
 def insert(connection: Connection, table: str, rows: Sequence[Values]) -> None:
-    """Insert rows that all have the columns of the first one."""
+    """Insert rows. All of them must have the same columns as the first one."""
     if rows:
         connection.executemany(_insert_into(table, rows[0]), rows)
 
@@ -74,23 +74,23 @@ def insert(connection: Connection, table: str, rows: Sequence[Values]) -> None:
 def insert_or_update(
     connection: Connection, table: str, key: str, changes: Mapping[str, str], rows: Sequence[Values]
 ) -> None:
-    """Insert rows; for those whose `key` already exists, `changes` maps columns to the expressions they are set to."""
+    """Insert rows. If a row with the same `key` exists, set its columns to the expressions in `changes` instead."""
     if rows:
         changed = ", ".join(f'"{name}" = {expression}' for name, expression in changes.items())
         connection.executemany(f"{_insert_into(table, rows[0])} ON CONFLICT ({key}) DO UPDATE SET {changed}", rows)
 
 
 def update(connection: Connection, table: str, names: Iterable[str], where: str, rows: Sequence[Values]) -> int:
-    """Set the columns `names` where `where` holds, once for each of `rows`. Returns the number of changed rows.
+    """Set the columns `names` of the rows that match `where`, once for each of `rows`. Returns how many rows changed.
 
-    Values appear in the statement as `:name`.
+    `where` refers to the values of `rows` as `:name`.
     """
     changed = ", ".join(f'"{name}" = :{name}' for name in names)
     return connection.executemany(f"UPDATE {table} SET {changed} WHERE {where}", rows).rowcount  # noqa: S608
 
 
 def named(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
-    """The rows of a SELECT, with access by column name."""
+    """Run a SELECT and return its rows, whose columns can be read by name."""
     cursor = connection.cursor()
     cursor.row_factory = sqlite3.Row
     return cursor.execute(sql, parameters).fetchall()
@@ -98,7 +98,7 @@ def named(connection: Connection, sql: str, parameters: Sequence[object] = ()) -
 
 # Any, because the type depends on the column
 def scalar(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> Any:
-    """The first column of the first row, or None."""
+    """Run a SELECT and return the first column of its first row, or None."""
     row = connection.execute(sql, parameters).fetchone()
     return None if row is None else row[0]
 

@@ -1,4 +1,4 @@
-"""Write which files the library stores: blobs, and which file of which version each one is."""
+"""Write which files the library stores: the blobs, and which file of a version each blob is."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -15,7 +15,7 @@ from civman.index.transactions import IN_LIST, Connection, insert, insert_or_upd
 from civman.index.write_catalog import add_missing, file_identity, file_keys, refresh_assets
 
 CHUNK = 500
-"""Records per group of statements: below SQLite's limit of bound values, large enough for speed."""
+"""Records per group of statements: few enough for SQLite's limit on bound values, and enough for speed."""
 _OF_FILE = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
 """The columns of an asset that change when the same file is recorded again."""
 _DIGESTS = ("blake3", "crc32", "autov1", "autov3")
@@ -69,14 +69,14 @@ def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model
 
 
 def save_hashes(connection: Connection, sha256: Sha256, hashes: Hashes) -> None:
-    """Write the further digests of a blob (AutoV1, AutoV3 and so on); those that `hashes` lacks are not changed."""
+    """Write the other digests of a blob (AutoV1, AutoV3, CRC32, BLAKE3); those that `hashes` lacks are not changed."""
     given = {name: value for name in _DIGESTS if (value := getattr(hashes, name)) is not None}
     if given:
         update(connection, "blob", given, "sha256 = :sha256", [given | {"sha256": sha256}])
 
 
 def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
-    """Record when the file's contents were last verified."""
+    """Record when the file's contents were last verified. Returns whether the blob exists."""
     change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
     return connection.execute(change, (rows.moment(at), sha256)).rowcount > 0
 
@@ -101,7 +101,7 @@ def set_alias(connection: Connection, number: int, alias: str | None) -> None:
 
 
 def require_name(alias: str) -> None:
-    """Check that an alias can only be read as a name. Raises: UsageError."""
+    """Check that `alias` cannot be read as an id, hash, URL or path. Raises: UsageError."""
     try:
         readable = parse_ref(alias) == NameRef(alias)
     except InvalidRef:
@@ -118,7 +118,7 @@ def alias_owner(connection: Connection, alias: str) -> int | None:
 
 
 def forget(connection: Connection, asset: Asset) -> bool:
-    """Remove the asset's row, and the blob's row if this was its last asset. Returns whether the asset existed."""
+    """Remove the asset's row, and the blob's row if no other asset refers to it. Returns whether the asset existed."""
     number = asset_id(connection, asset)
     if number is None:
         return False
@@ -154,7 +154,7 @@ def save_seen(connection: Connection, files: Sequence[SeenFile]) -> None:
 
 
 def asset_id(connection: Connection, asset: Asset) -> int | None:
-    """The row id of `asset`, found by blob, version and file, and by name if these are not enough."""
+    """The row id of `asset`, found by blob, version and file; among several matches, the one with the same name."""
     found: int | None = scalar(
         connection,
         "SELECT a.id FROM asset a LEFT JOIN file f ON f.key = a.file_key "

@@ -90,7 +90,7 @@ def mark_gone(connection: Connection, table: str, number: int, *, status: int, a
 
 
 def file_keys(connection: Connection, files: Iterable[tuple[ModelVersion, ModelFile]]) -> dict[tuple[int, str], int]:
-    """The key of each file's row, by version and `file_identity`; missing rows are added."""
+    """Map each version and `file_identity` to the key of the file's row; missing rows are added."""
     wanted = {(version.id, file_identity(file)): file for version, file in files}
     keys = _file_keys(connection, {version_id for version_id, _ in wanted})
     extra = [
@@ -110,9 +110,9 @@ def file_identity(file: ModelFile) -> str:
 
 
 def refresh_assets(connection: Connection, condition: str, parameter: object) -> None:
-    """Update what the assets that satisfy `condition` copy from their version, and their search text.
+    """Update the columns that assets copy from their model and version, and their search words.
 
-    The condition may use the columns of the tables in `_REPEATED`, in which `a` is the asset.
+    `condition` selects the assets. It may use the tables in `_REPEATED`, where `a` is the asset.
     """
     found = named(connection, f"{_REPEATED} WHERE {condition}", [parameter])
     changes = [{"id": row["id"], **_repeated(row)} for row in found]
@@ -185,10 +185,10 @@ def _renew_files(connection: Connection, version: ModelVersion) -> None:
 
 
 def _place(connection: Connection, model: Model, versions: Sequence[ModelVersion], *, source: Source) -> None:
-    """Keep the versions in the creator's order.
+    """Save the creator's order of the versions.
 
-    Only a response with the whole page may change an existing order; other responses with several versions may create
-    one.
+    Only a response with the model's whole page may change a saved order; a search response with several versions may
+    only set it if there is none.
     """
     if not versions:
         return

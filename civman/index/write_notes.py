@@ -1,4 +1,4 @@
-"""Write the user's annotations, pins, and which sidecar files are out of date."""
+"""Write the user's annotations, pins, compatibility verdicts, and which sidecar files are out of date."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -20,14 +20,14 @@ def annotate(connection: Connection, number: int, own: Own) -> None:
 
 
 def pin(connection: Connection, sha256: Sha256, reason: str, at: datetime) -> None:
-    """Record why these bytes must be kept; if the reason already exists, its time stays."""
+    """Record a reason why these bytes must be kept. If the reason is already recorded, its time does not change."""
     sql = "INSERT INTO pin (blob_sha256, reason, pinned_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
     connection.execute(sql, (sha256, reason, rows.moment(at)))
     _due(connection, "VALUES (?, hex(randomblob(8)))", sha256)
 
 
 def save_verdicts(connection: Connection, fits: Fits, verdicts: Iterable[tuple[Asset, str]]) -> None:
-    """Save verdicts on assets with the checkpoint of `fits`, replacing verdicts from earlier rules or labels."""
+    """Save how compatible assets are with the checkpoint of `fits`, replacing verdicts of earlier rules."""
     sql = (
         "INSERT INTO fit (checkpoint_sha256, part_sha256, labels, rules, verdict) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (checkpoint_sha256, part_sha256, labels) DO UPDATE SET rules = excluded.rules,"
@@ -55,12 +55,12 @@ def sidecar_is_due(connection: Connection, ids: Iterable[int]) -> None:
 
 
 def sidecar_kept(connection: Connection, due: Iterable[tuple[Sha256, str]]) -> None:
-    """Remove the out-of-date marks of sidecar files that were written, unless the rows have changed again since."""
+    """Remove the out-of-date marks of sidecar files that were just written, unless their rows have changed again."""
     connection.executemany("DELETE FROM sidecar_due WHERE blob_sha256 = ? AND token = ?", list(due))
 
 
 def sidecar_goes(connection: Connection, sha256: Sha256) -> None:
-    """Remove the out-of-date mark of a sidecar file whose blob no asset refers to any more."""
+    """Remove the out-of-date mark of a sidecar file when its blob is removed."""
     connection.execute("DELETE FROM sidecar_due WHERE blob_sha256 = ?", (sha256,))
 
 

@@ -10,7 +10,7 @@ from civman.index.transactions import IN_LIST, Connection, insert, listed, scala
 
 
 def record(connection: Connection, made: Iterable[tuple[Path, AnyRecord]], *, at: datetime, folder: Path) -> list[int]:
-    """Record images and return their ids. If a path is already known, its row is replaced."""
+    """Record images and return their ids. If a path is already recorded, its row is replaced."""
     numbers = []
     for path, each in made:
         kept = rows.kept_path(path, folder)

@@ -12,9 +12,9 @@ from civman.index.write_catalog import refresh_assets
 
 
 def rehome(connection: Connection, moves: Iterable[tuple[Sha256, str, str]], *, folder: Path) -> None:
-    """Change the paths of blobs, given as SHA-256, old path and new path.
+    """Change the paths of blobs. Each move is a SHA-256, the old path and the new path.
 
-    An imported asset whose name is that of the old file gets the name of the new one, unless the file is now in the
+    An imported asset that is named after the old file is renamed after the new one, unless the file is now in the
     store.
     """
     named: list[tuple[str, str, str, str, str]] = []
