@@ -1,4 +1,4 @@
-"""The main server, which responds to CivitAI's public API, its download URL and its preview images.
+"""The demo's main server: responds to requests for CivitAI's public API, download URLs and preview images.
 
 Source: CivitAI's public source and API documentation, August 2026.
 """
@@ -34,7 +34,7 @@ _IMAGE_LEVELS = {"None": 1, "Soft": 3, "Mature": 7, "X": 31, "Blocked": 32, "tru
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """Responds to requests to the main host."""
+    """Responds to requests to the demo's main server."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary
@@ -130,7 +130,7 @@ class Api:
         return Answer.of_json(page, Cache_Control=_HASHED)
 
     def by_hashes(self, request: Request) -> Answer:
-        """Respond to `POST /model-versions/by-hash`. Its download URLs are broken, as they are on the real site."""
+        """Respond to `POST /model-versions/by-hash`, with broken download URLs as on the real site."""
         digests = _digests(request, _BULK)
         if isinstance(digests, Answer):
             return digests
@@ -240,11 +240,11 @@ class Api:
         return self.downloads.answer(request, int(text))
 
     def training_data(self, _request: Request, text: str) -> Answer:
-        """Respond to the old URL of training data."""
+        """Respond to the former download URL of training data with a redirect to the current one."""
         return Answer.redirect(f"/api/download/models/{text}?type=Training%20Data", 308)
 
     def page(self, _request: Request, *_parts: str) -> Answer:
-        """Respond with an HTML page for humans: its status is 200, but it is not a model file."""
+        """Respond with an HTML page for browsers, which clients must not take for a model file. Its status is 200."""
         return Answer.of_text("<!DOCTYPE html><html><title>Civitai</title></html>", 200, "text/html; charset=utf-8")
 
     def _published(self, version_id: int) -> tuple[DemoModel, DemoVersion] | None:
@@ -301,7 +301,7 @@ def _zod_error(issues: list[Issue]) -> Answer:
 
 
 def _id(text: str) -> int | str:
-    """Parse the id in a path; if it is invalid, return the validation error."""
+    """Parse the id in a path. If the id is invalid, return the text of the validation error."""
     if not re.fullmatch(r"[+-]?\d+", text):
         return "✖ Invalid input: expected number, received NaN\n  → at id"
     if int(text) > INT4:

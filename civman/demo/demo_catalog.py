@@ -1,7 +1,8 @@
 """The models, versions and files of the demo server as plain values, in a catalogue that can change.
 
-All values are frozen and the catalogue replaces whole models, so that each request sees one consistent state. A
-version's position in its model is CivitAI's `index`: the first is the default, not necessarily the newest.
+All values are frozen and the catalogue replaces whole models, so that each request sees one consistent state. The
+position of a version in `DemoModel.versions` is CivitAI's `index`: the first version is the default, but not
+necessarily the newest.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class Content:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """Digests under CivitAI's names, in upper case.
+        """Maps CivitAI's name of each digest ("SHA256", "AutoV2" …) to the digest in upper-case hexadecimal.
 
         BLAKE3 is left out, because the standard library does not have it.
 
@@ -77,7 +78,8 @@ class Content:
 class DemoFile:
     """One file of a version.
 
-    CivitAI states size and digests of the `declared` bytes, which equal `content` unless they are meant to be wrong.
+    The size and the digests in responses are those of `declared`. It is None, which means `content`, unless the demo
+    needs a file whose declared size and digests are wrong.
     """
 
     id: int
@@ -140,7 +142,7 @@ class DemoGate:
 
 @dataclass(frozen=True, slots=True)
 class DemoVersion:
-    """One version of a model."""
+    """One version of a demo model."""
 
     id: int
     name: str
@@ -157,14 +159,14 @@ class DemoVersion:
     availability: str = "Public"
     upload_type: str = "Created"
     vae_version: int | None = None
-    """The version whose files CivitAI adds to this one as its VAE."""
+    """The id of another version, whose primary file CivitAI lists as the VAE of this version."""
     supports_generation: bool = False
     downloads: int | None = 0
     thumbs_up: int | None = 0
 
     @property
     def nsfw_level(self) -> int:
-        """The bit mask of the ratings of its images; 0 if it has none."""
+        """The bit mask of the ratings of the version's images; 0 if the version has no images."""
         level = 0
         for image in self.images:
             level |= image.level
@@ -173,7 +175,7 @@ class DemoVersion:
 
 @dataclass(frozen=True, slots=True)
 class DemoModel:
-    """One model. `allow_commercial_use` is sent as given, because CivitAI sends it in three forms."""
+    """One model. `allow_commercial_use` is sent unchanged, because CivitAI itself uses three formats for it."""
 
     id: int
     name: str
@@ -205,7 +207,7 @@ class DemoModel:
 
     @property
     def nsfw_level(self) -> int:
-        """The bit mask of the ratings of all images. 0 means unrated, which keeps the model out of lists."""
+        """The bit mask of the ratings of all images. 0 means unrated; unrated models are left out of lists."""
         level = 0
         for version in self.published:
             level |= version.nsfw_level
@@ -213,7 +215,7 @@ class DemoModel:
 
 
 class Catalogue:
-    """Models by id, with the lookups that CivitAI offers. May be changed while it is being served."""
+    """Models by id, with the lookups that CivitAI offers. May be changed while the server is running."""
 
     def __init__(self, models: Sequence[DemoModel] = ()) -> None:
         self._lock = threading.Lock()

@@ -1,9 +1,10 @@
 """The models that `civman demo` offers.
 
 Names are invented and the metadata is honest: files are what their labels say, except for models that exist to show
-that a label can be wrong. models.json contains models created on the spot; tiny.json those that really generate images,
-with files in models/ and images in previews/ that they generated themselves (previews.json lists the settings).
-`content` names the function that creates the bytes, with its arguments.
+that a label can be wrong. models.json describes models whose files are created on first use. tiny.json describes models
+that really generate images: their files are in models/, the images that they generated in previews/, and the settings
+of these images in previews.json. In both JSON files, `content` contains the name of the function that creates a file's
+bytes, and the function's arguments.
 """
 
 import json
@@ -39,7 +40,7 @@ _MAKERS: dict[str, Callable[..., bytes]] = {
 
 
 class Shelf:
-    """File contents, each of which is created only once. Catalogues that share one shelf also share the bytes.
+    """A collection of file contents that creates each one only once. Catalogues with the same shelf share the bytes.
 
     With `folder`, the bytes are stored there for later processes.
     """
@@ -49,11 +50,15 @@ class Shelf:
         self._contents: dict[str, Content] = {}
 
     def content(self, recipe: list[Any]) -> Content:
-        """Return the content that `recipe` (a function name and its arguments) describes; its bytes are made later."""
+        """Return the content that `recipe` describes, without creating its bytes yet.
+
+        `recipe` consists of a function name and the function's arguments.
+        """
         key = "-".join(str(part).replace("/", "-") for part in recipe if not isinstance(part, dict))
         if key not in self._contents:
             kind, *arguments = recipe
-            folder = None if kind == "packaged" else self._folder  # packaged contents are files already
+            # packaged contents are files already, so they need no cache
+            folder = None if kind == "packaged" else self._folder
             self._contents[key] = Content(lambda: _MAKERS[kind](*arguments), folder=folder, name=f"{key}.bin")
         return self._contents[key]
 
@@ -85,7 +90,7 @@ def _version(raw: dict[str, Any], shelf: Shelf) -> DemoVersion:
 
 
 def _about_drawn(image: dict[str, Any]) -> dict[str, Any]:
-    """Read the size, the settings and the BlurHash of an image that a model generated; empty for other images."""
+    """Read the size, settings and BlurHash of a preview that a model generated; return {} for other images."""
     return dict(_read("previews.json")[image["drawn"]]) if "drawn" in image else {}
 
 

@@ -1,4 +1,6 @@
-"""Model files: created on the spot (real layouts, small seeded values, the same bytes everywhere), or packaged ones.
+"""Creates model files with real layouts and small seeded random values, or reads those packaged with civman.
+
+The created bytes are the same on every machine.
 
 Source: the safetensors format (eight bytes of little-endian header length, a JSON header, then the tensors).
 """
@@ -25,7 +27,7 @@ def safetensors_bytes(
 ) -> bytes:
     """Create a safetensors file with these tensors, of type "F16" or "F32".
 
-    Their values are random numbers from `seed`; every `*.alpha` is set to `alpha`.
+    The values are random numbers from `seed`, except that every tensor named `*.alpha` has the value `alpha`.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     fixed: list[tuple[int, bytes]] = []
@@ -96,12 +98,12 @@ def vae(seed: str) -> bytes:
 
 
 def packaged(name: str) -> bytes:
-    """Read a file of models/; training/README.md in the repository describes how it was trained."""
+    """Read a file from models/. training/README.md in the repository describes how these files were trained."""
     return files("civman.demo").joinpath("models", name).read_bytes()
 
 
 def stronger(name: str, factor: float) -> bytes:
-    """Multiply every alpha of a packaged F16 adapter by `factor`, which makes its effect that many times as strong."""
+    """Multiply every alpha of a packaged F16 adapter by `factor`, so that the adapter's effect grows by this factor."""
     data = bytearray(packaged(name))
     body = 8 + int.from_bytes(data[:8], "little")
     for key, tensor in json.loads(data[8:body]).items():
@@ -113,8 +115,8 @@ def stronger(name: str, factor: float) -> bytes:
 
 def _values(seed: str, dtype: str, count_bytes: int) -> bytes:
     random = int.from_bytes(hashlib.shake_256(seed.encode()).digest(count_bytes), "little")
-    # round up: the byte count of `position_ids` may not be a multiple of the masks' width; the caller replaces its
-    # bytes
+    # round up, because the byte count of `position_ids` may not be a multiple of the masks' width (the caller
+    # overwrites the bytes of `position_ids` anyway)
     repeats = -(-count_bytes // len(_KEEP[dtype]))
     keep = int.from_bytes((_KEEP[dtype] * repeats)[:count_bytes], "little")
     pin = int.from_bytes((_PIN[dtype] * repeats)[:count_bytes], "little")

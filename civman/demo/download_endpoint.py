@@ -25,7 +25,7 @@ def error(status: int, text: str) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Downloads:
-    """Returns signed URLs to clients that may download the file."""
+    """Redirects clients that may download a file to its signed storage URL."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary
@@ -37,13 +37,13 @@ class Downloads:
     """Versions whose early access the owner of the token has bought."""
 
     def is_signed_in(self, request: Request) -> bool:
-        """Whether the request contains the valid key: the second word of its header, else `?token=`."""
+        """Whether the request contains the valid API key, in its `Authorization` header or else in `?token=`."""
         words = request.headers.get("authorization", "").split()
         given = words[1] if len(words) > 1 else request.first.get("token")
         return given == self.token
 
     def refusal(self, request: Request, model: DemoModel, version: DemoVersion) -> Answer | None:
-        """Build the response that refuses the version's files to this request, or None if it may download them."""
+        """Build the response that refuses the version's files to this request; None if the request is allowed."""
         if model.mode == "Archived":
             return error(410, "Model archived, not available for download")
         if version.usage_control != "Download":
@@ -63,13 +63,16 @@ class Downloads:
         return None
 
     def answer(self, request: Request, version_id: int) -> Answer:
-        """Redirect to the file in storage, or refuse. Browsers get some refusals as a redirect or as text, not JSON."""
+        """Redirect to the file in storage, or refuse.
+
+        Some refusals are sent to browsers as a redirect or as text, not as JSON.
+        """
         answer = self._answer(request, version_id)
         return self._for_browser(answer, version_id) if _is_browser(request) else answer
 
     def _answer(self, request: Request, version_id: int) -> Answer:
         if request.method == "HEAD":
-            return error(401, "Unauthorized")  # observed on the live site, also with a valid key
+            return error(401, "Unauthorized")  # the live site refuses every HEAD request, even with a valid key
         complaint = self._wrong_parameter(request)
         if complaint:
             return error(400, complaint)

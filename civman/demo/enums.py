@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """CivitAI's lists, with each word spelled exactly as in the API."""
+    """CivitAI's lists of allowed values, each value spelled exactly as in the API."""
 
     enums: dict[str, list[str]]
     """The response of `GET /api/v1/enums`."""

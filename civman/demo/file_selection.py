@@ -1,4 +1,4 @@
-"""Which file of a version CivitAI calls primary, which one a download request gets, and what its name is.
+"""Computes, as CivitAI does, a version's primary file, the file for a download request, and the files' names.
 
 Source: CivitAI's public source (file preference weights, file name rules), August 2026.
 """
@@ -39,10 +39,10 @@ def linked_file(catalogue: Catalogue, version: DemoVersion) -> DemoFile | None:
 
 
 def requested_file(catalogue: Catalogue, version: DemoVersion, query: Mapping[str, str]) -> DemoFile | None:
-    """Choose the file that `/api/download/models/{version}?…` sends; None if it responds with 404.
+    """Choose the file that `/api/download/models/{version}?…` sends; None if the response is 404.
 
-    Without `fileId`, CivitAI first takes the file with the best score and only then compares it with the request, so
-    that a request may fail although another file matches it. This does the same.
+    As on CivitAI, without `fileId` the file with the best score is chosen first and only then compared with the
+    request. A request may therefore fail although another file matches it.
     """
     candidates = public_files(version)
     if "fileId" in query:
@@ -66,7 +66,7 @@ def download_query(version: DemoVersion, file: DemoFile) -> str:
 
 
 def computed_name(model: DemoModel, version: DemoVersion, file: DemoFile) -> str:
-    """Build the file name that CivitAI shows, from the model's and version's names; two files may get the same one."""
+    """Build the file name that CivitAI shows, usually from the model's and version's names; it need not be unique."""
     model_part = _camel(model.name)
     if file.override_name:
         return file.override_name
@@ -91,7 +91,8 @@ def _best(candidates: list[DemoFile], wish: Mapping[str, str]) -> DemoFile | Non
         points = sum(value if said[key] == wanted[key] else -value for key, value in _POINTS.items() if key in said)
         return 1000 + points + (1000 if file.type in _WEIGHT_TYPES else 0)
 
-    return max(candidates, key=score, default=None)  # max returns the first of equal values, as the site does
+    # of files with equal scores, max returns the first one, as the site does
+    return max(candidates, key=score, default=None)
 
 
 def _camel(text: str) -> str:

@@ -21,12 +21,12 @@ class Request:
 
     @property
     def params(self) -> dict[str, list[str]]:
-        """The decoded query; a key without a value has an empty one."""
+        """The decoded query parameters; a key without a value maps to an empty string."""
         return parse_qs(self.query, keep_blank_values=True)
 
     @property
     def first(self) -> dict[str, str]:
-        """The decoded query with the first value of each key."""
+        """The decoded query parameters, with only the first value of each key."""
         return {key: values[0] for key, values in self.params.items()}
 
     @property
@@ -60,5 +60,5 @@ class Answer:
         return cls(status, b"", {"Location": location, "Cache-Control": "no-store, max-age=0"})
 
     def with_headers(self, **headers: str) -> "Answer":
-        """Copy the response and set these headers; their names are written with underscores."""
+        """Return a copy of the response with these headers set; header names are written with underscores."""
         return replace(self, headers={**self.headers, **{k.replace("_", "-"): v for k, v in headers.items()}})

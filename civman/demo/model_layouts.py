@@ -1,8 +1,8 @@
-"""Tensor names and shapes of Stable Diffusion files, as their authors publish them, at thin channel widths.
+"""Tensor names and shapes of Stable Diffusion files, as their authors publish them, but with few channels.
 
-Names, module structure and the widths that tell one architecture from another (text width 768, 1280 or 2048,
-`label_emb`) are those of real files; channel counts, attention widths and the vocabulary are small. A LoRA's
-layout is derived from its checkpoint's, so it fits that checkpoint module by module.
+Names, module structure and the widths that distinguish architectures (text width 768, 1280 or 2048, `label_emb`) are
+those of real files; channel counts, attention widths and the vocabulary are small. A LoRA's layout is derived from its
+checkpoint's, so all of its modules fit that checkpoint.
 
 Source: the LDM layout of SD 1.5 and SDXL 1.0 checkpoints, the key names written by kohya's sd-scripts.
 """
@@ -257,7 +257,7 @@ _OPEN_CLIP_NAMES = {
 
 
 def _lora_targets(checkpoint: Shapes) -> _Named:
-    """Find the modules that kohya trains by default: kohya's name of each, and the shape of its weight."""
+    """Find the modules that kohya trains by default; yield kohya's name of each module and the shape of its weight."""
     is_sdxl = any(name.startswith("conditioner.") for name in checkpoint)
     for name, shape in checkpoint.items():
         if name.startswith(_UNET) and _UNET_TARGET.search(name):

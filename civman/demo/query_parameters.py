@@ -67,18 +67,21 @@ class Reader:
         return value
 
     def boolean(self, name: str) -> bool:
-        """Parse a boolean parameter. Words other than those for true and false are reported as an error."""
+        """Parse a boolean parameter. A value that means neither true nor false is reported as an error."""
         text = (self._params.get(name, ["false"])[0] or "false").lower()
         if text not in _TRUE + _FALSE:
             self._not_allowed([name], _TRUE + _FALSE)
         return text in _TRUE
 
     def presence(self, name: str) -> bool:
-        """Return whether the parameter has any text as its value, including "false"."""
+        """Return whether the parameter has a non-empty value; even "false" counts."""
         return bool(self._params.get(name, [""])[0])
 
     def integers(self, name: str) -> frozenset[int] | None:
-        """Parse integers that are separated by commas or repeated. None if missing; an empty text is 0."""
+        """Parse integers that are separated by commas or repeated; an empty value counts as 0.
+
+        None if the parameter is missing.
+        """
         if name not in self._params:
             return None
         parts = [part.strip() or "0" for value in self._params[name] for part in value.split(",")]
@@ -88,7 +91,7 @@ class Reader:
         return frozenset(int(part) for part in parts)
 
     def unreachable(self) -> None:
-        """Report parameters whose type cannot be expressed in a query."""
+        """Report an error for each parameter that cannot be valid, since a query string cannot express its type."""
         for name in self._params:
             kind = "array" if re.fullmatch(r"excluded\w+Ids", name) else _NOT_OVER_HTTP.get(name)
             if kind:

@@ -1,4 +1,4 @@
-"""The JSON of CivitAI's responses. It differs by endpoint: list, model page, version page, hash, mini.
+"""The JSON of CivitAI's responses, which differs between the list, model, version, by-hash and mini endpoints.
 
 Source: CivitAI's public source and saved responses, August 2026.
 """
@@ -34,7 +34,7 @@ def iso(moment: datetime) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Builds responses about a catalogue at one point in time; `origin` is the part of every URL before the path."""
+    """Builds responses about a catalogue at one point in time; `origin` is the scheme and host of all URLs in them."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary
@@ -228,7 +228,7 @@ class Answers:
         return page
 
     def _files(self, model: DemoModel, version: DemoVersion) -> list[Json]:
-        """Build the list of files for both kinds of response: empty for an archived model, a linked VAE last."""
+        """Build the version's list of files, with a linked VAE last; empty if the model is archived."""
         if model.mode == "Archived":
             return []
         files = [self._file(model, version, file) for file in public_files(version)]

@@ -1,7 +1,7 @@
-"""`GET /api/v1/models`: validation as in CivitAI's schema, the filters, the order, the cursors.
+"""`GET /api/v1/models`: validation as in CivitAI's schema, filters, sort orders and cursors.
 
-Source: CivitAI's public source, August 2026. The odd behaviour (an ignored page number, flags that are true for any
-    text, an unknown tag that removes its filter) is the real site's, and clients have to cope with it.
+Source: CivitAI's public source, August 2026. The odd behaviour is the real site's, and clients have to cope with it: an
+ignored page number, flags that are true whatever their value, an unknown tag that disables the tag filter.
 """
 
 import re
@@ -92,9 +92,9 @@ def slug(username: str) -> str:
 
 
 def wanted_uses(value: list[str] | str) -> set[str]:
-    """Parse the allowed commercial uses from any of CivitAI's three forms.
+    """Parse the allowed commercial uses from any of CivitAI's three formats.
 
-    In the old form, a single word includes the lower ones.
+    The oldest format is a single word, such as "Rent", which includes all lesser uses.
     """
     ladder = ["Image", "RentCivit", "Rent", "Sell"]
     if isinstance(value, list):
@@ -109,7 +109,7 @@ Hit = tuple[DemoModel, list[DemoVersion]]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The results of a search; `wrong_cursor` is the error message if the cursor belongs to another sort order."""
+    """One page of search results; `wrong_cursor` is the error message if the cursor belongs to another sort order."""
 
     hits: list[Hit]
     next_cursor: str | None = None
@@ -117,7 +117,7 @@ class Page:
 
 
 def find(catalogue: Catalogue, search: Search, now: datetime) -> Page:
-    """Return one page. With a search text, filters apply after the page is cut, so pages may be short or empty."""
+    """Return one page. With a search text, filters are applied after paging, so pages may be short or empty."""
     if search.query:
         return _by_text(catalogue, search, now)
     hits = [hit for model in catalogue if (hit := _visible(catalogue, model, search, now))]
@@ -159,9 +159,9 @@ def _by_text(catalogue: Catalogue, search: Search, now: datetime) -> Page:
 
 
 def _relevance(model: DemoModel, words: Sequence[str]) -> int:
-    """Compute the relevance of a model; 0 for no match. Every search word must match.
+    """Compute the relevance of a model; 0 unless every search word matches.
 
-    A word matches as a prefix of a word in the name, the creator or the trigger words, or as a file's hash.
+    A word matches as a prefix of a word in the name, the creator or the trigger words, or of a file's hash.
     """
     name = re.findall(r"\w+", model.name.lower())
     rest = [model.creator or "", *(word for version in model.versions for word in version.trained_words)]
@@ -180,7 +180,7 @@ def _relevance(model: DemoModel, words: Sequence[str]) -> int:
 
 def _visible(catalogue: Catalogue, model: DemoModel, search: Search, now: datetime) -> Hit | None:
     """Return the model with the versions to show, or None if a filter excludes it."""
-    ids = None if search.query else search.ids  # with a search text, its result replaces the requested ids
+    ids = None if search.query else search.ids  # CivitAI ignores `ids` if there is a search text
     if not _is_listed(model, search) or (ids is not None and model.id not in ids):
         return None
     known_tag = search.tag and any(_has_tag(each, search.tag) for each in catalogue)
@@ -233,7 +233,7 @@ def _last_published(model: DemoModel) -> datetime:
 
 
 def _key(model: DemoModel, sort: str) -> tuple[int, ...]:
-    """Build the sort key of a model, which ends with the id, so that it is unique."""
+    """Build the sort key of a model. It is unique, because it ends with the model's id."""
     if sort in ("Newest", "Oldest"):
         return round(_last_published(model).timestamp() * 1000), model.id
     thumbs, downloads, comments = model.thumbs_up or 0, model.downloads or 0, model.comments or 0

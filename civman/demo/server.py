@@ -69,7 +69,7 @@ class Wire:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is being stopped, so that endless responses should end."""
+        """Whether the server is being stopped, which should end responses that are otherwise endless."""
         return self._stopped.is_set()
 
     def hang_up(self) -> None:
@@ -87,8 +87,9 @@ class Wire:
 class CivitaiServer:
     """CivitAI's API and storage on two loopback ports. A context manager that starts and stops the server.
 
-    `requests` lists the received requests in order. `token` is the only valid key; `granted` are the version ids whose
-    early access its owner has bought. A port of 0 lets the system choose one. `clock` is the server's time.
+    `requests` lists the received requests in order. `token` is the only valid key; `granted` contains the ids of
+    versions whose early access the key's owner has bought. A port of 0 lets the system choose one. `clock` returns the
+    server's time.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class CivitaiServer:
         return self._api.answer(request) if request.server == "api" else self.storage.answer(request)
 
     def respond(self, request: Request, answer: Answer, wire: Wire) -> None:  # noqa: ARG002 - for those who override it
-        """Write the response to the connection. A subclass may cause faults here."""
+        """Write the response to the connection. A subclass may override this method to cause faults."""
         wire.send(answer)
 
     def exchange(self, request: Request, connection: socket.socket) -> bool:
@@ -201,7 +202,7 @@ class _Listener(ThreadingHTTPServer):
         while True:
             try:
                 connection, address = self.get_request()
-            # the client disconnected before it was accepted, or no file descriptor is free at the moment
+            # retry: the client disconnected before it was accepted, or the process has no free file descriptor
             except OSError:
                 time.sleep(0.01)
                 continue

@@ -1,6 +1,7 @@
 """The storage server: signed URLs that expire, and files in ranges, like the object storage behind CivitAI.
 
-It responds with 400 to any request with an `Authorization` header, so that a client that forwards its key is noticed.
+It responds with 400 to any request with an `Authorization` header, so that tests notice a client that forwards its API
+key to storage.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ class Storage:
         self._revoked: set[str] = set()
 
     def signed_target(self, file: DemoFile, name: str) -> str:
-        """Sign a path and query under which the file can be downloaded for a while; they differ on every call."""
+        """Build a signed path and query that give access to the file for a limited time; they differ on every call."""
         path = f"/{_BUCKET}/{file.id}/{quote(file.name, safe='')}"
         parameters = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
@@ -98,7 +99,7 @@ def _signature(path: str, parameters: dict[str, str]) -> str:
 def _ranged(file: DemoFile, request: Request, content_disposition: str) -> Answer:
     """Return the whole file or a part, as `Range` requests (RFC 9110, section 14).
 
-    For several or invalid ranges it is the whole file.
+    If the request has several ranges or an invalid one, the whole file is returned.
     """
     data = memoryview(file.content.data)
     tag = etag(data)

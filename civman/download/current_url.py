@@ -1,4 +1,4 @@
-"""The storage URL that all connections of one transfer use, and its replacement."""
+"""The storage URL that all connections of a transfer share; it is requested again once it is discarded."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from civman.civitai.responses import DownloadAddress
 
 
 class CurrentUrl:
-    """One signed URL, requested from CivitAI when it is first needed and after it was discarded. Thread-safe."""
+    """One signed URL, which is requested from CivitAI on first use and again after each `discard`. Thread-safe."""
 
     def __init__(self, request: Callable[[], DownloadAddress]) -> None:
         """`request` asks CivitAI for a fresh URL. Each call counts against the account's rate limit."""
@@ -30,7 +30,7 @@ class CurrentUrl:
             return address
 
     def is_current(self, address: DownloadAddress | None) -> bool:
-        """Whether `address` is the URL in use. None is current while there is no URL in use."""
+        """Whether `address` is the URL in use, or None while no URL is in use."""
         return address is self._address
 
     def discard(self, address: DownloadAddress | None) -> None:

@@ -40,7 +40,7 @@ _EVENT_BYTES = 32 << 20
 class Fetched:
     """A verified file.
 
-    `declared_by`: "civitai" if its digest was compared with one that CivitAI declares, else "civman".
+    `declared_by`: "civitai" if the file's digest was compared with one that CivitAI declares, else "civman".
     """
 
     blob: StoredBlob
@@ -50,7 +50,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One file to download: the key of its partial file, what is declared about it, and how to get its current URL."""
+    """One file to download: the key of its partial file, its declared metadata, and a function that returns its URL."""
 
     key: str
     file: ModelFile
@@ -78,12 +78,12 @@ class Fetcher:
     ) -> Fetched:
         """Download and verify a file and put it in the store. A file that is already stored is not downloaded again.
 
-        `places` are paths outside the store where its bytes were read before; if they are still there, the file is not
-        downloaded either. `on_event` is called from several threads.
+        `places` are paths outside the store where the file's bytes were read before; if the file is still at one of
+        them, it is not downloaded either. `on_event` is called from several threads.
 
         Raises: NetworkError, NotAllowed, NotFound: the download failed. IntegrityError: the bytes are not what CivitAI
-            declares, or not a model file. Refused: it is a pickle that could run code. StoreError. Interrupted:
-            `cancel` was set. The bytes received so far are kept for the next attempt, unless they are wrong.
+        declares, or not a model file. Refused: the file is a pickle that could run code. StoreError. Interrupted:
+        `cancel` was set. The bytes received so far are kept for the next attempt, unless they are wrong.
         """
         file = wanted.file
         declared_by = "civitai" if _has_declaration(file.hashes) else "civman"
@@ -108,9 +108,9 @@ class Fetcher:
     def _lock_or_find(
         self, partial: Partial, file: ModelFile, on_event: OnEvent, cancel: threading.Event
     ) -> StoredBlob | None:
-        """Lock the partial file for this process and return None, or return the stored blob.
+        """Lock the partial file for this process and return None, or return the blob if the file is already stored.
 
-        While another process is downloading the same file, wait until it has finished.
+        While another process is downloading the same file, wait until that process has finished.
         """
         has_reported = False
         while True:
@@ -132,7 +132,10 @@ class Fetcher:
                 raise Interrupted(f"the download of `{file.name}` was stopped")
 
     def _in_place(self, key: str, file: ModelFile, places: Sequence[SeenFile], on_event: OnEvent) -> StoredBlob | None:
-        """Find the file at one of `places`, outside the store. Files that changed since the last reading are hashed."""
+        """Find the file at one of `places`, outside the store.
+
+        Files that changed since they were last read are hashed again.
+        """
         if file.hashes.sha256 is None or self._present(file) is not None:
             return None
         for seen in sorted(places, key=lambda seen: not is_unchanged(seen)):
@@ -209,8 +212,8 @@ class Fetcher:
                 size_bytes=file.size_bytes,
                 name=file.name,
                 has_digest=has_digest,
-                # mirrors of one file may send different ETags: with a SHA-256 to check, a changed ETag restarts only
-                # once
+                # mirrors of the same file may send different ETags, so if a SHA-256 will verify the file, a changed
+                # ETag restarts the download only once
                 compares_etags=is_first or not has_digest,
             ),
             name=file.name,
@@ -246,10 +249,10 @@ def partial_key(version: ModelVersion, file: ModelFile) -> str:
 
 
 def check_content(path: Path, file: ModelFile) -> None:
-    """Check that the file at `path` has the content that its name suggests, by its first bytes and its digests.
+    """Check the first bytes and the digests of the file at `path` against what its name and CivitAI declare.
 
-    Raises: InvalidModelFile: it is a web page, for instance, or its header is broken. HashMismatch: the SHA-256 is not
-        declared and another declared digest does not match.
+    Raises: InvalidModelFile: the file is a web page, for instance, or its header is broken. HashMismatch: the SHA-256
+    is not declared and another declared digest does not match.
     """
     if file.suffix in SAFETENSORS_SUFFIXES:
         read_header(path)

@@ -14,20 +14,22 @@ _SIZED: Final = re.compile(r"/(?:[a-z]+=[^/]*)(/[^/]*)$")
 
 
 def original_url(url: str) -> str:
-    """The URL of the uploaded file instead of a resized copy: its parameters become `original=true`."""
+    """Return the URL of the image as it was uploaded: the parameters for a resized copy become `original=true`."""
     return _SIZED.sub(r"/original=true\1", url)
 
 
 def fetch_image(connect: Callable[[], StorageConnection], url: str, target: Path) -> None:
-    """Download the original at `url` to `target`, a file in an existing or new folder.
+    """Download the image at `url` to the file `target`; its folder is created if necessary.
 
-    Raises: UsageError (`bad-picture`): it is too large. NetworkError, NotFound, NotAllowed, UnsafeRedirect.
+    Raises: UsageError (`bad-picture`): the image is too large. NetworkError, NotFound, NotAllowed, UnsafeRedirect.
     """
     connection = connect()
     try:
         body = connection.open(original_url(url), start=0, end=None)
         if (body.total_bytes or 0) > MOST_BYTES:
-            raise UsageError(f"the image has {body.total_bytes} bytes, more than civman reads", code=Cause.BAD_PICTURE)
+            raise UsageError(
+                f"the image has {body.total_bytes} bytes, which is more than civman reads", code=Cause.BAD_PICTURE
+            )
         data = body.read_all(MOST_BYTES)
     finally:
         connection.close()

@@ -1,6 +1,7 @@
-"""Downloads the model files that a recipe needs and the library lacks: by CivitAI's id first, then by SHA-256.
+"""Downloads the model files that a recipe needs and the library lacks, by CivitAI's id or else by SHA-256.
 
-Every file is verified by its SHA-256. If an id now belongs to a different file, that file is never used instead.
+Every file is verified by its SHA-256. If an id now belongs to a different file, that file is never used as a
+replacement.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +25,10 @@ def fetch_missing(
 ) -> list[Asset]:
     """Download all `missing` files, in order.
 
-    `resolve` asks CivitAI for the version that a ref means; `download` fetches and verifies a file.
+    `resolve` asks CivitAI for the version that a ref refers to; `download` fetches and verifies a file.
 
     Raises:
-        Gone: it was deleted from CivitAI, and no other version there has a file with this SHA-256.
+        Gone: a file was deleted from CivitAI, and no other version there has a file with this SHA-256.
         IntegrityError (`replaced-upstream`): the id now belongs to a file with another SHA-256.
         NotFound (`not-on-civitai`): the file did not come from CivitAI, and CivitAI does not know its SHA-256.
         NotAllowed, NetworkError, StoreError: the download failed.

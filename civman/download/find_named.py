@@ -1,7 +1,7 @@
-"""Finds on CivitAI the files that an image's settings name: by hash, by version id, and by name last.
+"""Finds on CivitAI the files that an image's settings name: by hash, else by version id, else by file name.
 
-A short hash is accepted only if the file has the kind that the image needs. For a file that cannot be downloaded, the
-reason and possible replacements are described; no file is replaced unless the user asks for it.
+A match by a short hash is accepted only if the file is of the kind that the image needs. For a file that cannot be
+downloaded, the reason and possible replacements are described; no file is replaced unless the user asks for it.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ _TYPES: Final[Mapping[str, tuple[ModelType, ...]]] = {
     "hypernetwork": (ModelType.HYPERNETWORK,),
 }  # fmt: skip
 _SEARCHED: Final = 20
-"""The number of models that are requested to find a file by its name."""
+"""The maximum number of models to request when searching for a file by name."""
 _MOST_STAND_INS: Final = 4
 _LENGTHS: Final = (8, 10, 12, 64)
-"""The lengths, in hexadecimal digits, of the hashes by which CivitAI finds files."""
+"""The lengths in hexadecimal digits of the hashes that CivitAI can look up."""
 
 Hit = tuple[ModelVersion, ModelFile]
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A file that settings name, as CivitAI offers it, or the reason why it cannot be downloaded.
+    """What CivitAI offers for a file that an image's settings name: a download, or the reason why there is none.
 
-    `job`: the download, or None; `by`: what the file was found by; `notices`: what the user has to know about this
-    choice; `stand_ins`: in words, what could take its place.
+    `job`: the download, or None; `by`: whether the file was found by hash, version or name; `notices`: what the user
+    should know about this choice; `stand_ins`: descriptions of files that could be used instead.
     """
 
     wanted: Wanted
@@ -64,7 +64,10 @@ class KnownVersions:
         self._known: dict[VersionId, ResolvedVersion] = {}
 
     def __call__(self, ref: str) -> ResolvedVersion:
-        """Resolve `ref`. Raises: what the function given to the constructor raises."""
+        """Resolve `ref`, using an earlier result for the same version.
+
+        Raises: the errors of the constructor's `resolve`.
+        """
         parsed = parse_ref(ref)
         if not isinstance(parsed, VersionRef):
             return self._resolve(ref)
@@ -76,9 +79,9 @@ class KnownVersions:
 
 
 def learn_versions(client: CivitaiClient, index: Index, named: Iterable[NamedVersion], now: datetime) -> None:
-    """Request the versions that an image names and that the index does not contain, and save them in the index.
+    """Request the versions that an image names and the index lacks, and save them in the index.
 
-    One request covers all of them, except those that CivitAI's list leaves out.
+    One request covers all of these versions. Versions that CivitAI's list leaves out are then requested one by one.
     """
     unknown = tuple(each.id for each in named if index.version(each.id) is None)
     if not unknown:
@@ -95,10 +98,10 @@ def learn_versions(client: CivitaiClient, index: Index, named: Iterable[NamedVer
 
 @dataclass(frozen=True, slots=True)
 class NamedFinder:
-    """Finds files on CivitAI.
+    """Finds on CivitAI the files that an image's settings name.
 
-    `resolve` looks up a version. `plan` takes a ref and the id of a file, and checks whether that file may be
-    downloaded.
+    `resolve` looks up a version. `plan` plans a download from a ref and the id of a file, or raises an error if the
+    file may not be downloaded.
     """
 
     client: CivitaiClient
@@ -130,7 +133,7 @@ class NamedFinder:
         return found
 
     def _by_hash(self, digest: str) -> Hit | None:
-        """Look up a hash; one whose length CivitAI does not support is shortened to 12 or 10 digits."""
+        """Look up a hash, shortened to 12 or 10 digits if CivitAI does not support its length or does not find it."""
         forms = [digest] if len(digest) in _LENGTHS else []
         forms += [digest[:12], digest[:10]] if len(digest) > 10 else []
         for form in dict.fromkeys(each for each in forms if len(each) in _LENGTHS):
@@ -173,7 +176,7 @@ class NamedFinder:
     def _of_hash(
         self, wanted: Wanted, hit: Hit, owned: Sequence[tuple[ModelId, VersionId]], listed: Collection[VersionId]
     ) -> Offer:
-        """Choose one of the file's versions: one that the image lists, else the oldest that can be downloaded."""
+        """Choose a version that contains the file: one that the image lists, else the oldest downloadable one."""
         named = wanted.version.id if wanted.version is not None else None
         order = sorted(owned, key=lambda each: (each[1] != named, each[1] not in listed, each[1]))
         first: CivmanError | None = None
@@ -265,7 +268,7 @@ class NamedFinder:
             yield f"{asset.ref} ({asset.model_name} {asset.version_name}, in the library)"
 
     def _same_tensors(self, saved: ModelVersion | None) -> Iterator[str]:
-        """Describe the stored files that have the AutoV3 digest, and so the tensors, of a deleted version."""
+        """Describe the stored files with the AutoV3 digest, and thus the tensors, of a deleted version's files."""
         for file in saved.files if saved is not None else ():
             for asset in self.index.find_by_digest(file.hashes.autov3) if file.hashes.autov3 else ():
                 yield f"{asset.ref} (`{asset.name}` in the library, with the same tensors)"
@@ -292,7 +295,7 @@ class NamedFinder:
 
 
 def _search_words(name: str) -> str:
-    """The words of a model's name in a file's name, since CivitAI searches names of models.
+    """Guess the words of a model's name from the name of its file, because CivitAI searches by model name.
 
     >>> _search_words("tinyShapes_v10")
     'tiny Shapes'
@@ -303,7 +306,7 @@ def _search_words(name: str) -> str:
 
 
 def _plays(version: ModelVersion, file: ModelFile, role: str) -> bool:
-    """Whether a file can have this role in a recipe; a version of a checkpoint may also contain a VAE."""
+    """Whether a file can have this role in a recipe; a checkpoint's version may also contain a VAE file."""
     return role_of(version.model.type) == role or (role == "vae" and file.type == "VAE")
 
 

@@ -68,7 +68,7 @@ class DownloadOptions:
     """Settings of a download: connections, speed limit, preview image, and a check to run before each file."""
 
     connections: int | None = None
-    """Connections per file; None: as many as make the download faster."""
+    """The number of connections per file; None: as many as make the download faster."""
     files_at_once: int = 3
     limit: RateLimit | None = None
     preview: Previews = Previews.SAFE
@@ -88,9 +88,9 @@ class Job:
     """The file's name, made safe for any file system."""
     notices: tuple[str, ...]
     held: Asset | None
-    """The stored asset, if the index already has this file of this version."""
+    """The stored asset if the index already lists this file of this version, else None."""
     is_stored: bool
-    """Whether the bytes are in the store already, even if only under another version or name."""
+    """Whether the store already has the file's bytes, even if only under another version or name."""
     places: tuple[SeenFile, ...] = ()
     """Paths outside the store at which the bytes were read before."""
 
@@ -111,7 +111,7 @@ class Outcome:
 
 
 def shown_ref(text: str) -> str:
-    """`text` without the query of a URL, which may contain an API key: safe to show and to store."""
+    """Remove the query from a URL, because it may contain an API key: the result is safe to show and to store."""
     try:
         return str(parse_ref(text))
     except InvalidRef:
@@ -132,7 +132,7 @@ class Downloads:
         clock: Callable[[], datetime],
         patience: Patience,
     ) -> None:
-        """`network` has the API key and the settings for connections to the storage servers."""
+        """`network` provides the API key and the settings for connections to the storage servers."""
         self._index = index
         self._store = store
         self._client = client
@@ -143,9 +143,9 @@ class Downloads:
         self._patience = patience
 
     def plan(self, ref: str, *, file: str | None, permits: Permits, examine: Examine | None = None) -> Job:
-        """Choose the file that `ref` means and check that it may be downloaded.
+        """Choose the file that `ref` refers to and check that it may be downloaded.
 
-        Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be downloaded.
+        Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: the file cannot be downloaded.
         """
         resolved = self._resolve(ref)
         version = resolved.version
@@ -184,7 +184,10 @@ class Downloads:
         return tuple(seen for seen in self._index.places([sha256]) if Path(seen.path).is_absolute())
 
     def find_stored(self, ref: str, file: str | None) -> Outcome | None:
-        """Find the stored file that `ref` means, without CivitAI; None if there is none, or `ref` is ambiguous."""
+        """Find the stored file that `ref` refers to, without asking CivitAI.
+
+        None if there is no such file, or if `ref` is ambiguous.
+        """
         try:
             asset = find_asset(self._index, parse_ref(ref), file)
         except (NotFound, AmbiguousRef, UsageError):
@@ -225,8 +228,8 @@ class Downloads:
                     running[future] = number, job
                     # save the metadata now, while the file is being downloaded
                     remember(self._index, job.resolved, self._clock())
-                    # importing the rules that identify model files takes 0.05 s: do it now, while the file is being
-                    # downloaded
+                    # import the rules that identify model files now, while the file is being downloaded, because
+                    # importing them takes 0.05 s
                     from civman.manage import inspection  # noqa: F401
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, options, on_event)
@@ -286,7 +289,7 @@ class Downloads:
         is_outside = not stored.path.is_relative_to(self._store.root)
         if job.held is not None and fetched.was_present and (not is_outside or job.held.path == str(stored.path)):
             return Outcome(job.ref, job.held, was_present=True)
-        # imported on first use: the import takes 0.05 s, which would delay the start of the download
+        # imported here, because the import takes 0.05 s, which at the top would delay the start of the download
         from civman.manage.inspection import facts_of_file
 
         now = self._clock()

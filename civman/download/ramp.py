@@ -14,11 +14,11 @@ from typing import Self
 _FIRST_STEP = 8
 """The number of connections after the first step."""
 _ALONE_S = 0.05
-"""How long the first connection is measured, starting at its first response."""
+"""How long the first connection is measured, in seconds from its first response on."""
 _MEASURED_S = 0.08
-"""How long the connections are measured after each step."""
+"""How long the connections are measured after each step, in seconds."""
 _RESPONSES = 4
-"""Both measurements last at least this many response times, since connections to distant servers speed up slowly."""
+"""Every measurement lasts at least this many response times, because distant connections speed up slowly."""
 _LEAST_SHARE = 1 / 3
 
 
@@ -50,7 +50,7 @@ class Ramp:
     measured_s: float = _ALONE_S
     """The minimum duration of the current measurement."""
     before_connections: int = 0
-    """The number of connections before the last step. 0: there was no step whose benefit has to be checked."""
+    """The number of connections before the last step; 0 if there is no step whose benefit has to be checked."""
     before_rate: float = 0.0
     """The total speed, in bytes per second, that the connections reached before the last step."""
 

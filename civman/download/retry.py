@@ -1,7 +1,7 @@
-"""Decides when to retry after a failure during a download, and whether to request a fresh URL.
+"""Decides when to retry after a failure during a download, and whether to request a fresh URL first.
 
-Which remedy may help is a property of the failure's cause (`Cause.recovery`). This module counts failures and chooses
-the delay.
+The cause of a failure determines whether retrying or a fresh URL can help (`Cause.recovery`). This module counts
+failures and chooses the delay.
 """
 
 import random
@@ -52,7 +52,7 @@ class Retries:
             return requested_s
         if error.code.recovery.is_immediate and failures == 1:
             return 0.0
-        # a random factor keeps two clients from retrying at the same moments; it need not be unpredictable
+        # a random factor keeps clients from retrying simultaneously; it need not be cryptographically secure
         spread = random.uniform(0.75, 1.25)  # noqa: S311
         return min(self._patience.backoff_s * 2.0 ** (failures - 1), self._patience.longest_backoff_s) * spread
 
@@ -66,7 +66,7 @@ class Retries:
         seconds = retry_after_s(header, datetime.now(UTC)) if isinstance(header, str) else None
         if seconds is not None and seconds > self._patience.longest_retry_after_s:
             raise NetworkError(
-                f"{error.message}; the server asks to wait {seconds:.0f} s",
+                f"{error.message}; the server asks clients to wait {seconds} s",
                 code=error.code,
                 hint="try again after that time; the bytes received so far are kept",
                 retry_after=header if isinstance(header, str) else None,

@@ -11,7 +11,7 @@ class Changed(Exception):  # signals a restart, not a failure, hence no name end
 
 
 class Identity:
-    """What is known about a file before and during its download. Not thread-safe: the owner must hold a lock."""
+    """The known size and ETag of the file that is being downloaded. Not thread-safe: the owner must hold a lock."""
 
     def __init__(
         self, partial: Partial, *, size_bytes: int | None, name: str, has_digest: bool, compares_etags: bool

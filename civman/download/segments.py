@@ -10,9 +10,12 @@ from civman.domain.timeouts import Patience
 SMALLEST_SPAN = 4 << 20
 _LARGEST_SPAN = 64 << 20
 _MOST_DOUBLINGS = 6
-"""How often the wait before a takeover may double. Otherwise, connections to a slow server would replace each other."""
+"""The maximum number of times that the wait before a takeover doubles.
+
+It doubles after each takeover in vain, so that connections to a slow server do not keep replacing each other.
+"""
 _RESPONSES_LONG = 20
-"""A span should take this many times as long as its request waits for a response, so that waiting costs 5 %."""
+"""The target ratio of a span's download time to the time its request waits for a response: waiting costs 5 %."""
 _SMALLEST_HALF = 1 << 20
 _WORTH_HALVING_S = 0.5
 _JUDGED_AFTER_S = 0.2
@@ -43,7 +46,9 @@ class Span:
     answered_at: float = 0.0
     count: int = 0
     relieved: int = 0
-    """How often in a row the span was taken over without a byte received: each time, the next takeover waits longer."""
+    """The number of consecutive takeovers of the span without a byte received; each makes the next takeover wait
+    longer.
+    """
 
     @property
     def left_bytes(self) -> int:
@@ -84,9 +89,9 @@ class Spans:
         return self._added(Span(0, size, connection, is_whole=True))
 
     def next(self, gaps: Gaps, size: int, connection: StorageConnection) -> Span | None:
-        """Add a span for the part of `gaps` nearest to the start of the file that no connection is downloading.
+        """Add a span for the first part of `gaps` that no connection is downloading.
 
-        If there is none, take over a part of the slowest span, provided that this saves time.
+        If every part is being downloaded, take over a part of the slowest span, provided that this saves time.
         """
         for start, end in self._unclaimed(gaps):
             return self._added(Span(start, min(end, start + self._span_bytes(size)), connection))
@@ -125,9 +130,9 @@ class Spans:
         return span
 
     def _span_bytes(self, size: int | None) -> int:
-        """The size of a new span: large enough that waiting for responses costs little, but no larger.
+        """The size in bytes of a new span: just large enough that waiting for responses costs little.
 
-        Small spans keep the unbroken run of bytes from the start of the file close to the last byte received.
+        Smaller spans leave fewer bytes after the first gap in the file, where the digest cannot be computed yet.
         """
         most = min(_LARGEST_SPAN, (size or 0) // (4 * self._connections))
         return max(SMALLEST_SPAN, min(most, int(_RESPONSES_LONG * self.answer_s * self._speed)))

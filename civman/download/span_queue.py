@@ -47,11 +47,11 @@ class SpanQueue:
 
     @property
     def response_s(self) -> float:
-        """How long a request waits for its response, in seconds, on average."""
+        """The average time in seconds that a request waits for its response."""
         return self._spans.answer_s
 
     def spare_spans(self) -> int:
-        """How many more connections could be given a span."""
+        """The number of further connections for which there would be a span."""
         with self._changed:
             if self._needs_whole_bodies:
                 return 0
@@ -83,7 +83,7 @@ class SpanQueue:
     def claim(self, connection: StorageConnection) -> Span | None:
         """Return the next span to download over `connection`, waiting for one if necessary.
 
-        None: there is nothing left to do.
+        Returns None if there is nothing left to do.
         """
         with self._changed:
             while not self._stopped.is_set():
@@ -113,8 +113,8 @@ class SpanQueue:
     def accept(self, body: Body, span: Span) -> None:
         """Check that a response belongs to this file.
 
-        Raises: Changed, IntegrityError: it is another file. BadAnswer: the file's size is unknown. StoreError: the disk
-            is full. NetworkError: the server ignored the range, for the first time in this transfer.
+        Raises: Changed, IntegrityError: the response belongs to another file. BadAnswer: the file's size is unknown.
+        StoreError: the disk is full. NetworkError: the server ignored the range, for the first time in this transfer.
         """
         with self._changed:
             size = self._identity.check(body, is_first=not self._is_open)
@@ -134,7 +134,10 @@ class SpanQueue:
             self._changed.notify_all()
 
     def without_ranges(self) -> None:
-        """Request the whole file from now on: a part of a compressed file cannot be decompressed."""
+        """Request the whole file from now on, because the server compresses responses.
+
+        A part of a compressed file cannot be decompressed.
+        """
         with self._changed:
             self._needs_whole_bodies = True
 

@@ -30,9 +30,10 @@ from civman.errors import Cause, CivmanError, Interrupted, NetworkError
 from civman.store.partial import Partial
 
 _BUFFER_BYTES = 1 << 20
-"""The size of a read buffer, which fits into a CPU core's own cache.
+"""The size in bytes of a read buffer.
 
-A buffer twice as large would have to be fetched from main memory again when it is written to the file.
+A buffer of this size stays in a CPU core's cache. One twice as large would have to be fetched from main memory again
+when it is written to the file.
 """
 _FLUSH_S = 0.1
 _LOOK_S = 0.015
@@ -160,7 +161,7 @@ class Transfer:
         self._queue.accept(body, span)
         self._read(body, span, view)
         if body.left_bytes != 0:
-            # close the connection: another worker downloads the rest of the range that it requested
+            # close the connection, because another worker has taken over the rest of the requested range
             span.connection.close()
 
     def _read(self, body: Body, span: Span, view: memoryview) -> None:

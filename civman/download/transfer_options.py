@@ -7,7 +7,7 @@ from civman.download.rate_limit import RateLimit
 from civman.errors import Cause, NetworkError
 
 _LIMITED_BYTES_PER_S = 1_000_000
-"""With a speed limit, one connection is used for each full or partial amount of this many bytes per second."""
+"""With a speed limit, the number of connections is the limit divided by this many bytes per second, at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class TransferOptions:
     """The connections, speed limit and timeouts for downloading one file."""
 
     max_connections: int | None = None
-    """The number that the user chose. None: as many as make the download faster, up to `most`."""
+    """The number of connections that the user chose; None: as many as make the download faster, up to `most`."""
     most: int = 24
     limit: RateLimit | None = None
     patience: Patience = PATIENT

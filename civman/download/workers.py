@@ -10,7 +10,7 @@ from civman.download.ramp import Ramp, Reading
 class Worker:
     """A thread and its connection.
 
-    `is_requesting_url`: it is waiting for CivitAI's API, which cannot be interrupted.
+    `is_requesting_url`: whether the thread is waiting for CivitAI's API, which cannot be interrupted.
     """
 
     def __init__(self, work: "Callable[[Worker], None]", connection: StorageConnection, number: int) -> None:
@@ -29,7 +29,7 @@ class Worker:
 
 
 class Workers:
-    """All workers of a transfer, the decision how many to use, and the error that stopped them. Thread-safe."""
+    """All workers of a transfer, and the first error that stopped them. Decides when to add workers. Thread-safe."""
 
     def __init__(self, work: Callable[[Worker], None], connect: Callable[[], StorageConnection], ramp: Ramp) -> None:
         """`work` is the function that each thread runs. It must return soon after `stopped` is set."""
@@ -61,9 +61,9 @@ class Workers:
             worker.thread.start()
 
     def grow(self, now: float, *, received_bytes: int, response_s: float, spare_spans: Callable[[], int]) -> None:
-        """Add as many threads as are expected to help, if a decision is due.
+        """If a decision is due, add as many threads as are expected to make the download faster.
 
-        To be called repeatedly after the first response.
+        Must be called repeatedly after the first response.
         """
         with self._lock:
             if self._ramp.began is None:
@@ -78,7 +78,7 @@ class Workers:
     def note_failure(self, *, most: int | None = None) -> None:
         """Record that a connection failed.
 
-        `most`: the new maximum of connections, if the server said that it is busy.
+        `most`: the new maximum of connections, if the server reported that it is busy.
         """
         with self._lock:
             self._ramp = self._ramp.after_failure() if most is None else self._ramp.after_failure().limited_to(most)
