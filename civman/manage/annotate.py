@@ -42,7 +42,9 @@ def apply(index: Index, store: BlobStore, assets: Sequence[Asset], edit: Edit, *
             hint="pass what to change, such as --note TEXT, --tag WORD, --rating 4 or --pin",
         )
     if edit.rating is not None and not 0 <= edit.rating <= 5:
-        raise UsageError(f"{edit.rating} is not a valid rating", hint="give 1 to 5, or 0 to remove the rating")
+        raise UsageError(
+            f"{edit.rating} is not a valid rating", hint="use a rating from 1 to 5, or 0 to remove the rating"
+        )
     if edit.alias and len(assets) > 1:
         raise UsageError(
             f"an alias is for one file, but this ref means {len(assets)}",

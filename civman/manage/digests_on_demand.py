@@ -1,7 +1,7 @@
-"""Compute digests (AutoV1, AutoV3, CRC32, BLAKE3) of files in the library that the index does not have yet.
+"""Compute missing digests (AutoV1, AutoV3, CRC32, BLAKE3) of the library's files.
 
-An import computes them only for files that CivitAI does not know, and not for very large ones, because computing them
-takes another read of the file. `civman verify --full` computes the missing ones.
+An import computes these digests only for files that CivitAI does not know, and not for very large ones, because the
+file has to be read once more. `civman verify --full` computes all missing digests.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from civman.index import Index
 from civman.store.other_digests import computed_kinds, other_digests
 
 _MOST_BYTES = 8 << 30
-"""The maximum number of bytes that are read to find one digest; the smallest files are read first."""
+"""The maximum total size in bytes of the files that one search hashes. The smallest files are hashed first."""
 
 
 def find_computed(index: Index, ref: HashRef) -> list[Asset]:
-    """Find the files with this digest by computing and saving digests that are not in the index yet."""
+    """Find the files with this digest by computing the digests that the index lacks, which are then saved."""
     kinds = computed_kinds().intersection(ref.kinds)
     left_bytes = _MOST_BYTES
     for blob in index.without_digests() if kinds else ():

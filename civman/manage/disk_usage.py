@@ -18,8 +18,8 @@ GROUPS = ("type", "base_model", "architecture", "used")
 class Usage:
     """The disk usage in bytes: `shares` by group of files, and the total of each kind of storage.
 
-    `safe_copy_bytes` counts the safetensors copies of pickles, `outside_bytes` indexed files that are not in the store,
-    `originals_bytes` the images on CivitAI that were downloaded to compare replays with them.
+    `safe_copy_bytes`: the safetensors copies of pickles. `outside_bytes`: indexed files that are not in the store.
+    `originals_bytes`: images downloaded from CivitAI to compare replays with.
     """
 
     group: str
@@ -36,7 +36,7 @@ class Usage:
 def usage(index: Index, store: BlobStore, group: str) -> Usage:
     """Compute the library's disk usage.
 
-    For model files, the length of the file counts; for everything else, the space allocated on disk.
+    Model files count with their length, everything else with the space allocated on disk.
 
     Raises: UsageError: `group` is not one of `GROUPS`.
     """

@@ -11,24 +11,27 @@ from civman.system.move_files import replace_file
 PLAIN_KEYS: Final = (
     "library", "civitai_url", "offline", "object_store", "render.checkpoint", "render.open", "render.preview",
 )  # fmt: skip
-"""The settings with a single value. `render.presets.NAME.OPTION` is a setting, too."""
+"""The keys of settings with a single value. `render.presets.NAME.OPTION` is also a valid key."""
 PRESETS: Final = "render.presets."
 _SWITCHES: Final = ("offline", "render.open", "render.preview")
 
 
 def settings_file(settings: Settings, folder: Path | None) -> Path:
-    """Return the file to change: the user's or, if `folder` is given, the nearest project file in it or above it."""
+    """Return the settings file to change: the user's, or a project's if `folder` is given.
+
+    The project file is the nearest one in `folder` or its parent folders; if there is none, a new one in `folder`.
+    """
     if folder is None:
         return settings.config_folder / USER_FILE
     return nearest_project_file(folder) or folder / PROJECT_FILE
 
 
 def set_value(file: Path, key: str, texts: list[str]) -> Any:
-    """Set a setting to the value typed as `texts`, and return the value as stored. Several texts become a list.
+    """Set a setting to the value that the user typed as `texts`. Returns the stored value.
 
-    Comments in the file are kept.
+    Several texts become a list. Comments in the file are kept.
 
-    Raises: UsageError (`unknown-name`, `bad-value`): there is no such setting, or the value does not fit it.
+    Raises: UsageError (`unknown-name`, `bad-value`): there is no such setting, or the value is invalid for it.
     ConfigError: the file cannot be read or written.
     """
     import tomlkit  # imported here: tomlkit takes 0.04 s to import and is only needed for writing
@@ -37,7 +40,7 @@ def set_value(file: Path, key: str, texts: list[str]) -> Any:
     *tables, last = _split(key)
     value = _value(key, texts)
     if key == "library" and file.name == USER_FILE:
-        # store an absolute path, because a relative one in a project's file is relative to that file
+        # store an absolute path: a relative path in a project's file is relative to that file
         value = str(Path(value).expanduser().absolute())
     if not tables:
         checked_value(key, value, file.parent, "the command line")
@@ -91,7 +94,7 @@ def _split(key: str) -> list[str]:
 
 
 def _value(key: str, texts: list[str]) -> Any:
-    """Convert the typed text to a TOML value: text, true or false, and in presets also numbers and lists."""
+    """Convert the typed text to a TOML value: a string or a boolean; for a preset, also a number or a list."""
     if len(texts) > 1 and not key.startswith(PRESETS):
         raise UsageError(f"`{key}` takes one value", hint="quote a value that contains spaces", code=Cause.BAD_VALUE)
     if key in _SWITCHES:

@@ -9,7 +9,7 @@ from civman.index import SeenFile
 def seen_now(path: str, sha256: Sha256, *, kept_path: str | None = None) -> SeenFile | None:
     """The current state of a file whose bytes were just verified as `sha256`; None if the file no longer exists.
 
-    The file counts as unchanged as long as device, inode, size and time of change are the same.
+    A file counts as unchanged as long as its device, inode, size and modification time stay the same.
     """
     try:
         stats = os.stat(path)  # noqa: PTH116  a Path object is too slow for 30,000 files

@@ -1,4 +1,4 @@
-"""Find the stored files that a ref stands for. The rules are those of `civman.manage.resolve`."""
+"""Find the stored files that a ref means, by the rules of `civman.manage.resolve`."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -29,13 +29,13 @@ _MOST_SHOWN = 8
 SHORT_HASHES = (8, 10)
 """The lengths of hashes that look like an id if all their digits are decimal: CRC32 and AutoV1 (8), AutoV2 (10)."""
 LEAST_PREFIX = 10
-"""The minimum number of digits of a SHA-256 that identify a file of the library."""
+"""The minimum length of the beginning of a SHA-256 that identifies a file of the library."""
 
 
 def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
-    """Find the assets that `ref` means; a version means all its files, a model all its versions.
+    """Find the assets that `ref` means: all files of a version, or all files of all versions of a model.
 
-    `file` selects some of them.
+    `file`: words that select some of these files.
 
     Raises: NotFound: no asset matches. AmbiguousRef: a number, name or digest has several meanings.
     """
@@ -65,7 +65,7 @@ def find_asset(
 
 
 def find_unlisted(index: Index, ref: Ref) -> Asset | None:
-    """Find the stored file that `ref` means; None if there is none or CivitAI knows the file. Raises: AmbiguousRef."""
+    """Find the stored file that `ref` means, if it is not on CivitAI; otherwise, return None. Raises: AmbiguousRef."""
     try:
         asset = find_asset(index, ref)
     except NotFound:
@@ -92,7 +92,10 @@ def _matching(index: Index, ref: Ref, file: str | None) -> list[Asset]:
 
 
 def stored_assets(index: Index, ref: Ref) -> list[Asset]:
-    """Find the assets of the ref's model or version, or with its digest, name or path. Ignores its file selector."""
+    """Find the assets of the model or version in `ref`, or those with its digest, name or path.
+
+    The ref's file selector is ignored.
+    """
     match ref:
         case NumberRef():
             return _numbered(index, ref.number)
@@ -149,7 +152,7 @@ def _select(index: Index, assets: Sequence[Asset], words: str) -> list[Asset]:
 
 
 def _listed_file(index: Index, asset: Asset) -> ModelFile:
-    """What CivitAI listed about the asset's file; if it listed nothing, what the file itself shows."""
+    """Return CivitAI's entry for the asset's file; without one, an entry made from the asset itself."""
     version = index.version(asset.version_id) if asset.version_id is not None else None
     for file in version.files if version is not None else ():
         if file.id == asset.file_id and (file.id is not None or file.name == asset.name):
@@ -159,7 +162,7 @@ def _listed_file(index: Index, asset: Asset) -> ModelFile:
 
 
 def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
-    """Choose the primary file of a version; if it was replaced, the file that CivitAI has now.
+    """Choose the primary file of a version; if CivitAI replaced it, the replacement.
 
     None if `assets` belong to several versions, or the choice is ambiguous.
     """

@@ -22,7 +22,10 @@ State = tuple[int, int, int, int]
 
 @dataclass(slots=True)
 class Hashed:
-    """The state and digest of each file by its path, which of them were read just now, and which could not be read."""
+    """The result of hashing files.
+
+    `seen`: the state and digest of each file by its path; `read`: the paths of the files that had to be read.
+    """
 
     seen: dict[str, SeenFile] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
@@ -32,11 +35,11 @@ class Hashed:
 
 
 def hash_files(index: Index, files: Sequence[Path], on_event: OnEvent) -> Hashed:
-    """Find the SHA-256 of each file. Each digest is saved at once, so that little is lost by an interruption.
+    """Find the SHA-256 of each file. Each digest is saved at once, so that an interruption loses little work.
 
     A file is not read again if its device, inode, size and modification time are those of a file that was read before,
-    under the same or another path. Under another path, a time in whole seconds does not count, because unpacking and
-    copying restore such times. Several links to one file are read once.
+    under the same or another path. If the path is another one, a modification time in whole seconds is not trusted,
+    because unpacking and copying restore such times. Several links to one file are read once.
     """
     remembered = index.seen_files()
     by_state = {_state(seen): seen for seen in remembered.values()}

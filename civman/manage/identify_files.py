@@ -1,8 +1,8 @@
 """Find out which CivitAI version each file is: by its SHA-256, by the digest of its tensors, or from a note next to it.
 
 CivitAI is asked about all files in one request. Files that it does not know by SHA-256 are looked up by AutoV3, the
-digest of the tensors alone, which stays the same when another program edits the header. If a response cannot be used,
-only the file that it is about stays unidentified; the next import asks again.
+digest of the tensors alone, which stays the same when another program edits the header. If a response is unusable, only
+the file concerned stays unidentified, and the next import asks again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,10 +24,10 @@ from civman.index import Index, Source
 _MODELS_AT_ONCE = 100
 _ASKERS = 4
 _MOST_BY_TENSORS = 200
-"""The number of files that one import looks up by AutoV3, because CivitAI has no batch request for it."""
+"""The maximum number of files that one import looks up by AutoV3: CivitAI has no batch request for AutoV3."""
 _MOST_FAILURES_AT_FIRST, _MOST_FAILURES = 3, 12
-"""After this many failed requests in a row, CivitAI is not asked any further: the first limit applies until a request
-has succeeded, the second one afterwards.
+"""The number of failed requests in a row after which no more are sent. The first limit applies until a request has
+succeeded, the second one afterwards.
 """
 _NOT_REACHED = frozenset(
     {Cause.UNREACHABLE, Cause.TIMEOUT, Cause.TLS, Cause.PROXY, Cause.OFFLINE, Cause.BLOCKED_CLIENT, Cause.RATE_LIMITED}
@@ -44,7 +44,7 @@ class FoundBy(StrEnum):
     TENSORS = "tensors"
     """The tensors are the same as those of the version's file, but the header differs, and with it the SHA-256."""
     NOTE = "note"
-    """A note of another program next to the file, which states the file's own digest."""
+    """Another program's note next to the file, which states the file's digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def ask_civitai(
 ) -> Identified:
     """Identify files by asking CivitAI, and save the models that it returns in the index.
 
-    A failed request is reported as a notice; it raises nothing.
+    A failed request does not raise an error; it is reported as a notice.
     """
     return _Asking(index, client, files, on_event, now).result()
 
@@ -224,9 +224,9 @@ class _Asking:
     def _asked_each(
         self, files: Iterable[Unidentified], ask: Callable[[Unidentified], R]
     ) -> Iterator[tuple[Unidentified, R]]:
-        """Ask about each file in its own request, a few at a time. Files that CivitAI does not know are left out.
+        """Send a separate request for each file, a few at a time. Files that CivitAI does not know are left out.
 
-        A failure is recorded for its own file.
+        If a request fails, the failure is recorded for its file.
         """
         with ThreadPoolExecutor(_ASKERS, thread_name_prefix="ask") as pool:
             for chunk in _chunks(files, 2 * _ASKERS):

@@ -1,8 +1,8 @@
 """Imports files that are already on this disk, and whole folders of other programs, without moving them by default.
 
-Each file is hashed once. The result is stored with the file's device, inode, size and modification time, so that
-importing it again reads nothing. CivitAI is asked once about all hashes. Files that CivitAI does not know are imported
-too, with the information in sidecar files of other programs.
+Each file is hashed once. The hash is stored with the file's device, inode, size and modification time, so that another
+import does not read the file again. CivitAI is asked once about all hashes. Files that CivitAI does not know are
+imported too, with the information in sidecar files of other programs.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ class ImportResult:
     left_out: tuple[LeftOut, ...]
     """The files that are not model files, by reason."""
     kept: tuple[Kept, ...]
-    """Files that should have been moved but were copied: they are still at their old place too."""
+    """Files that were copied although they should have been moved; the originals are still there."""
 
 
 @dataclass(slots=True)
@@ -110,11 +110,11 @@ class _Found:
 
     @property
     def model_type(self) -> ModelType:
-        """The type that the tensors show."""
+        """The model type that the file's tensors show; OTHER if they cannot be read."""
         return self.identity.model_type if self.identity is not None else ModelType.OTHER
 
     def identify(self, header: Header) -> None:
-        """Find out from the header what the file is."""
+        """Identify the model from the file's header."""
         self.said = claims(header.metadata)
         self.identity = identify(header, self.said)
 
@@ -269,7 +269,7 @@ def _identified(
     }
     if client is not None:
         files = [Unidentified(sha256, found.path, found.autov3) for sha256, found in by_digest.items()]
-        # each import looks up the tensors of a few files only; later imports look up the others
+        # start at a different file each time: one import looks up the tensors of only a few files
         start = now.toordinal() * _ROTATION % (len(held) or 1)
         files += [Unidentified(sha256, path, digests[sha256]) for sha256, path in held[start:] + held[:start]]
         if files:
@@ -301,7 +301,7 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
             continue
         for asset in index.referrers(sha256)[:1]:
             known = asset.facts
-            # keep what was read from the file before, if the file is unavailable at the moment
+            # if the file is unavailable at the moment, keep what an earlier import read from it
             with contextlib.suppress(CivmanError, OSError):
                 known = facts_of_file(Path(asset.path), found.version.base_model)
             records.append(

@@ -49,7 +49,7 @@ class Inspected:
 
     @property
     def part(self) -> Part:
-        """The file in the form that the compatibility check takes.
+        """The file as an argument for the compatibility check.
 
         Raises: StoreError: an adapter's alphas cannot be read.
         """
@@ -66,7 +66,7 @@ class Inspected:
             return self.header
 
     def model_header(self) -> Header | None:
-        """Return the header with the tensors that the model sees, as `read_header.plain_header` does.
+        """Return the header as the model sees its tensors: unpacked by `read_header.plain_header`.
 
         If only the header is available, it is returned unchanged. Raises: the errors of `plain_header`.
         """
@@ -146,8 +146,8 @@ def inspect_header(
 def facts_of_file(path: Path, base_model: str | None) -> FileFacts:
     """Read the facts about the file at `path` that the index stores. `base_model` is CivitAI's label.
 
-    A pickle that civman does not read has none. Raises: InvalidModelFile: a `.safetensors` file without a valid
-    header. StoreError.
+    The facts are empty for a pickle that civman refuses to read. Raises: InvalidModelFile: a `.safetensors` file
+    without a valid header. StoreError.
     """
     if path.suffix.lower() in SAFETENSORS_SUFFIXES:
         return facts(read_header(path), base_model)

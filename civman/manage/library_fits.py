@@ -1,4 +1,7 @@
-"""Finds the stored files that fit a checkpoint. Verdicts are made once, from the headers, and saved in the index."""
+"""Finds the stored files that fit a checkpoint.
+
+Each verdict is computed once, from the headers, and saved in the index.
+"""
 
 from collections.abc import Iterator
 
@@ -11,15 +14,15 @@ from civman.index import Fits, Index
 from civman.manage.inspection import Inspected, inspect_asset
 
 _SAVED_AT_ONCE = 200
-"""The number of verdicts in one transaction, which is the most that an interruption can lose."""
+"""The number of verdicts saved in one transaction; an interruption loses at most this many."""
 ACCEPTED = (Verdict.FITS, Verdict.CAUTION)
-"""The verdicts that `civman check` accepts without an option."""
+"""The verdicts with which `civman check` accepts a file without further options."""
 
 
 def find_fitting(index: Index, checkpoint: Inspected, on_event: OnEvent) -> Fits:
-    """Create a filter for the stored files that fit a stored checkpoint. Makes and saves the missing verdicts.
+    """Return a filter for the stored files that fit a stored checkpoint, after computing all missing verdicts.
 
-    A file that cannot be read now gets no verdict, and is not in the result.
+    A file that cannot be read now gets no verdict, so the filter leaves it out.
     """
     if checkpoint.asset is None:
         raise AssertionError("verdicts are saved for stored checkpoints only")

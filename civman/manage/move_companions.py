@@ -20,8 +20,8 @@ def move_companions(store: BlobStore, moved: Mapping[Sha256, Iterable[Path]]) ->
     """Move the companion files of models that were moved into the store.
 
     Returns the number of files moved, and the files that stay where they are. `moved` has the old paths of the models.
-    A companion stays if its model is still there, if another model of the same name needs it, or if the library already
-    has a different file of this kind.
+    A companion file stays if its model still exists at the old path, if another model of the same name needs it, or if
+    the library already has a different file of this kind.
     """
     count, kept = 0, list[Kept]()
     for sha256, paths in moved.items():
@@ -42,7 +42,7 @@ def _has_twin(model: Path) -> bool:
 
 
 def _moved(store: BlobStore, sha256: Sha256, companion: Path, ending: str) -> str:
-    """Move one file. Returns why it stays where it was; an empty string if it was moved."""
+    """Move one file. Returns an empty string, or the reason if the file could not be moved."""
     try:
         if companion.is_symlink() or companion.stat().st_size > _MOST_BYTES:
             return "it is a link or very large; move it yourself if you need it"

@@ -79,7 +79,7 @@ class Lost:
 class UpdateReport:
     """Everything that has changed on CivitAI for the stored files.
 
-    `unknown`: the number of files that never were on CivitAI.
+    `unknown`: the number of files that were never on CivitAI.
     """
 
     offers: tuple[Offer, ...] = ()
@@ -89,7 +89,7 @@ class UpdateReport:
     models: int = 0
     unknown: int = 0
     same_bytes: int = 0
-    """The number of newer versions that are not offered, because the same bytes are in the library."""
+    """The number of newer versions that are not offered, because the library already has the same bytes."""
 
     @property
     def total_bytes(self) -> int:
@@ -228,7 +228,7 @@ class _Comparison:
         self._early += [self._offer(version, asset) for version in newer if version.gate is not None]
 
     def _holds(self, version: ModelVersion) -> bool:
-        """Whether the bytes of the version's file are in the library, under whatever version or name."""
+        """Whether the library already has the bytes of the version's file, under any version or name."""
         sha256 = choose_file(version).hashes.sha256
         if sha256 is None or self._index.find_sha256(sha256) is None:
             return False
@@ -266,7 +266,10 @@ class _Comparison:
 
 
 def _alike(version: ModelVersion, held: ModelVersion | None, asset: Asset) -> ModelFile:
-    """Choose the file of `version` that is of the stored file's kind, else the one that a download would choose."""
+    """Choose the file of `version` with the same type, format and precision as the stored one.
+
+    Without exactly one such file, choose the one that a download would choose.
+    """
     own = next((file for file in held.files if file.id == asset.file_id), None) if held is not None else None
     if own is not None:
         alike = [file for file in version.files if _character(file) == _character(own)]

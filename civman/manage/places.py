@@ -19,7 +19,7 @@ from civman.store.blobs import BlobStore, digest_of
 
 
 class Presence(StrEnum):
-    """Whether a path leads to a file."""
+    """Whether the file that was recorded at a path is still available."""
 
     HERE = "here"
     AWAY = "away"
@@ -39,9 +39,9 @@ class Rehomed:
 def presence(path: str, seen: SeenFile | None) -> Presence:
     """Whether the file at `path` exists; `seen` is its state when it was last read.
 
-    If a file is missing because its drive is not connected, the result is AWAY. This is assumed if the file's folder is
-    empty or missing, and the nearest existing folder is on another device than the file was: then that folder is the
-    empty mount point of the drive, or is above it.
+    If a file is missing because its drive is not connected, the result is AWAY. A drive counts as not connected if the
+    file's folder is empty or missing, and the nearest existing folder is on a different device than the file was. That
+    folder is then the drive's empty mount point, or a parent folder of it.
     """
     try:
         os.stat(path)  # noqa: PTH116
@@ -72,7 +72,7 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
 def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> list[Rehomed]:
     """Replace the recorded paths of moved files with the paths at which the same bytes were just found.
 
-    `found` has the current states of files that were read or recognised. Old paths at which no file exists any more are
+    `found` has the current states of files that were read or recognised. Old paths at which a file no longer exists are
     removed.
     """
     by_digest: dict[Sha256, list[SeenFile]] = {}
@@ -102,7 +102,7 @@ def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> lis
 
 
 def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: str = "") -> Path | None:
-    """Find a path outside the store at which a file with this SHA-256 is now; None if there is none.
+    """Find a path outside the store that leads to a file with this SHA-256; None if there is none.
 
     A file that is unchanged since it was last read is preferred. Otherwise, the files at all known paths are read until
     one has this SHA-256.
@@ -156,15 +156,16 @@ def at_its_place(index: Index, asset: Asset) -> Asset:
             return replace(asset, path=seen.path)
     if absences(index, [asset]).get(asset.blob.sha256) is Presence.AWAY:
         raise NotFound(
-            f"the file of `{asset.name}` is away: the drive of `{asset.path}` is not connected",
+            f"the drive of `{asset.name}` is not connected: {asset.path}",
             code=Cause.AWAY,
-            hint="connect the drive; if the file was moved, `civman import` its new folder",
+            hint="connect the drive; if the file was moved, run `civman import` with its new folder",
             path=asset.path,
         )
     raise NotFound(
         f"the file of `{asset.name}` is missing: {asset.path}",
         code=Cause.MISSING,
-        hint="if the file was moved, `civman import` its new folder; else `civman verify --repair` downloads it again",
+        hint="if the file was moved, run `civman import` with its new folder; otherwise, `civman verify "
+        "--repair` downloads the file again",
         path=asset.path,
     )
 

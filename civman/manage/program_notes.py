@@ -23,16 +23,16 @@ from civman.domain.html_text import plain_text
 from civman.errors import CivmanError
 
 NOTE_ENDINGS = (".civitai.info", ".metadata.json", ".cm-info.json", ".swarm.json", ".json", ".txt")
-"""The endings of notes, in order of precedence."""
+"""The file name endings of notes, in order of precedence."""
 PREVIEW_ENDINGS = tuple(
     f"{middle}.{suffix}" for middle in (".preview", "", ".thumb") for suffix in ("png", "jpg", "jpeg", "webp")
 )
-"""The endings of preview images, in the order in which programs look for them."""
+"""The file name endings of preview images, in the order in which programs look for them."""
 OTHER_ENDINGS = (
     ".yaml", ".yml", ".description.txt", ".api_info.json", ".civitai.json", ".html",
     *(f"{middle}.{suffix}" for middle in (".preview", "") for suffix in ("gif", "mp4", "webm")),
 )  # fmt: skip
-"""Further files that belong to the model of the same name and move with it."""
+"""The file name endings of further files that belong to the model of the same name and move with it."""
 _MOST_BYTES = 16 << 20
 _MOST_PREVIEW_BYTES = 20 << 20
 _LONGEST_NOTE = 10_000
@@ -50,7 +50,7 @@ class Refused:
 
 @dataclass(slots=True)
 class Beside:
-    """The contents of the notes next to a file. `version` is None if no note shows which version the file is."""
+    """The contents of the notes next to a file. `version` is None if no note proves which version the file is."""
 
     version: ModelVersion | None = None
     file: ModelFile | None = None
@@ -60,7 +60,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class _Note:
-    """One parsed note. `digests` are the SHA-256 digests that it states, of the file or of its tensors."""
+    """One parsed note. `digests`: the SHA-256 digests in the note, which are those of the file or of its tensors."""
 
     version: Mapping[str, Any] | None = None
     digests: tuple[str, ...] = ()
@@ -143,7 +143,7 @@ def _add(
     try:
         beside.version = wire_models.version(note.version, now=now, on_notice=lambda _: None)
     except CivmanError:
-        return  # the note states the file's digest, but names no version
+        return  # leave the version empty: the note states the file's digest, but no valid version
     # ignore files without an id: they could not be matched to CivitAI's files when CivitAI is asked later
     same = (file for file in beside.version.files if file.hashes.sha256 == sha256 and file.id is not None)
     beside.file = next(same, None)
@@ -169,7 +169,7 @@ def _text_of(path: Path) -> str | None:
 
 
 def _read(place: Path, text: str) -> _Note | None:
-    """Parse a note by the form of its contents. None if it is unusable. Raises: ValueError, RecursionError."""
+    """Parse a note, recognising its format by its keys; None if it is unusable. Raises: ValueError, RecursionError."""
     if place.name.lower().endswith(".txt"):
         return _Note(own=Own(note=_short(text)))
     try:
@@ -196,7 +196,7 @@ def _read(place: Path, text: str) -> _Note | None:
 
 
 def _webui(value: Mapping[str, Any]) -> _Note:
-    """Parse the file that A1111 and Forge write; some extensions add the SHA-256 of the model."""
+    """Parse a note of A1111 or Forge. Some of their extensions add the SHA-256 of the model."""
     lines = [_text(value.get("notes")), _described(value.get("description"))]
     weight = value.get("preferred weight")
     lines += [f"preferred weight: {weight:g}"] if isinstance(weight, int | float) and weight else []
@@ -214,7 +214,7 @@ def _lora_manager(value: Mapping[str, Any]) -> _Note:
         if isinstance(parsed, dict):
             tips = ", ".join(f"{str(name).replace('_', ' ')} {each}" for name, each in parsed.items())
     except ValueError:
-        pass  # the tips are plain text, not JSON
+        pass  # keep the tips as they are: they are plain text, not JSON
     notes = _joined_lines([_text(value.get("notes")), f"usage tips: {tips}" if tips else ""])
     own = Own(
         notes,
@@ -249,7 +249,10 @@ def _stability_matrix(value: Mapping[str, Any]) -> _Note:
 
 
 def _swarm(value: Mapping[str, Any]) -> _Note:
-    """Parse SwarmUI's file. Its digest is that of the tensors, or of the whole file if another program wrote it."""
+    """Parse a note of SwarmUI.
+
+    Its digest is that of the tensors, or of the whole file if another program wrote the note.
+    """
     said = {name.removeprefix("modelspec."): _text(each) for name, each in value.items()}
     lines = [said.get("title", ""), said.get("usage_hint", ""), _described(said.get("description"))]
     tags = tuple(tag.strip() for tag in said.get("tags", "").split(",") if tag.strip())

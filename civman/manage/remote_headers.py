@@ -32,7 +32,7 @@ class RemoteHeaders:
     def inspect(self, version: ModelVersion, file: ModelFile) -> Inspected:
         """Inspect a file of `version`.
 
-        Raises: BadAnswer: the file's header cannot be downloaded separately; and the errors of a download.
+        Raises: BadAnswer: the server cannot send the file's header alone. All errors of a download are possible, too.
         """
         header = self._from_list(file) or self._from_file(version, file)
         return inspect_header(

@@ -1,4 +1,4 @@
-"""Removal: moves files to the trash by a plan, undoes removals, and collects garbage.
+"""Removal: moves files to the trash according to a plan, undoes removals, and collects garbage.
 
 Removal deletes rows before files, and restoring adds files before rows. A crash can leave a file without a row, never a
 row without its file.
@@ -42,14 +42,11 @@ class RemovalPlan:
     pinned: tuple[Asset, ...] = ()
     """Pinned assets whose bytes would be removed."""
     pictures: int = 0
-    """The number of this library's pictures that were made with these files.
-
-    Replaying them would need the files again.
-    """
+    """The number of this library's pictures that were made with these files and need them to be replayed."""
 
     @property
     def freed_bytes(self) -> int:
-        """The disk space in bytes that is freed when the trash is emptied, without previews."""
+        """The disk space in bytes that emptying the trash will free, not counting previews."""
         return sum(blob.size_bytes for blob in self.blobs)
 
 
@@ -80,7 +77,7 @@ class Collection:
     elsewhere: tuple[SecondCopy, ...] = ()
     """Files in old trash whose only other copy is in the object store."""
     leftovers: tuple[StoreLeftover, ...] = ()
-    """Sidecars and previews in the object store without their files. They take no space on this disk."""
+    """Sidecars and previews in the object store whose model file is missing there. They take no space on this disk."""
     drops_leftovers: bool = False
     """Whether `leftovers` are to be deleted."""
 
@@ -183,7 +180,7 @@ def undo(
 ) -> Restored:
     """Undo a removal: restore the files to their places, and the index rows with all user-entered data.
 
-    Raises: NotFound: another process has already restored it or emptied the trash.
+    Raises: NotFound: another process has already restored the files or emptied the trash.
     """
     trash = Trash(store)
     count, lost = 0, []
@@ -272,7 +269,7 @@ def plan_collection(
 
 
 def _last_copies(store: BlobStore, removals: Iterable[Removal]) -> set[Sha256]:
-    """The digests of files that only these removals contain, not the library's store."""
+    """The digests of files that are in the trash of these removals but no longer in the library's store."""
     return {
         sha256
         for removal in removals
@@ -299,13 +296,13 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
                 trash.empty(removal)
     freed = sum(_discard(partial) for partial in plan.partials) + sum(map(drop_copy, plan.copies))
     freed += sum(map(drop_served, (*plan.served, *plan.originals)))
-    # process the oldest removal first: a file that was removed twice is in the later removal, which the earlier one
-    # also relies on
+    # empty the oldest removal first: a file that was removed twice is stored in the later removal only, and restoring
+    # the earlier one needs it, too
     for old in sorted(plan.removals, key=lambda removal: removal.id):
         with trash.held(old):
             freed += trash.empty(old)
     _tidy(store.root)
-    # keep the saved states of files that are in the index: a file that was moved is recognised by its old state
+    # keep the saved states of files that are in the index, by which a moved file is recognised
     known = {file.sha256 for file in index.held_files()}
     gone = [
         seen.path
@@ -384,7 +381,7 @@ def _is_verified(entry: dict[str, Any], path: Path, sha256: Sha256) -> bool:
 
 
 def _known_ids(entry: dict[str, Any]) -> Iterator[KnownIds]:
-    """Return what identifies a removed file, once for each of its assets."""
+    """Yield the names and ids by which a removed file can be found, once for each of its assets."""
     sha256, name = Sha256(str(entry["sha256"])), str(entry.get("name"))
     yield KnownIds(sha256, names=(name,))
     for asset in entry.get("sidecar", {}).get("assets", []):

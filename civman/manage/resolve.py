@@ -72,8 +72,8 @@ class ResolvedVersion:
 class Resolver:
     """Resolves refs to versions by asking CivitAI. Uses saved copies of what CivitAI no longer has.
 
-    Without a client, only the library is used. The caller is expected to save the responses with `remember`: a write
-    takes half a second of imports, which a download can do during its transfer.
+    Without a client, only the library is used. The caller has to save the responses with `remember`, and chooses when:
+    writing takes half a second of imports, which a download can do during its transfer.
     """
 
     def __init__(self, client: "CivitaiClient | None", index: Index, now: datetime) -> None:

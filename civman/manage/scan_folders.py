@@ -1,6 +1,6 @@
-"""Look for model files in folders. Every entry is reported: as a model file, or as skipped for a reason.
+"""Look for model files in folders. Every entry is reported, either as a model file or with the reason for skipping it.
 
-Links to folders are followed, each folder once: it is recognised by its device and inode, so that loops end. A file
+Links to folders are followed. Each folder is read once, recognised by its device and inode, so that loops end. A file
 that is reached by several paths is returned with its real path if that is among them.
 """
 
@@ -90,9 +90,9 @@ TOLD_BY_PATH = (
     Reason.UNFINISHED, Reason.DEAD_LINK, Reason.DIFFUSERS, Reason.SHARDS, Reason.UNREADABLE, Reason.BAD_NAME,
     Reason.ARCHIVE,
 )  # fmt: skip
-"""Reasons for which users probably want to see the paths of the entries that were left out."""
+"""The reasons for which the paths of the skipped entries are shown to the user."""
 FAULTS = (Reason.UNREADABLE, Reason.BAD_NAME)
-"""Reasons for which a model that should have been imported may have been left out."""
+"""The reasons that may have kept out a model which should have been imported."""
 
 
 @dataclass(slots=True)
@@ -183,9 +183,9 @@ class _Scanner:
         return self._scan
 
     def _is_refused(self, path: Path) -> bool:
-        """Whether a file that the user named must be left out, and counts it if so.
+        """Whether a file that the user named must be left out; if so, the file is counted.
 
-        Left out are files of the library, unfinished files, and parts of a model that is split into several files.
+        Files of the library, unfinished files, and parts of a model that is split into several files are left out.
         """
         if self._is_ours(str(path)):
             self._scan.leave_out(str(path), Reason.LIBRARY)

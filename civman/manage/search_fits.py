@@ -18,7 +18,7 @@ _PLAIN_LABELS = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Flux.1 D")
 def search_fitting(
     client: CivitaiClient, query: SearchQuery, label: str, before_page: Callable[[], None]
 ) -> Iterator[ModelPage]:
-    """Models that match the query and have a version that fits, at least in part, a checkpoint with this label."""
+    """Find models that match the query and have a version that fits, at least in part, a checkpoint with this label."""
     pages = (
         page
         for page in client.search(replace(query, limit=None), before_page=before_page)
@@ -35,7 +35,7 @@ def support_of(version: ModelVersion, label: str, model_type: ModelType) -> Supp
 def label_of(checkpoint: Inspected) -> str:
     """The base model label of a checkpoint: CivitAI's own, else a general label for its architecture.
 
-    Raises: UsageError: there is no label for it.
+    Raises: UsageError: CivitAI has no label for the architecture.
     """
     labels = [label for label in known_labels() if checkpoint.part.architecture in architectures_of(label)]
     label = checkpoint.label or next((name for name in _PLAIN_LABELS if name in labels), next(iter(labels), None))

@@ -31,14 +31,14 @@ class StoreLeftover:
 
 
 AskSecondHome = Callable[[Collection[Sha256], Collection[Sha256]], Collection[SecondCopy]]
-"""A function that returns which files have a second copy elsewhere, and whether each copy was verified.
+"""A function that finds out which files have a second copy elsewhere, and whether each copy was verified.
 
-It is called with the digests of files whose last copy in the library is in the trash, and with the digests of the
-pinned files among them.
+The first argument has the digests of files whose last copy in the library is in the trash; the second one has the
+digests of the pinned files among them.
 """
 
 
 def no_second_home(last: Collection[Sha256], pinned: Collection[Sha256]) -> Collection[SecondCopy]:
-    """Return nothing, for a library without second copies elsewhere, or if they are not to be looked for."""
+    """Return no second copies: the library has none, or nobody asked to look for them."""
     del last, pinned
     return ()

@@ -1,6 +1,6 @@
 """Bring files into the store by copying, linking or moving them, so that no byte can be lost.
 
-A file is deleted at its old place only after its bytes are in the store, were read there, and have a row in the index.
+An original is deleted only after its bytes are in the store, were read back from there, and have a row in the index.
 Files of other users are copied and stay unchanged, with their permissions.
 """
 
@@ -91,7 +91,7 @@ class Taking:
     def into_store(self, sha256: Sha256) -> Iterator[Path]:
         """Bring a file into the store.
 
-        The block must write its index row; with mode MOVE, the original is then deleted.
+        The `with` block must write the file's index row; with mode MOVE, the original is deleted after the block.
 
         The blob is locked, so that garbage collection does not remove it before its row exists.
         """
@@ -115,7 +115,7 @@ class Taking:
         return min(self._paths[sha256], key=lambda seen: not self._links_to_store(Path(seen.path)))
 
     def _stored(self, sha256: Sha256) -> tuple[StoredBlob, dict[str, int]]:
-        """Store and verify the file. Returns its blob, and by path the permissions that its source had before."""
+        """Store and verify the file. Returns its blob, and the original permissions of the source file by path."""
         found = self._store.find(sha256)
         if found is not None and (self._mode is not ImportMode.MOVE or self._is_sound(found)):
             return found, {}

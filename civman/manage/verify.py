@@ -83,7 +83,7 @@ class Verdict:
 class Rebuilt:
     """The result of a rebuild.
 
-    `bare`: the number of intact files without a sidecar, so that nothing else is known about them.
+    `bare`: the number of intact files without a sidecar, about which nothing else is known.
     """
 
     assets: int
@@ -100,7 +100,9 @@ def verify(
     on_event: OnEvent,
     clock: Callable[[], datetime],
 ) -> Iterator[Verdict]:
-    """Verify the files of `assets`, or of the whole library if it is empty. Yields each verdict as soon as it is ready.
+    """Verify the files of `assets` or, if there are none, the whole library.
+
+    Yields each verdict as soon as it is ready.
 
     Files are read by several threads, as many as suit their disk; `on_event` is called from these threads. `is_full`:
     also read files that have not changed.
@@ -174,7 +176,10 @@ def repair(
 
 
 def _from_elsewhere(verdict: Verdict, index: Index, store: BlobStore, *, is_outside: bool) -> tuple[str, str] | None:
-    """Use a file with the same bytes at another known path, if there is one. Returns the new path and what was done."""
+    """Use a file with the same bytes at another known path, if there is one.
+
+    Returns the new path and a description of the repair.
+    """
     other = other_place(index, store, verdict.sha256, except_path=verdict.path)
     if other is None:
         return None
@@ -209,7 +214,7 @@ def refetch(
     if asset.version_id is not None:
         ref = bare_version_ref(asset.version_id, asset.model_id)
     file = str(asset.file_id) if asset.file_id is not None else None
-    # skip the check: the user accepted this file before, and only the same bytes are accepted now
+    # allow pickles and unsafe files: the user accepted this file before, and only the same bytes are accepted now
     permits = Permits(pickle=True, unsafe=True)
     declared = plan(ref, file=file, permits=permits).file.hashes.sha256
     if declared != asset.blob.sha256:
@@ -275,7 +280,7 @@ def _read_all(
                 if seen is None and not Path(verdict.path).exists():
                     continue  # skip a blob that was garbage-collected in the meantime
             elif verdict.state is State.MISSING and not index.referrers(verdict.sha256):
-                continue  # skip a file that was removed in the meantime: without a row, nothing is missing
+                continue  # skip a file that was removed from the library in the meantime: it is not missing
             elif seen is not None:
                 verified.append(seen)
             if len(verified) >= _SAVE_EVERY:
@@ -290,7 +295,7 @@ def _read_all(
 def _save(
     index: Index, verified: list[SeenFile], digests: Mapping[Sha256, Hashes], at: datetime, on_event: OnEvent
 ) -> None:
-    """Record which files were verified. A read-only library can be verified too, without recording."""
+    """Record which files were verified. If the library is read-only, report that nothing could be recorded."""
     if not verified:
         return
     try:
