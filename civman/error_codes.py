@@ -175,7 +175,7 @@ class Cause(StrEnum):
     OTHER_MODEL = "other-model"
     STORAGE_NOT_FOUND = "storage-not-found", Recovery.FRESH_URL
 
-    # CivitAI does not allow it, or civman refuses it for safety
+    # requests that CivitAI does not allow, or that civman refuses for safety
     NOT_ALLOWED = "not-allowed"
     REFUSED = "refused"
     BAD_KEY = "bad-key"
@@ -231,7 +231,7 @@ class Cause(StrEnum):
     UNSAFE_REDIRECT = "unsafe-redirect"
     WRONG_ANSWER = "wrong-answer", Recovery.FRESH_URL
 
-    # causes in data that is not what was declared
+    # causes in data that differs from what was declared
     INTEGRITY = "integrity"
     BAD_BUNDLE = "bad-bundle"
     BAD_SIDECAR = "bad-sidecar"

@@ -138,7 +138,7 @@ class HashMismatch(IntegrityError):
 
 
 class InvalidModelFile(IntegrityError):
-    """The file is not a model file of the kind that its name suggests: invalid header, web page, truncated."""
+    """The file is not the kind of model file that its name suggests: it is, for example, truncated or a web page."""
 
     code = Cause.INVALID_MODEL_FILE
 
@@ -192,7 +192,7 @@ class Interrupted(CivmanError):
 class PartlyFailedError(CivmanError):
     """Some of several items failed, and their errors were shown; the others succeeded.
 
-    Has the first failure's exit code.
+    The exit code is that of the first failure.
     """
 
     code = Cause.PARTLY_FAILED
@@ -221,7 +221,7 @@ class NotIdentical(CivmanError):
 
 
 class AnotherPicture(CivmanError):
-    """An image rendered from another program's settings is not the original; if not `is_known`, it may be."""
+    """An image rendered from another program's settings is not the original or, if not `is_known`, may not be."""
 
     code = Cause.ANOTHER_PICTURE
     exit_code = ExitCode.ANOTHER

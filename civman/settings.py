@@ -147,16 +147,20 @@ def _read(path: Path) -> dict[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read `{path}`: {error}", hint=f"fix or remove `{path}`", path=str(path)) from error
+        raise ConfigError(
+            f"cannot read `{path}`: {error}", hint=f"correct the error in `{path}`, or delete the file", path=str(path)
+        ) from error
     return checked_table(text, path)
 
 
 def checked_table(text: str, path: Path) -> dict[str, object]:
-    """Parse the text of the settings file `path`. Raises: ConfigError: it is not TOML, or has an unknown setting."""
+    """Parse the text of the settings file `path`. Raises: ConfigError: it is invalid TOML or has an unknown setting."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"cannot read `{path}`: {error}", hint=f"fix or remove `{path}`", path=str(path)) from error
+        raise ConfigError(
+            f"cannot read `{path}`: {error}", hint=f"correct the error in `{path}`, or delete it", path=str(path)
+        ) from error
     for key in table:
         if key in ("token", "api_key", "key"):
             raise ConfigError(
@@ -213,7 +217,11 @@ def _is_value(value: object) -> bool:
 
 
 def _render(files: Sequence[tuple[str, Any]], sources: dict[str, str]) -> RenderSettings:
-    """Merge the `[render]` tables of the settings files, which are in order of precedence. Adds to `sources`."""
+    """Merge the `[render]` tables of the settings files.
+
+    `files`: the tables with their sources, the one with the highest precedence first. The source of each value is added
+    to `sources`.
+    """
     found: dict[str, Any] = {"checkpoint": None, "open": False, "preview": True}
     for key in found:
         sources[f"{_TABLE}.{key}"] = "default"
@@ -229,9 +237,9 @@ def _render(files: Sequence[tuple[str, Any]], sources: dict[str, str]) -> Render
 
 
 def checked_value(key: str, raw: object, base: Path, source: str) -> object:
-    """Convert and check a setting from `source`; relative paths are relative to `base`.
+    """Convert and check the value of a setting. `source`: where the value comes from, for error messages.
 
-    Raises: ConfigError: it is invalid.
+    Relative paths are relative to `base`. Raises: ConfigError: the value is invalid.
     """
     match key:
         case "offline":

@@ -72,7 +72,7 @@ def test_plain_http_is_fine_on_loopback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("librari = 1\n", "library"), ("library = ", "fix or remove"), ('token = "abc"\n', "civman login")],
+    [("librari = 1\n", "library"), ("library = ", "correct the error"), ('token = "abc"\n', "civman login")],
 )
 def test_a_broken_project_file_is_named_with_its_remedy(tmp_path: Path, text: str, word: str) -> None:
     (tmp_path / "civman.toml").write_text(text)

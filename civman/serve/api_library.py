@@ -161,7 +161,10 @@ async def model_preview(request: Request) -> Response:
 
 
 def image_answer(data: bytes | None, kind: str, otherwise: str) -> Response:
-    """Send an image that browsers may cache, since its URL's contents never change. Raises: NotFound: no image."""
+    """Send an image that browsers may cache, since the contents of its URL never change.
+
+    Raises: NotFound: `data` is None; `otherwise` is the message.
+    """
     if data is None:
         raise NotFound(otherwise)
     return Response(data, media_type=kind, headers=_KEEP)

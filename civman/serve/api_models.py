@@ -56,7 +56,9 @@ async def edit(request: Request) -> Response:
         wanted = _EDIT.validate_python(body)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"the field `{'.'.join(map(str, first['loc']))}` of the edit: {first['msg']}") from None
+        raise UsageError(
+            f"the field `{'.'.join(map(str, first['loc']))}` of the edit is invalid: {first['msg']}"
+        ) from None
 
     def change(library: Library) -> Any:
         changed = library.files.edit(f"sha256:{sha256}", wanted)
@@ -97,7 +99,7 @@ def _part(value: object) -> tuple[str | None, str, str | None]:
         raise UsageError("each entry of `parts` must be a ref, or an object with a `ref`")
     role, file = given.get("role"), given.get("file")
     if role not in (None, *ROLES) or not isinstance(file, str | None):
-        raise UsageError(f"the `role` of a part is one of {', '.join(ROLES)}, and its `file` a string")
+        raise UsageError(f"the `role` of a part must be one of {', '.join(ROLES)}, and its `file` must be a string")
     parse_ref(given["ref"])
     return role, require_name(given["ref"]), file
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Telling:
     """The functions that a job calls to report its progress.
 
-    `started` receives the number of images and of steps, and raises KeyboardInterrupt if the job was cancelled.
-    `on_event` receives the library's events, from which the notices in the job's result are collected.
+    `started` receives the number of images and the number of steps, and raises KeyboardInterrupt if the job was
+    cancelled. `on_event` receives the library's events, from which the notices in the job's result are collected.
     """
 
     started: Callable[[int, int], None]

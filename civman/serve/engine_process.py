@@ -54,7 +54,7 @@ class _EngineProcess:
         self._current = 0
         self._is_watched, self._shown_at = False, 0.0
         self._images, self._done = 0, 0
-        """The number of images in the current job, and how many of them the finished plans of the job made."""
+        """The number of images in the current job, and how many of them belong to plans that are finished."""
         self._last: tuple[int, str, int, int] | None = None
         self.warm: Any = None
 
@@ -101,7 +101,7 @@ class _EngineProcess:
         """Report an event of the current render, and stop it if it was cancelled."""
         if isinstance(event, Step):
             if self._last is not None and (event.first, event.stage, event.step) <= self._last[:3]:
-                # the step count has gone back, so the job's next plan has begun: add the images of the finished one
+                # the step count has gone back, so the job's next plan has begun: count the images of the finished plan
                 self._done += self._last[3]
             self._last = event.first, event.stage, event.step, event.count
             value = {

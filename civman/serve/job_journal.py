@@ -1,6 +1,6 @@
 """The queue on disk: each state of each job as a JSON line, so that a restarted server continues the queue.
 
-A job is run again only if no client was waiting for it on an open connection. Of other jobs, only the outcome is
+A job is run again only if no client was waiting for it on an open connection. For all other jobs, only the outcome is
 stored.
 """
 

@@ -1,4 +1,4 @@
-"""The job queue: clients take turns, and everything known about each job is stored here."""
+"""The job queue, in which clients take turns, with everything that is known about each job."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ _MOST_LINES = 10_000
 
 
 class JobState(StrEnum):
-    """The state of a job; in the last three, the job has ended."""
+    """The state of a job. A job that is DONE, FAILED or CANCELLED has ended."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -196,7 +196,10 @@ class JobQueue:
         self.tell("job", job)
 
     def cancel(self, number: int) -> ServerJob | None:
-        """Cancel a job: at once if it is queued, otherwise as soon as it notices. Returns None if there is no job."""
+        """Cancel a job: at once if it is queued, otherwise as soon as the running job notices.
+
+        Returns None if there is no job with this number.
+        """
         with self._changed:
             job = self._jobs.get(number)
             if job is None or job.is_over:

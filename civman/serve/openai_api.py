@@ -27,7 +27,7 @@ _OWN = ("negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "se
 
 
 async def generations(request: Request) -> Response:
-    """Make images from a prompt, in the form of OpenAI's API."""
+    """Make images from a prompt. The request and the response follow OpenAI's API."""
     return await _made(request, await json_body(request), {})
 
 
@@ -59,7 +59,10 @@ async def _made(request: Request, body: dict[str, Any], start: dict[str, Any]) -
 
 
 async def edits(request: Request) -> Response:
-    """Change an image, or the part of it where the mask is transparent, in the form of OpenAI's API."""
+    """Change an image, or the part of it where the mask is transparent.
+
+    The request and the response follow OpenAI's API.
+    """
     async with request.form(max_files=2, max_fields=40, max_part_size=MOST_BODY_BYTES) as form:
         body: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
         images = [value for name, value in form.multi_items() if name in ("image", "image[]")]
@@ -74,7 +77,7 @@ async def edits(request: Request) -> Response:
 def _edited(image: bytes, mask: bytes | None, body: dict[str, Any]) -> dict[str, Any]:
     """Return a render request's fields for an input image.
 
-    Areas where the mask is transparent are inpainted; without a mask, those where the image is.
+    The areas where the mask is transparent are inpainted; without a mask, the transparent areas of the image.
     """
     from PIL import Image
 
@@ -122,7 +125,7 @@ def _checkpoint(library: Library, model: str, options: dict[str, Any]) -> str:
 
 
 async def models(request: Request) -> Response:
-    """List the stored checkpoints, in the form of OpenAI's API."""
+    """List the stored checkpoints. The response follows OpenAI's API."""
     found = await serving(request).library.run(checkpoints)
     return JSONResponse({"object": "list", "data": [
         {"id": asset.name, "object": "model", "created": int(asset.added_at.timestamp()), "owned_by": "civman"}

@@ -1,4 +1,4 @@
-"""Render requests as JSON. They are checked, and they cannot name files of this computer by path."""
+"""Render requests as JSON. They are checked, and may not name files on this computer by path."""
 
 import base64
 import binascii
@@ -66,7 +66,7 @@ def request_of(value: object, *, library: Path) -> RenderRequest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"the field `{where}` of the render request: {first['msg']}") from None
+        raise UsageError(f"the field `{where}` of the render request is invalid: {first['msg']}") from None
     _require_no_paths(request)
     _require_bounds(request)
     return request
@@ -84,7 +84,7 @@ def kept_value(value: dict[str, Any], request: RenderRequest) -> dict[str, Any]:
 
 
 def conditions_of(payload: dict[str, Any], device: str | None = None) -> Conditions:
-    """Return the conditions for planning a job. `device`: the default if the payload names no device."""
+    """Return the conditions for planning a job. `device`: the device to use if the payload names none."""
     allow_partial = bool(payload.get("allow_partial"))
     if device is not None and payload.get("device") in (None, device):
         return Conditions(device, allow_partial=allow_partial, is_device_there=True)
@@ -154,7 +154,10 @@ def require_enlarged(size: tuple[int, int]) -> None:
 
 
 def upload_of(text: object, library: Path) -> Path:
-    """Return the path of an image: stored now if sent as base64, or found by its SHA-256. Raises: as `image_bytes`."""
+    """Return the path of an image that is sent as base64 and then stored, or named by the SHA-256 of a stored image.
+
+    Raises: the errors of `image_bytes`.
+    """
     return _kept(text, "image", library)
 
 
@@ -220,7 +223,7 @@ def _require_no_paths(request: RenderRequest) -> None:
 
 
 def _enlarged(request: RenderRequest) -> tuple[Any, ...]:
-    """Return the request's upscalers, of the finished image and of the input image, with None for unused ones."""
+    """Return the upscalers for the finished image and for the input image; None for one that is not used."""
     return request.upscale, request.tiled_upscale, request.ultimate_upscale, request.init_upscale
 
 
@@ -269,7 +272,7 @@ def _kept(text: object, name: str, library: Path) -> Path:
 def image_bytes(text: str, name: str = "image") -> bytes:
     """Decode base64, with or without a `data:` prefix, to the bytes of an image file; its pixels are not decoded.
 
-    Raises: UsageError: `text` is not base64, or not of an image. Refused: the image has too many pixels.
+    Raises: UsageError: `text` is not base64, or the bytes are not an image. Refused: the image has too many pixels.
     """
     if text.startswith(("http:", "https:", "file:")):
         raise Refused(f"`{name}` is a URL, and the server fetches no URLs for clients; send the image in base64")

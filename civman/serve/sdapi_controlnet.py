@@ -67,7 +67,8 @@ def units_of(body: dict[str, Any]) -> list[dict[str, Any]]:
 def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Translate the ControlNet units of a request to the `controls` and `references` of a render request.
 
-    Raises: UsageError, CannotRender: a value that civman cannot use. NotFound, AmbiguousRef: a model.
+    Raises: UsageError, CannotRender: civman cannot use a value. NotFound, AmbiguousRef: no stored model, or several,
+    match.
     """
     draws_region = body.get("mask") and body.get("inpaint_full_res", True)
     found: dict[str, list[dict[str, Any]]] = {}
@@ -84,7 +85,7 @@ def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[s
 
 
 def _crops(unit: dict[str, Any]) -> bool:
-    """Whether a unit's image is cropped to the masked area if only that is rendered, the extension's default."""
+    """Whether a unit's image is cropped when only the masked area is rendered, which is the extension's default."""
     return bool(unit.get("inpaint_crop_input_image", True))
 
 

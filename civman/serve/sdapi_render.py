@@ -23,7 +23,7 @@ from civman.serve.sdapi_state import checkpoint_in_force, chosen
 from civman.serve.serving import Serving, client_of, json_body, serving
 
 _PREVIEW_SECONDS = 5.0
-"""How long in seconds previews are made after a client requests one; clients poll at least every two seconds."""
+"""For how many seconds previews are made after a client requests one. Clients poll at least every two seconds."""
 
 
 async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
@@ -93,7 +93,7 @@ async def _render(request: Request, *, has_image: bool) -> Response:
 def _with_digests(library: Library, body: dict[str, Any]) -> dict[str, Any]:
     """Replace the titles of a request's refiner and hires checkpoints with refs.
 
-    Raises: NotFound, AmbiguousRef: a title.
+    Raises: NotFound, AmbiguousRef: no stored checkpoint, or several, match a title.
     """
     titles = further_checkpoints(body)
     return body | {field: f"sha256:{chosen(library, title).blob.sha256}" for field, title in titles.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 from civman.system.move_files import remove_file
 
 PROTOCOL = 1
-"""The version of the protocol between server and commands. Increase it with every change that is not compatible."""
+"""The version of the protocol between server and commands. Increase it with every incompatible change."""
 NAME = "serve.json"
 
 

@@ -23,7 +23,7 @@ from civman.settings import Settings
 T = TypeVar("T")
 _DOWNLOADS_AT_ONCE = 3
 Change = tuple[str, dict[str, Any]]
-"""A change of a job: "job", "step", "preview" or "written", and the changed data as JSON."""
+"""A change of a job: its kind ("job", "step", "preview" or "written"), and the changed data as JSON."""
 
 
 class LibraryThread:
@@ -60,15 +60,14 @@ class Serving:
         self.previews: dict[str, Preview] = {}
         """The images on CivitAI that recent responses listed, by the SHA-256 of their URLs."""
         self.searches = SiteSearches()
-        """The latest searches of CivitAI; to be used only in the thread of `self.site`."""
+        """The latest searches of CivitAI. They may be used only in the thread of `self.site`."""
         self.images = ThreadPoolExecutor(4, thread_name_prefix="images")
-        self._starting = ThreadPoolExecutor(
-            1, thread_name_prefix="starting"
-        )  # its one thread waits until the engine has loaded torch
+        # a separate thread, because asking the engine for its device waits until torch is loaded
+        self._starting = ThreadPoolExecutor(1, thread_name_prefix="starting")
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
-        """A second library thread, for requests that may wait for CivitAI, so that requests of `self.library` need not
-        wait.
+        """A second library thread for requests that may wait for CivitAI, so that requests handled by `self.library`
+        need not wait.
         """
         self._downloads = [
             threading.Thread(target=self._download_all, name=f"downloads {number}", daemon=True)

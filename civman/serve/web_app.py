@@ -135,7 +135,7 @@ def make_app(serving: Serving, access: Access) -> Guard:
 def _without_trailing_slash(app: Starlette) -> Any:
     """Treat `/sdapi/v1/options/` as `/sdapi/v1/options`.
 
-    A redirect would not do: old clients lose the body of a POST.
+    A redirect is no alternative: old clients would lose the body of a POST.
     """
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
