@@ -1,6 +1,6 @@
-"""Which URLs civman may open: https and public addresses only, except that a configured loopback address is allowed.
+"""Which URLs civman may open: only https and public addresses, except if the configured site is on loopback.
 
-A redirect comes from a server that we do not trust. It could point to a local file, to plain http, or to a machine
+A redirect comes from a server that is not trusted. It could point to a local file, to plain http, or to a machine
 inside the user's network; such redirects are refused.
 """
 
@@ -15,7 +15,7 @@ MAX_HOPS = 5
 def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
     """Split `url` into its parts after checking its scheme and, if the host is an IP address, the address.
 
-    `loopback_allowed`: the configured CivitAI URL is itself on loopback (a mirror, the demo, a test).
+    `loopback_allowed`: the configured CivitAI URL is itself on loopback (a mirror, the demo server or a test).
 
     Raises: UnsafeRedirect.
     """
@@ -34,8 +34,8 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
         )
     if "@" in parts.netloc:
         raise UnsafeRedirect(
-            f"the server redirects to a URL with a user name and password, on `{host}`",
-            hint="nothing was sent there; if this happens again, a proxy may be altering the traffic",
+            f"the server redirects to a URL on `{host}` that contains a user name or password",
+            hint="nothing was sent to that host; if this happens again, a proxy may be altering the traffic",
             host=host,
         )
     literal = _literal(host)
@@ -54,7 +54,7 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
 
 
 def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
-    """Check that an IP address is public, or loopback where that is allowed. Raises: UnsafeRedirect."""
+    """Check that an IP address is public, or loopback if `loopback_allowed`. Raises: UnsafeRedirect."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(ip, "ipv4_mapped", None)
     ip = mapped or ip
@@ -63,8 +63,8 @@ def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
     if not ip.is_global or ip.is_multicast:
         raise UnsafeRedirect(
             f"the server redirects into a private network: `{host}` is {ip}",
-            hint="nothing was sent there; if this happens again, your DNS server or a proxy may be answering in "
-            "place of CivitAI",
+            hint="nothing was sent to that host; if this happens again, your DNS server or a proxy may be "
+            "answering in place of CivitAI",
             host=host,
             address=str(ip),
         )

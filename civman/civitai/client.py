@@ -1,4 +1,4 @@
-"""The client for CivitAI's API: it returns domain values. File contents are read by `storage_connection`."""
+"""The client for CivitAI's API. It returns domain values; the contents of files are read by `storage_connection`."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -34,8 +34,8 @@ class CivitaiClient:
         clock: returns the current time, which decides whether early access is still in force.
         on_notice: receives notices that are not errors, such as skipped entries or filters that the site ignored.
 
-    Every method raises a CivmanError that depends on the cause (see `failures`), Offline, or BadAnswer if the response
-    is not what was requested. Numbers that cannot be ids raise UsageError before a request is sent.
+    Methods raise the CivmanError that `failures` chooses for an error response, Offline, or BadAnswer if the response
+    is not what was requested. A number that cannot be an id raises UsageError before a request is sent.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CivitaiClient:
         self._transport.close()
 
     def search(self, query: SearchQuery, *, before_page: Callable[[], None] = lambda: None) -> Iterator[ModelPage]:
-        """Search for models that match the query. A page is requested only when its first model is needed.
+        """Iterate over the models that match the query. A page is requested only when its first model is needed.
 
         `before_page` is called before each page after the first, so that a caller can show the results so far.
         """
@@ -86,9 +86,10 @@ class CivitaiClient:
         return version
 
     def by_hash(self, digest: str) -> tuple[ModelVersion, ModelFile]:
-        """Look up a digest (any kind and case; 8, 10, 12 or 64 hex digits); return the version and file that have it.
+        """Look up a digest of any kind (8, 10, 12 or 64 hex digits) and return the version and file that have it.
 
-        Raises: AmbiguousRef: several files of the version share a short digest. BadAnswer: no file has it.
+        Raises: AmbiguousRef: several files of the version have the same short digest. BadAnswer: no file of the version
+        has it.
         """
         wanted = digest.strip().lower()
         version, found = self.version_by_hash(wanted)
@@ -101,30 +102,31 @@ class CivitaiClient:
         return version, next((file for file in found if file.is_primary), found[0])
 
     def version_by_hash(self, digest: str) -> tuple[ModelVersion, list[ModelFile]]:
-        """Look up a digest and return the version, with those of its files that have this digest.
+        """Look up a digest and return the version with the files that have this digest.
 
-        `by_hash` describes the accepted forms of a digest. Raises: BadAnswer: no file of the version has it.
+        `by_hash` lists the accepted lengths of digests. Raises: BadAnswer: no file of the version has it.
         """
         wanted = digest.strip().lower()
         if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):
             raise InvalidRef(
-                f"CivitAI has no digests of this form: `{digest[:80]}`", hint="use 8, 10, 12 or 64 hex digits"
+                f"not the form of a digest on CivitAI: `{digest[:80]}`", hint="use 8, 10, 12 or 64 hex digits"
             )
         answer = self._get(f"/api/v1/model-versions/by-hash/{wanted.upper()}", f"a file with hash {wanted}")
         version = wire_models.version(answer, now=self._clock(), on_notice=self._on_notice)
         found = [file for file in version.files if _has_digest(file, wanted)]
         if not found:
             raise BadAnswer(
-                f"CivitAI responded to hash {wanted} with version {version.id}, none of whose files has it",
+                f"CivitAI returned version {version.id} for hash {wanted}, but none of its files has "
+                        "that hash",
                 code=Cause.WRONG_ANSWER, hint="look up the version by its id", version_id=version.id,
             )  # fmt: skip
         return version, found
 
     def versions_by_hashes(self, sha256s: Iterable[Sha256]) -> dict[Sha256, ModelVersion]:
-        """Look up the versions of files by digest, including those of models that CivitAI's lists leave out.
+        """Look up versions by the digests of their files, including versions of models that CivitAI's lists leave out.
 
-        One request covers 100 files. If several versions have the same file, the one with the lowest id is returned. A
-        version that cannot be read is left out.
+        One request covers 100 files. If several versions contain the same file, the version with the lowest id is
+        returned. A version that cannot be parsed is left out.
         """
         asked = list(dict.fromkeys(sha256s))
         found: dict[Sha256, ModelVersion] = {}
@@ -150,8 +152,8 @@ class CivitaiClient:
     def owners(self, sha256s: Iterable[Sha256]) -> dict[Sha256, list[tuple[ModelId, VersionId]]]:
         """Look up all versions that contain each digest, the oldest (with the lowest id) first.
 
-        Unknown digests are left out. A site that cannot be reached is reported after one attempt, since the caller can
-        ask again later.
+        Unknown digests are left out. If the site cannot be reached, the error is raised after one attempt, because the
+        caller can ask again later.
         """
         # imported on first use: the import takes 0.02 s, and most requests do not need it
         from civman.civitai import wire_lookups
@@ -187,7 +189,7 @@ class CivitaiClient:
     def mini(self, version_id: VersionId, file_id: FileId | None = None) -> Glance:
         """Request the current state of one file of a version, bypassing all caches.
 
-        With `file_id` None: the version's primary file.
+        If `file_id` is None, the version's primary file is used.
         """
         # imported on first use: the import takes 0.02 s, and most requests do not need it
         from civman.civitai import wire_lookups
@@ -198,7 +200,7 @@ class CivitaiClient:
         return wire_lookups.glance(answer, file_id, now=self._clock(), on_notice=self._on_notice)
 
     def tensor_metadata(self, file_id: FileId) -> list[tuple[str, str, tuple[int, ...]]] | None:
-        """Request each tensor's name, dtype and shape, without a download; None if the site does not list them."""
+        """Request each tensor's name, dtype and shape, not the file itself; None if the site does not list them."""
         # imported on first use: the import takes 0.02 s, and most requests do not need it
         from civman.civitai import wire_lookups
 
@@ -213,7 +215,7 @@ class CivitaiClient:
         return wire_lookups.tensors(answer, now=self._clock(), on_notice=self._on_notice)
 
     def me(self) -> Account:
-        """Request the account that the API key belongs to. Only this endpoint reveals an invalid key.
+        """Request the account that the API key belongs to. Only this endpoint shows that a key is invalid.
 
         Raises: NotAllowed (`no-key`, `bad-key`).
         """
@@ -224,7 +226,7 @@ class CivitaiClient:
         return wire_lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
 
     def enums(self) -> dict[str, tuple[str, ...]]:
-        """Request the site's lists: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
+        """Request the allowed values: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
         # imported on first use: the import takes 0.02 s, and most requests do not need it
         from civman.civitai import wire_lookups
 
@@ -241,25 +243,25 @@ class CivitaiClient:
         ]
         answer = self._get("/api/v1/images", f"picture {image_id}", params)
         found = wire_lookups.pictures(answer, now=self._clock(), on_notice=self._on_notice)
-        # if the image is not visible, the site returns other images instead
+        # the site returns other images if this one is not visible
         match = next((picture for picture in found if picture.id == image_id), None)
         if match is None:
             raise NotFound(
-                f"CivitAI does not show picture {image_id}", hint="the picture may be private, blocked or deleted"
+                f"CivitAI does not return image {image_id}", hint="the image may be private, blocked or deleted"
             )
         return match
 
     def images(self, version_id: VersionId, *, limit: int = 20) -> tuple[Picture, ...]:
-        """Request published images that were made with a model version, with their generation data, of any rating.
+        """Request published images, of any rating, that were made with a model version, with their generation data.
 
-        The most popular ones come first.
+        The most popular images come first.
         """
         # imported on first use: the import takes 0.02 s, and most requests do not need it
         from civman.civitai import wire_lookups
 
         params = [
             ("modelVersionId", str(checked_id(version_id, "version"))), ("limit", str(limit)),
-            # 31: all ratings from PG to XXX
+            # 31 is the bit mask of all ratings from PG to XXX
             *(("browsingLevel", "31"), ("withMeta", "true"), ("flatMeta", "true"), ("sort", "Most Reactions")),
         ]  # fmt: skip
         answer = self._get("/api/v1/images", f"images of version {version_id}", params)
@@ -288,7 +290,7 @@ class CivitaiClient:
     def _download_urls(self, version_id: VersionId, file: ModelFile | FileSelector) -> list[str]:
         """List the site's download URLs for a file, in the order in which to try them.
 
-        The second and later URLs are used only if a digest will verify the downloaded bytes.
+        A second URL is only listed if a digest is known that can verify the downloaded bytes.
         """
         bare = f"{_DOWNLOADS}models/{version_id}"
         if isinstance(file, FileSelector):
@@ -299,15 +301,15 @@ class CivitaiClient:
             return [by_id, own] if own not in (None, by_id) and own and file.hashes.sha256 else [by_id]
         if own is None:
             raise NotFound(
-                f"CivitAI gives no URL for file `{file.name}` of version {version_id}",
+                f"CivitAI has no download URL for file `{file.name}` of version {version_id}",
                 hint="look at the model's page; archived models have no download URL", version_id=version_id,
             )  # fmt: skip
         return [own]
 
     def _own_url(self, download_url: str | None) -> str | None:
-        """Move the path and query of a URL from a response to the configured site; None if it cannot be used.
+        """Return a response's download URL with the host of the configured site; None if the URL is unusable.
 
-        The host in the response is not trusted.
+        The host in the response is not trusted, so only path and query are used.
         """
         try:
             parts = urlsplit(download_url or "")
@@ -358,7 +360,7 @@ def _check_same(given: int, asked: int, what: str) -> None:
 
 
 def _has_digest(file: ModelFile, wanted: str) -> bool:
-    """Whether any declared digest equals `wanted`; only the first 12 digits of an AutoV3 digest are compared."""
+    """Whether any digest of `file` equals `wanted`; only the first 12 digits of an AutoV3 digest are compared."""
     if wanted in file.hashes.known().values():
         return True
     return file.hashes.autov3 is not None and wanted[:12] == file.hashes.autov3

@@ -1,4 +1,4 @@
-"""Open the TCP, proxy and TLS connection for a storage download. It connects only to addresses that were checked."""
+"""Open the TCP, proxy and TLS connections for storage downloads. Only addresses that were checked are connected to."""
 
 import base64
 import contextlib
@@ -27,10 +27,10 @@ def dial(
     is_own: bool = False,
     publish: Publish,
 ) -> socket.socket:
-    """Connect a socket to the host of `parts`, through the proxy that the environment sets, and with TLS for https.
+    """Connect a socket to the host of `parts`, through the environment's proxy if one is set, with TLS for https.
 
     `is_own`: the user has configured this server, so its address is not checked. `publish` receives the socket as soon
-    as it exists, and again after TLS has wrapped it, so that another thread can shut it down meanwhile.
+    as it exists, and again after TLS has wrapped it, so that another thread can shut it down while it connects.
 
     Raises: UnsafeRedirect, NetworkError. ConfigError: the proxy cannot be used. OSError: the connection failed.
     """
@@ -76,10 +76,10 @@ def proxy_for(scheme: str, host: str) -> SplitResult | None:
 
 
 def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool, is_own: bool) -> socket.socket:
-    """Open a TCP connection to an IP address of `host`. Unless `is_own`, `allowed_urls.check_ip` must accept it."""
+    """Open a TCP connection to `host`. Unless `is_own`, its IP address must be accepted by `allowed_urls.check_ip`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot exist in DNS
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name is not valid in DNS
         reason = getattr(error, "strerror", None) or "there is no host of that name"
         raise NetworkError(f"cannot find `{host}`: {reason}", hint=_ONLINE_HINT, host=host) from error
     last: OSError | None = None
@@ -123,7 +123,7 @@ def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> No
     sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
     head = bytearray()
     while b"\r\n\r\n" not in head and len(head) < _LONGEST_HEAD_BYTES:
-        # the server sends nothing through the tunnel before TLS starts, so these bytes come from the proxy alone
+        # before TLS starts, the server sends nothing through the tunnel, so these bytes are the proxy's response only
         part = sock.recv(4096)
         if not part:
             raise _proxy_error(proxy, "it closed the connection")
@@ -145,11 +145,11 @@ def _proxy_error(proxy: SplitResult, reason: str) -> NetworkError:
 
 
 def shut(sock: socket.socket) -> None:
-    """Interrupt whatever another thread is waiting for on `sock`.
+    """Shut down `sock` at system level, which interrupts a thread that is waiting for it.
 
-    This bypasses SSLSocket's own `shutdown`, after which that thread would continue to read, but without decryption.
+    SSLSocket's own `shutdown` is not used: after it, the other thread would continue to read, but without decryption.
     """
-    with contextlib.suppress(OSError):  # the socket is already closed
+    with contextlib.suppress(OSError):  # the socket may already be closed
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 

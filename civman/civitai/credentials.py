@@ -1,6 +1,6 @@
-"""Storage of the API key: in the system keyring if there is one, else in a file that only its owner can read.
+"""Stores the API key: in the system keyring if there is one, else in a file that only its owner can read.
 
-Only the HTTP client receives the key as a plain string. It appears in no message and no setting.
+Only the HTTP client receives the key as a plain string. The key appears in no message and no setting.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def load(settings: Settings) -> Credential:
 
 
 def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
-    """Store `token` for the configured CivitAI URL. Returns a description of its place. Raises: ConfigError."""
+    """Store `token` for the configured CivitAI URL. Returns a description of its location. Raises: ConfigError."""
     path = settings.config_folder / _FILE
     token = check_shape(token)
     if use_keyring and importlib.util.find_spec("keyring") is not None:
@@ -61,7 +61,7 @@ def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
         try:
             keyring.set_password(_SERVICE, settings.civitai_url, token)
         except keyring.errors.KeyringError:
-            pass  # there is no desktop session, so the file is used instead
+            pass  # the keyring is not available, e.g. without a desktop session, so the file is used instead
         else:
             _write(path, {"store": "keyring"})
             return "the system keyring"
@@ -84,12 +84,12 @@ def forget(settings: Settings) -> bool:
 def check_shape(token: str) -> str:
     """Check the form of an API key, and return it without surrounding white space.
 
-    Raises: ConfigError: it cannot be a key (the message does not show it).
+    Raises: ConfigError: it cannot be a key. The message does not contain it.
     """
     token = token.strip()
     if not _TOKEN.fullmatch(token):
         raise ConfigError(
-            "that is not an API key: it should be one word of letters and digits",
+            "not an API key: a key is one word of letters and digits",
             code=Cause.BAD_KEY_SHAPE,
             hint="copy the key again from https://civitai.com/user/account, section API Keys",
         )
@@ -121,7 +121,7 @@ def _from_keyring(address: str) -> str | None:
 
 
 def _write(path: Path, stored: dict[str, object]) -> None:
-    """Write the file so that only its owner can read it, from the first byte on."""
+    """Write the credentials file. Only its owner can read it, from the moment it is created."""
     temporary = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Read a response whose body is compressed although the request did not allow it."""
+"""Reads a response whose body is compressed although the request did not accept compression."""
 
 import http.client
 import socket
@@ -15,8 +15,8 @@ _READ_BYTES = 1 << 16
 class DecodedBody(Body):
     """The decoded body of a complete response.
 
-    Its length is unknown until it ends, so callers read no more than the size that the file should have. No more than
-    that is ever decoded: a few compressed bytes can expand to gigabytes.
+    Its length is unknown until it ends, so callers read no more than the expected size of the file. Data is decoded
+    only as far as it is read, because a few compressed bytes can expand to gigabytes.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class DecodedBody(Body):
         self._decoder = zlib.decompressobj(zlib.MAX_WBITS if coding == "deflate" else zlib.MAX_WBITS | 16)
         self._has_decoded = False
         self._waiting = b""
-        """Received bytes that are not decoded yet."""
+        """Received bytes that have not been decoded yet."""
 
     def _read(self, view: memoryview) -> int:
         while not self._decoder.eof:
@@ -52,6 +52,7 @@ class DecodedBody(Body):
                 self._decoder, self._has_decoded = zlib.decompressobj(-zlib.MAX_WBITS), True
                 return self._decoded(data, most)
             raise BadAnswer(
-                f"`{self.host}` compressed the file ({self._coding}), and it cannot be decompressed",
+                f"`{self.host}` sent the file compressed ({self._coding}), but the data cannot be "
+                        "decompressed",
                 code=Cause.COMPRESSED_BODY, host=self.host, hint="try again; the damaged bytes were not kept",
             ) from error  # fmt: skip

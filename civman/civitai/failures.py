@@ -1,6 +1,6 @@
-"""Translates an error response (status, headers, body) into one error with one cause and one next step.
+"""Translates an error response (status, headers, body) into one error with its cause and a hint.
 
-CivitAI distinguishes most causes only by a sentence in the body, and endpoints put it in different places, so this
+CivitAI distinguishes most causes only by a sentence in the body, and endpoints put it in different fields, so this
 module compares texts. The result is an error with a `Cause`, which says whether a retry may help. Source: CivitAI's
 handlers (civitai/civitai, August 2026) and published responses of the live site.
 """
@@ -23,7 +23,7 @@ _EDGE_CODE = re.compile(r"error code: (\d{3,4})")
 
 
 class Endpoint(StrEnum):
-    """The kind of endpoint requested; a status code means different things on each."""
+    """The kind of endpoint that was requested. The same status code means different things on different endpoints."""
 
     LOOKUP = "lookup"
     SEARCH = "search"
@@ -33,7 +33,7 @@ class Endpoint(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was requested, for messages: `what` completes "CivitAI does not know <what>"."""
+    """What was requested, for error messages: `what` completes "CivitAI does not know <what>"."""
 
     what: str
     endpoint: Endpoint = Endpoint.LOOKUP
@@ -42,7 +42,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A parsed error response: `text` is the site's message, `all_text` all of its text in lower case."""
+    """A parsed error response. `text` is the site's message, `all_text` all texts of the response in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -79,8 +79,8 @@ def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) ->
 def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> CivmanError:
     """Translate an error response of the server that stores the file into an error, which the caller raises.
 
-    Storage servers respond with the XML of S3 or the JSON of B2 (`code`, `message`). A mirror that stores the files
-    itself may respond like CivitAI (`error`); this form is read too.
+    Storage servers respond with S3's XML or B2's JSON (`code`, `message`). A mirror that stores the files itself may
+    respond with CivitAI's JSON (`error`), which is also recognised.
     """
     said = _said(status, headers, body)
     if "error" in said.fields:
@@ -118,7 +118,7 @@ def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> Civma
 
 
 def is_login_address(url: str) -> bool:
-    """Whether `url` is a login page."""
+    """Whether `url` is the URL of a login page."""
     try:
         path = urlsplit(url).path
     except ValueError:
@@ -143,7 +143,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
     if is_login_address(location):
         return login_page(asked)
     if asked.endpoint is Endpoint.DOWNLOAD and re.match(r"/(model-versions|models)/\d+", path):
-        # browsers are sent to the page that sells early access, programs get 403
+        # CivitAI redirects browsers to the page that sells early access; it sends 403 to programs
         return _early_access(asked, None)
     if not location:
         return BadAnswer(
@@ -158,7 +158,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
 
 
 def _edge(said: _Said) -> CivmanError | None:
-    """Return an error if this response is a refusal by Cloudflare, which comes as text or as a web page; else None."""
+    """Return an error if Cloudflare refused the request, with a text or a web page; else None."""
     match = _EDGE_CODE.search(said.all_text) if not said.fields else None
     code = int(match[1]) if match else 0
     if code == 1009:
@@ -233,7 +233,7 @@ def _forbidden(said: _Said, asked: Asked) -> CivmanError:
         )  # fmt: skip
     if said.text.strip().casefold() == "forbidden":
         return NotAllowed(
-            "CivitAI has banned this account or network address from downloading",
+            "CivitAI has banned this account or IP address from downloading",
             code=Cause.BANNED, hint="contact support@civitai.com", status=403,
         )  # fmt: skip
     return NotAllowed(
@@ -340,7 +340,7 @@ def _text(value: Json) -> str:
 
 
 def _issue(text: str) -> str:
-    """Return the first message of a validation error, which CivitAI sends as JSON inside a string."""
+    """Return the first message of a validation error, which CivitAI sends as a JSON string inside the JSON response."""
     start = text.find("[")
     try:
         issues = json.loads(text[start:]) if start >= 0 else None
@@ -358,7 +358,7 @@ def _quoted(text: str) -> str:
 
 
 def _day(moment: str) -> str:
-    """Return the date of an ISO 8601 time in UTC, such as "2026-03-01"; any other text is returned unchanged."""
+    """Return the UTC date of an ISO 8601 time, such as "2026-03-01"; return any other text unchanged."""
     try:
         found = datetime.fromisoformat(moment)
     except ValueError:
@@ -367,7 +367,7 @@ def _day(moment: str) -> str:
 
 
 def _quotable(text: str) -> str:
-    """Put text from the server on one line, without control characters and without secrets from URLs."""
+    """Put the server's text on one line, without control characters and without the secrets that URLs contain."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     line = _URL.sub(lambda match: safe_url(match[0]), line)
     return line if len(line) <= 200 else line[:199] + "…"

@@ -1,8 +1,8 @@
 """Search CivitAI page by page, only as far as needed, and filter the results again, since the site's filters leak.
 
-CivitAI ignores an unknown tag or creator and returns the whole catalogue. If there is a search text, CivitAI filters
-only after dividing the results into pages, so that short and even empty pages have a cursor. The site ignores `page=`,
-so it is never sent.
+CivitAI ignores an unknown tag or creator and returns the whole catalogue. If there is a search text, CivitAI divides
+the results into pages before it filters them, so a page can be short or empty although more pages follow. The site
+ignores the parameter `page`, so it is never sent.
 
 Source: CivitAI's public REST API, `GET /api/v1/models`, August 2026.
 """
@@ -25,7 +25,7 @@ _CACHE_LAG = timedelta(hours=1)
 def search_params(query: SearchQuery) -> list[tuple[str, str]]:
     """Build the query parameters of the first page.
 
-    Lists are repeated; a false flag is left out, because any text counts as true.
+    A list is sent as a repeated parameter. A flag is only sent if it is true, because the site takes any value as true.
     """
     pairs = [("limit", str(min(PAGE_SIZE, query.page_size, query.limit or PAGE_SIZE)))]
     pairs += [("query", query.text)] if query.text else []
@@ -33,8 +33,8 @@ def search_params(query: SearchQuery) -> list[tuple[str, str]]:
     pairs += [("baseModels", name) for name in query.base_models]
     pairs += [("tag", query.tag)] if query.tag else []
     if query.username:
-        # the site removes all characters but letters, digits and `_` from `username`, so the name is compared again
-        # below
+        # the site removes all characters except letters, digits and `_` from `username`, so other names are sent as
+        # `user`
         plain = re.fullmatch(r"[A-Za-z0-9_]+", query.username)
         pairs.append(("username" if plain else "user", query.username))
     pairs += [("sort", query.sort.value)] if query.sort else []
@@ -54,9 +54,9 @@ def matches(
     on_notice: OnNotice,
     before_page: Callable[[], None] = lambda: None,
 ) -> Iterator[ModelPage]:
-    """Iterate over the matching models, each once.
+    """Iterate over the matching models without repetition.
 
-    The next page is requested only when it is needed, after a call of `before_page`.
+    The next page is requested only when it is needed; `before_page` is called first.
     """
     if query.text and query.sort:
         on_notice("CivitAI sorts the results of a text search by relevance and ignores the sort order")
@@ -94,7 +94,7 @@ def matches(
 
 
 def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
-    """Build the query parameters of the page after `page`, from its cursor or else its `nextPage`, without a key."""
+    """Build the query parameters of the next page from the cursor or else the `nextPage` of `page`; drops any key."""
     if page.next_cursor:
         return [*first, ("cursor", page.next_cursor)]
     if not page.next_page:
@@ -107,7 +107,7 @@ def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str
 
 
 def _is_unfiltered(page: SearchPage, query: SearchQuery) -> bool:
-    """Whether the site ignored the requested tag or creator and returned models of all kinds."""
+    """Whether the site ignored the requested tag or creator, because no model on the page matches."""
     if not page.items or not (query.tag or query.username):
         return False
     return not any(_has_tag(item, query) and _is_by(item, query) for item in page.items)
@@ -124,8 +124,8 @@ def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage |
     if query.base_models and item.versions:
         fitting = tuple(version for version in item.versions if version.base_model in query.base_models)
         return ModelPage(item.model, fitting) if fitting else None
-    # with a search text, the site does not apply all filters, so the period is checked here, except with a base model
-    # filter: it may have removed the latest version, whose date decides whether the model is in the period
+    # with a search text, the site does not apply all filters, so the period is checked here. With a base model filter
+    # it is not: the filter may have removed the latest version, whose date decides
     return None if query.text and not query.base_models and not _is_young(item, query, now) else item
 
 

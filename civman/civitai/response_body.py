@@ -1,4 +1,4 @@
-"""Read the body of one response from the socket directly into a caller's buffer."""
+"""Reads the body of one response from the socket directly into a caller's buffer."""
 
 import contextlib
 import http.client
@@ -14,7 +14,7 @@ _SMALL_BODY_S = 60.0
 
 
 class Body:
-    """The body of one response: the bytes `[start, start + length)` of a file of `total_bytes` (None: unknown)."""
+    """The body of one response: the bytes `[start, start + length)` of a file of `total_bytes` (None if unknown)."""
 
     def __init__(
         self,
@@ -33,19 +33,17 @@ class Body:
         self.is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
         self.etag = response.headers.get("ETag")
         self.left_bytes = length
-        """The bytes still to come. None: the body ends when the connection closes, so a broken connection cannot be
-        detected.
+        """Number of bytes still to come. If it is None, the body ends when the connection closes, so a broken
+        connection cannot be detected.
         """
         self.is_over = False
-        """Whether the end of the body was reached."""
+        """Whether the end of the body has been reached."""
         self._response = response
         self._socket = sock
         self._stall_s = stall_s
         self._heard_at = time.monotonic()
         self._is_past_head = False
-        """Whether http.client's own buffer has been read completely, so that the rest can be read from the socket
-        directly.
-        """
+        """Whether http.client's own buffer is empty, so that the rest can be read directly from the socket."""
         self._can_fill = sockets.CAN_FILL and type(sock) is socket.socket and not response.chunked
 
     def fill(self, view: memoryview, within_s: float) -> int:
@@ -68,7 +66,7 @@ class Body:
             except NetworkError:
                 if not filled:
                     raise
-                break  # return the bytes that arrived before the end; the next call reports the end
+                break  # return the bytes that arrived before the connection broke; the next call raises the error
         now = time.monotonic()
         if filled:
             self._heard_at = now
@@ -77,7 +75,7 @@ class Body:
         return filled
 
     def read_into(self, view: memoryview) -> int:
-        """Read the available bytes into `view`, waiting for at least one. Returns 0 at the end of the body.
+        """Read the available bytes into `view`, waiting for at least one byte. Returns 0 at the end of the body.
 
         Raises: NetworkError: the connection broke (`connection-cut`) or sent nothing for `stall_s` (`stalled`).
         """
@@ -95,9 +93,9 @@ class Body:
         return self._counted(count)
 
     def read_all(self, most_bytes: int) -> bytes:
-        """Read the whole body; for small responses.
+        """Read a whole small body.
 
-        Raises: NetworkError. BadAnswer: it is longer than `most_bytes`, or takes longer than a minute.
+        Raises: NetworkError: the body takes longer than a minute. BadAnswer: it is longer than `most_bytes`.
         """
         data = bytearray()
         view = memoryview(bytearray(_FIRST_READ_BYTES))
@@ -113,9 +111,10 @@ class Body:
         return bytes(data)
 
     def _filled(self, view: memoryview) -> int:
-        """Read once into `view`, like `fill` but in one system call.
+        """Read into `view` with a single system call that waits for data to accumulate.
 
-        With one call for every arrival, the threads of a fast transfer would constantly compete for the interpreter.
+        With one call for each arrival of data, the threads of a fast transfer would constantly compete for the
+        interpreter.
         """
         try:
             count = sockets.fill(self._socket, view)
@@ -126,7 +125,7 @@ class Body:
         return 0 if count is None else self._counted(count)
 
     def _settle(self) -> None:
-        # another thread closed the connection, and the next read reports it
+        # another thread may have closed the connection; the next read reports that
         with contextlib.suppress(OSError, ValueError):
             self._socket.settimeout(self._stall_s)
 
@@ -145,7 +144,7 @@ class Body:
     def _read(self, view: memoryview) -> int:
         if self._response.chunked:
             return self._response.readinto(view[:_FIRST_READ_BYTES])
-        if self._is_past_head:  # read from the socket into the caller's memory, without http.client's buffer
+        if self._is_past_head:  # read directly from the socket into the caller's buffer, bypassing http.client's buffer
             return int(self._response.fp.raw.readinto(view) or 0)
         wanted = min(len(view), _FIRST_READ_BYTES)
         data = self._response.fp.read1(wanted)
@@ -154,13 +153,13 @@ class Body:
         return len(data)
 
     def _is_ready(self, within_s: float) -> bool:
-        """Whether `read_into` would return within `within_s`; also True if only reading can show whether it would."""
+        """Whether `read_into` would return within `within_s`; also True if that is unknown without reading."""
         pending = getattr(self._socket, "pending", None)
         if not self._is_past_head or (pending is not None and pending()):
             return True
         try:
             return sockets.is_readable(self._socket, max(0.0, within_s))
-        except (OSError, ValueError):  # another thread closed the connection, and the read reports it
+        except (OSError, ValueError):  # another thread closed the connection; the next read reports that
             return True
 
     def _stalled(self) -> NetworkError:

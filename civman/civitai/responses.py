@@ -1,4 +1,4 @@
-"""Values that exist only in CivitAI's responses: accounts, published images, search pages, the state of a file."""
+"""Values that occur only in CivitAI's responses: accounts, published images, search pages, the state of a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Account:
     id: int
     name: str
     tier: str | None = None
-    """CivitAI's own value: "free", "founder", "bronze", "silver" or "gold"."""
+    """CivitAI's name for the subscription: "free", "founder", "bronze", "silver" or "gold"."""
     is_member: bool = False
     status: str | None = None
     """"active", "muted" or "banned"."""
@@ -26,7 +26,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """One page of search results; the last one if it has neither `next_cursor` nor `next_page`."""
+    """One page of search results. It is the last page if it has neither `next_cursor` nor `next_page`."""
 
     items: tuple[ModelPage, ...]
     next_cursor: str | None = None
@@ -50,7 +50,7 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A published image with the generation data from its file."""
+    """An image published on CivitAI, with its generation data."""
 
     id: int
     url: str
@@ -80,7 +80,7 @@ class DownloadAddress:
 
 
 def safe_url(url: str) -> str:
-    """Make a URL safe to show, log and store, by removing user, password, query and fragment."""
+    """Remove user, password, query and fragment from a URL, so that it is safe to show, log and store."""
     try:
         parts = urlsplit(url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -14,10 +14,7 @@ from civman.errors import Cause, ConfigError
 
 
 def user_agent() -> str:
-    """Build the User-Agent header.
-
-    CivitAI treats a value that contains a browser's name as a browser and sends no JSON errors.
-    """
+    """Build the User-Agent header. It must not contain a browser's name: CivitAI would then not send errors as JSON."""
     return f"civman/{__version__}"
 
 
@@ -28,7 +25,7 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
 
     Raises: ConfigError: a proxy or certificate setting in the environment cannot be used.
     """
-    # httpx's debug log contains redirect URLs in full, including the storage's signature
+    # httpx's debug log contains complete redirect URLs, including the storage server's signature
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     host = httpx.URL(address).host
     direct: dict[str, httpx.BaseTransport | None] = {f"all://[{host}]" if ":" in host else f"all://{host}": None}
@@ -50,7 +47,7 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
             "a SOCKS proxy needs the package `socksio`, which is not installed", code=Cause.BAD_PROXY,
             hint="install it with `pip install socksio`, or set HTTPS_PROXY to an http:// proxy",
         ) from error  # fmt: skip
-    except (ValueError, TypeError) as error:  # the exceptions httpx raises for a proxy URL it cannot use
+    except (ValueError, TypeError) as error:  # httpx raises these exceptions for a proxy URL that it cannot use
         raise ConfigError(
             "the proxy in the environment variables cannot be used", code=Cause.BAD_PROXY,
             hint="check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: http://, https:// and socks5:// proxies work",
@@ -65,7 +62,7 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
 
 
 def checked_address(address: str, *, has_token: bool) -> str:
-    """Check that a CivitAI URL can be used, and return it without a trailing slash. Raises: ConfigError."""
+    """Check that a CivitAI URL is valid, and return it without a trailing slash. Raises: ConfigError."""
     shown = safe_url(address)
     try:
         parts = urlsplit(address.strip())
@@ -89,7 +86,7 @@ def checked_address(address: str, *, has_token: bool) -> str:
 
 
 def checked_token(token: str) -> str:
-    """Check that an API key fits into a header, and return it without surrounding blanks. Raises: ConfigError."""
+    """Check that an API key can be sent in a header, and return it without surrounding spaces. Raises: ConfigError."""
     text = token.strip()
     if not text.isascii() or not text.isprintable() or " " in text or not text:
         raise ConfigError(
@@ -102,13 +99,13 @@ _ASIDE = "x-civman-location"
 
 
 def _set_target_aside(response: httpx.Response) -> None:
-    """Move the `Location` header to another name: httpx parses `Location` and fails if it is malformed."""
+    """Rename the `Location` header, because httpx would parse it and fail if it is malformed."""
     if "location" in response.headers:
         response.headers[_ASIDE] = response.headers.pop("location")
 
 
 def headers_of(response: httpx.Response) -> httpx.Headers:
-    """Return the raw headers of an `httpx` response, exactly as the server sent them."""
+    """Return the headers of a response as the server sent them, with `Location` under its original name."""
     headers = httpx.Headers(response.headers)
     if _ASIDE in headers:
         headers["location"] = headers.pop(_ASIDE)
@@ -118,7 +115,7 @@ def headers_of(response: httpx.Response) -> httpx.Headers:
 class _Key(httpx.Auth):
     """Adds the API key to requests to the configured origin, and removes any other credentials.
 
-    Because this object is passed to httpx explicitly, httpx does not add credentials of its own (netrc, userinfo).
+    If an auth object is passed explicitly, httpx adds no credentials of its own (from netrc or the URL).
     """
 
     def __init__(self, address: str, token: str | None) -> None:

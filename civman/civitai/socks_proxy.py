@@ -17,11 +17,11 @@ _REFUSALS = {
 
 
 class SocksError(Exception):
-    """The proxy did not establish the connection; the message gives the reason."""
+    """The SOCKS proxy did not establish the connection; the message gives the reason."""
 
 
 def connect_through(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> None:
-    """Let the proxy at the other end of `sock` connect to `host`. The proxy resolves the host name.
+    """Make the proxy at the other end of `sock` connect to `host`. The proxy resolves the host name.
 
     Raises: SocksError: the proxy refuses, or is not a SOCKS5 proxy. OSError.
     """

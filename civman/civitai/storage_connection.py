@@ -1,7 +1,8 @@
 """Download ranges of a file over one kept-alive connection, directly into a caller's buffer.
 
-This does not use httpx: on one core a 1 GB file takes 3.0-3.6 s with httpx streams and 1.4-1.7 s here, because nothing
-is copied between the socket and the buffer that is written to disk (`response_body`). The TLS settings are httpx's.
+httpx is not used here: on one core, a 1 GB file takes 3.0-3.6 s with httpx streams and 1.4-1.7 s with this module,
+because nothing is copied between the socket and the buffer that is written to disk (`response_body`). The TLS settings
+are the same as those of httpx.
 """
 
 import http.client
@@ -32,18 +33,18 @@ _PLAIN = "identity"
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """How connections are made: the user agent, the maximum silence in seconds, and which URLs are allowed."""
+    """How connections are made: user agent, API key, timeouts in seconds, and which servers are allowed."""
 
     user_agent: str
     stall_s: float = 20.0
     connect_s: float = 15.0
     loopback_allowed: bool = False
     token: str | None = field(default=None, repr=False)
-    """The API key. It is sent only to a URL for which that is requested, and never to the target of a redirect."""
+    """The API key: only sent if a request asks for it (`send_token`), never to another origin after a redirect."""
     own_server: tuple[str, str] | None = None
     """Scheme and host with port of a server that the user has configured, such as ("http", "10.0.0.5:9000").
 
-    It may be in a private network and use plain http. Redirects to it are checked like all others.
+    This server may be in a private network and use plain http. A redirect to it is checked like any other redirect.
     """
 
 
@@ -59,23 +60,25 @@ class StorageConnection:
         self._body: Body | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        """The socket that `abort` shuts down; http.client drops its own reference to it if the server will close it."""
+        """The socket that `abort` shuts down. http.client gives up its own reference if the server will close the
+        connection.
+        """
         self.is_aborted = False
-        """Set by `abort`, for good: the connection then delivers no more data."""
+        """Set by `abort` and never reset: the connection then delivers no more data."""
         self.is_dialling = False
         """Whether a name lookup or connect is in progress.
 
-        Another thread cannot stop it, but `abort` discards its result.
+        `abort` cannot interrupt it from another thread, but its result is then discarded.
         """
 
     def open(self, url: str, *, start: int, end: int | None, send_token: bool = False, etag: str | None = None) -> Body:
         """Request the bytes `[start, end)` of `url` (`end` None: to the end of the file), following safe redirects.
 
-        `etag` is sent as If-Range, so a file that has changed is returned whole, from byte 0. A server that does not
-        support ranges also returns the whole file. If `start` is 0 and `end` is None, no range is requested.
+        `etag` is sent as If-Range, so if the file has changed, the whole file is returned, from byte 0. A server that
+        does not support ranges also returns the whole file. If `start` is 0 and `end` is None, no range is requested.
 
-        Raises: NetworkError, NotAllowed, NotFound, by the server's response. UnsafeRedirect. BadAnswer: a web page, a
-        compressed body, or a range that was not requested.
+        Raises: NetworkError, NotAllowed, NotFound, depending on the server's response. UnsafeRedirect. BadAnswer: a web
+        page, a body with unsupported compression, or a range that was not requested.
         """
         headers = {
             "User-Agent": self._network.user_agent,
@@ -110,7 +113,7 @@ class StorageConnection:
     def abort(self) -> None:
         """Stop the transfer; may be called from another thread.
 
-        A read that is waiting fails at once, and so do all later calls.
+        A read that is in progress fails at once, and so do all later calls.
         """
         with self._lock:
             self.is_aborted = True
@@ -138,7 +141,8 @@ class StorageConnection:
             self.close()
             if not is_reused or self.is_aborted:
                 raise
-        return self._exchange(parts, headers)  # the server may have closed the kept-alive connection meanwhile
+        # send the request again on a new connection, because the server may have closed the kept-alive one
+        return self._exchange(parts, headers)
 
     def _exchange(self, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         host = parts.hostname or ""
@@ -244,13 +248,13 @@ _NOT_A_FILE_HINT = "the response was discarded; try again, and run `civman docto
 
 
 def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) -> tuple[Cause, str] | None:
-    """Return why a 200 or 206 response does not contain the requested bytes, as cause and message; None if it does."""
+    """Return the cause and message if a 200 or 206 response does not contain the requested bytes; None if it does."""
     headers = response.headers
     if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         return Cause.LOGIN_PAGE, "sent a web page instead of the file"
     coding = _coding(response)
     if coding in ENCODINGS and response.status == http.HTTPStatus.OK:
-        return None  # civman decompresses the body
+        return None  # `DecodedBody` decompresses the body
     if coding in ENCODINGS:
         return Cause.COMPRESSED_RANGE, f"sent a part of the compressed file ({coding})"
     if coding != _PLAIN:
@@ -277,14 +281,14 @@ def _coding(response: http.client.HTTPResponse) -> str:
 
 
 def _range_in(response: http.client.HTTPResponse) -> tuple[int, int, int | None]:
-    """Parse a valid Content-Range: the first and last byte of a 206 response, and the file's size if it is given."""
+    """Parse a valid Content-Range header: first byte, last byte and, if given, the size of the whole file."""
     match = _CONTENT_RANGE.fullmatch(response.headers["Content-Range"])
     first, last, total = match.groups() if match else ("0", "-1", "*")
     return int(first), int(last), None if total == "*" else int(total)
 
 
 def _as_text(header: str) -> str:
-    """Decode a header value as UTF-8, which servers send, after http.client decoded it as Latin-1."""
+    """Decode as UTF-8 a header value that http.client has decoded as Latin-1, because servers send UTF-8."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeDecodeError:
@@ -292,7 +296,7 @@ def _as_text(header: str) -> str:
 
 
 def _target(parts: SplitResult) -> str:
-    """Build the path and query to send.
+    """Build the path and query of the request.
 
     Characters that servers forget to percent-encode (spaces, non-ASCII) are encoded, as browsers do.
     """

@@ -1,6 +1,6 @@
 """The only HTTP client for CivitAI's JSON: it adds the API key, retries, limits sizes and translates httpx's errors.
 
-The key travels in the Authorization header, to the configured scheme, host and port only, and redirects are never
+The key is sent in the Authorization header, only to the configured scheme, host and port, and redirects are never
 followed. Every URL in a message has passed `safe_url`.
 """
 
@@ -40,12 +40,12 @@ def utc_now() -> datetime:
 
 
 def quiet(notice: str) -> None:
-    """Ignore a notice: the default for `on_notice`."""
+    """Ignore a notice. The default for `on_notice`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response, with as much of its body as was read."""
+    """A response: status, headers, and as much of the body as was read."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,16 +53,16 @@ class Answer:
 
 
 class Transport:
-    """Sends requests to one address, with or without a key.
+    """Sends requests to one site, with or without an API key.
 
     Args:
         address: scheme, host, port and optionally a path; `https` unless it is loopback.
-        token: CivitAI's key, or None.
+        token: CivitAI's API key, or None.
         offline: raise Offline before any socket is opened.
         timeout_s: the longest silence, separately for connecting, sending and receiving.
         tries: the maximum number of attempts for one request.
-        backoff_s: the delay before the second attempt; it doubles each time.
-        max_body_bytes: the largest JSON response that is read.
+        backoff_s: the delay before the second attempt; it doubles after each further attempt.
+        max_body_bytes: the maximum size of a JSON response.
         sleep, clock, jitter: replaceable by tests; jitter returns numbers in [0, 1).
         on_notice: receives a notice about each retry.
 
@@ -117,25 +117,25 @@ class Transport:
     def get_json(self, path: str, params: Params = (), *, asked: Asked) -> Json:
         """Send `GET path` and return the JSON of the response.
 
-        Raises: CivmanError by cause; BadAnswer: the body is not JSON, or too large.
+        Raises: the CivmanError for an error response. BadAnswer: the body is not JSON, or too large.
         """
         return self._json(self._persist("GET", self.url(path, params), asked), asked)
 
     def post_json(self, path: str, content: Json, *, asked: Asked, is_probe: bool = False) -> Json:
         """Send `POST path` and return the JSON of the response.
 
-        It is only for lookups, because it is repeated after a failure like a GET. With `is_probe` it is not repeated if
-        the site cannot be reached, and connecting may take 5 seconds at most.
+        Only for lookups, because a failed request is repeated. With `is_probe`, it is not repeated if the site cannot
+        be reached, and connecting may take 5 seconds at most.
         """
         body = json.dumps(content, separators=(",", ":")).encode()
         return self._json(self._persist("POST", self.url(path), asked, content=body, is_probe=is_probe), asked)
 
     def first_hop(self, url: str, *, asked: Asked) -> Answer:
-        """Send `GET url` to CivitAI and return the status and headers of the response, a redirect or a file.
+        """Send `GET url` to CivitAI and return the status and headers of a redirect or of a file.
 
-        Redirects are not followed, and the body is not read.
+        Redirects are not followed, and the body of a file is not read.
 
-        Raises: CivmanError: any other response, by cause.
+        Raises: the CivmanError for any other response.
         """
         answer = self._persist("GET", url, asked, wants_file=True)
         if 300 <= answer.status < 400 and answer.headers.get("location"):
@@ -168,7 +168,7 @@ class Transport:
         wants_file: bool = False,
         is_probe: bool = False,
     ) -> Answer:
-        """Repeat a request up to `tries` times until a response can be used. Only for requests that change nothing."""
+        """Send a request up to `tries` times until a response is usable. Only for requests that change nothing."""
         if self._offline:
             raise Offline(f"civman is offline and cannot request {asked.what}")
         attempt = 1
@@ -240,14 +240,11 @@ class Transport:
         return self._without_token(b"".join(parts)[:limit])
 
     def _without_token(self, body: bytes) -> bytes:
-        """Remove our API key from `body`, since a server may echo it and bodies end up in messages and the database."""
+        """Remove the API key from `body`: a server may echo it, and bodies are saved in messages and the database."""
         return body.replace(self._token.encode(), b"***") if self._token else body
 
     def _translated(self, error: Exception) -> tuple[CivmanError, bool]:
-        """Translate an error of httpx into an error of civman.
-
-        Returns it together with whether another attempt may help.
-        """
+        """Translate an error of httpx. Returns civman's error, and whether another attempt may help."""
         host = urlsplit(self.address).hostname or ""
         tls = _cause_of_kind(error, ssl.SSLError)
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
@@ -268,8 +265,7 @@ class Transport:
             return NetworkError(f"`{host}` does not respond", code=Cause.TIMEOUT, hint=_ONLINE_HINT), True
         if isinstance(error, httpx.DecodingError):
             return BadAnswer(
-                f"the response of `{host}` cannot be decompressed: it is not compressed in the way "
-                "that its headers state",
+                f"the response of `{host}` cannot be decompressed: its compression does not match its headers",
                 code=Cause.BAD_ANSWER,
             ), True
         return NetworkError(f"the connection to `{host}` broke", code=Cause.CONNECTION_CUT, hint=_ONLINE_HINT), True
@@ -287,7 +283,7 @@ _TLS_HINT = "check this computer's clock; if a proxy decrypts TLS, its certifica
 
 
 class _UnreachedError(Exception):
-    """Carries the error of one attempt to the retry loop, together with whether another attempt may help."""
+    """Carries the error of one attempt to the retry loop, with a flag whether another attempt may help."""
 
     def __init__(self, failure: CivmanError, may_pass: bool) -> None:
         super().__init__(failure.message)
@@ -308,7 +304,8 @@ def _parsed(body: bytes) -> Json:
     """Parse the JSON value in `body`. Raises: ValueError, RecursionError: invalid JSON, or NaN."""
     value: Json = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     if rb"\ud" in body.lower():
-        # half a surrogate pair is legal JSON but cannot be encoded as UTF-8, so no database could store it
+        # JSON may contain half a surrogate pair, which cannot be encoded as UTF-8 and therefore not be stored in the
+        # database
         text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         value = json.loads(text)
     return value
@@ -319,7 +316,7 @@ def _no_constant(name: str) -> Json:
 
 
 def retry_after_s(retry_after: str | None, now: datetime) -> float | None:
-    """Parse a Retry-After header, a number or a date, into the seconds to wait; None if it is neither."""
+    """Parse a Retry-After header (a number or a date) into seconds to wait; None if it is neither."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

@@ -81,7 +81,7 @@ class _IdentityList(Wire):
 
 
 def pictures(answer: object, *, now: datetime, on_notice: OnNotice) -> tuple[Picture, ...]:
-    """Parse the images in a response to `GET /images`. Raises: BadAnswer: the response has another form."""
+    """Parse the images in a response to `GET /images`. Raises: BadAnswer: the response has an unexpected structure."""
     got = read(_ImageList, answer, Reading(now, on_notice), "a page of pictures")
     return tuple(
         Picture(
@@ -102,7 +102,7 @@ def pictures(answer: object, *, now: datetime, on_notice: OnNotice) -> tuple[Pic
 
 
 def _unwrapped(meta: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return generation data without the `{"id": …, "meta": {…}}` that some endpoints wrap around it."""
+    """Return the generation data, without the `{"id": …, "meta": {…}}` that some endpoints wrap it in."""
     if meta is not None and set(meta) <= {"id", "meta"} and "meta" in meta:
         inner = meta["meta"]
         return inner if isinstance(inner, dict) else None
@@ -110,13 +110,13 @@ def _unwrapped(meta: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def account(answer: object, *, now: datetime, on_notice: OnNotice) -> Account:
-    """Parse the account of `GET /me`. Raises: BadAnswer."""
+    """Parse the account in a response to `GET /me`. Raises: BadAnswer."""
     got = read(_Account, answer, Reading(now, on_notice), "an account")
     return Account(got.id, got.username or "", got.tier, bool(got.is_member), got.status)
 
 
 def glance(answer: object, file_id: FileId | None, *, now: datetime, on_notice: OnNotice) -> Glance:
-    """Parse the file of `GET /model-versions/mini/{id}`, whose response contains no ids. Raises: BadAnswer."""
+    """Parse the file in a response to `GET /model-versions/mini/{id}`, which contains no ids. Raises: BadAnswer."""
     got = read(_Mini, answer, Reading(now, on_notice), "a file")
     file = ModelFile(
         id=file_id,
@@ -142,14 +142,15 @@ def glance(answer: object, file_id: FileId | None, *, now: datetime, on_notice: 
 def tensors(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[str, str, tuple[int, ...]]]:
     """Parse each tensor's name, dtype and shape from `GET /model-files/{id}/tensor-metadata`.
 
-    Raises: BadAnswer: an entry cannot be read. An incomplete list would describe a different file.
+    Raises: BadAnswer: an entry cannot be parsed. It is not skipped, because an incomplete list would describe a
+    different file.
     """
     got = read(_Tensors, answer, Reading(now, on_notice), "a list of tensors")
     return [(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in got.tensors]
 
 
 def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[Sha256, ModelId, VersionId]]:
-    """Parse digest, model id and version id of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: not an array."""
+    """Parse digests, model and version ids of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: not an array."""
     if not isinstance(answer, list):
         raise BadAnswer("CivitAI's response is not a list of versions by hash")
     got = read(_IdentityList, {"items": answer}, Reading(now, on_notice), "a list of versions by hash")
@@ -167,4 +168,4 @@ def enums(answer: object) -> dict[str, tuple[str, ...]]:
     try:
         return TypeAdapter(dict[str, tuple[str, ...]]).validate_python(answer)
     except ValidationError:
-        raise BadAnswer("CivitAI's response is not its table of valid values") from None
+        raise BadAnswer("CivitAI's response is not a table of valid values") from None

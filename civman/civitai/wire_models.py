@@ -1,6 +1,6 @@
 """Parse models, versions and files from CivitAI's JSON, in all forms since 2023, into domain values.
 
-Anything inside a model or version that cannot be read is skipped and reported through `on_notice` (see `wire_reading`).
+Any part of a model or version that cannot be parsed is skipped and reported through `on_notice` (see `wire_reading`).
 If the primary file is skipped, the version has no primary file; no other file is chosen instead.
 
 Source: CivitAI's public REST API, version 1; responses of 2023-07 to 2026-09.
@@ -87,7 +87,7 @@ class _File(Wire):
 
 
 class ImageShape(Wire):
-    """An image of a version; `/images` returns it with more fields."""
+    """An image of a version. The endpoint `/images` returns images with more fields."""
 
     model_config = ConfigDict(title="picture")
     id: Maybe[int] = None
@@ -100,7 +100,7 @@ class ImageShape(Wire):
 
     @property
     def media(self) -> str:
-        """The kind of media: "image", "video" or "audio"."""
+        """Type of the media: "image", "video" or "audio"."""
         return self.type or ("video" if self.url.lower().endswith((".mp4", ".webm")) else "image")
 
     def translated(self) -> Preview:
@@ -280,7 +280,7 @@ class _ModelList(Wire):
 
 
 def page(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelPage:
-    """Parse the model of `GET /models/{id}`, or an item of a list, with its versions. Raises: BadAnswer."""
+    """Parse a model with its versions from `GET /models/{id}` or an item of a list. Raises: BadAnswer."""
     reading = Reading(now, on_notice)
     return read(_Model, answer, reading, "a model").translated(reading)
 
@@ -288,14 +288,14 @@ def page(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelPage:
 def version(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelVersion:
     """Parse the version of `GET /model-versions/{id}` or `by-hash`, with a short summary of its model.
 
-    Raises: BadAnswer: not a version, or without a model id.
+    Raises: BadAnswer: it is not a version, or has no model id.
     """
     reading = Reading(now, on_notice)
     return read(_Version, answer, reading, "a model version").translated_alone(reading)
 
 
 def versions(answer: object, *, now: datetime, on_notice: OnNotice) -> list[ModelVersion]:
-    """Parse the versions of `POST /model-versions/by-hash`; those that cannot be read are skipped and reported.
+    """Parse the versions of `POST /model-versions/by-hash`; unreadable ones are skipped and reported.
 
     Raises: BadAnswer: not an array.
     """
@@ -313,7 +313,7 @@ def versions(answer: object, *, now: datetime, on_notice: OnNotice) -> list[Mode
 
 
 def search_page(answer: object, *, now: datetime, on_notice: OnNotice) -> SearchPage:
-    """Parse a page of `GET /models`. Models that cannot be read are skipped and reported. Raises: BadAnswer."""
+    """Parse a page of `GET /models`; unreadable models are skipped and reported. Raises: BadAnswer."""
     reading = Reading(now, on_notice)
     got = read(_ModelList, answer, reading, "a page of models")
     metadata = got.metadata or _PageMetadata.model_construct()

@@ -1,9 +1,9 @@
-"""Read JSON that has no fixed schema, with pydantic models that tolerate two kinds of errors.
+"""Parse JSON that has no fixed schema, with pydantic models that tolerate unreadable parts.
 
 Every field may be missing, null or `[]`, and every enumerated value may be a new one. The requested object itself must
-have the right form and an id, else BadAnswer is raised. Inside it, a field that cannot be read counts as missing
-(`Maybe`), and a list entry that cannot be read is skipped (`Each`). Both are reported through `Reading.tell`, so that
-one broken entry neither hides the others nor goes unnoticed.
+be an object with an id, else BadAnswer is raised. Inside it, a field that cannot be parsed counts as missing (`Maybe`),
+and a list entry that cannot be parsed is skipped (`Each`). Both are reported through `Reading.tell`, so that one broken
+entry neither hides the others nor goes unnoticed.
 """
 
 import json
@@ -37,7 +37,7 @@ W = TypeVar("W", bound="Wire")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the validators need: the current time, and where to report skipped data."""
+    """Context of the validators: the current time, and the function that reports skipped data."""
 
     now: datetime
     tell: OnNotice
@@ -91,14 +91,14 @@ Moment = Annotated[datetime, BeforeValidator(lambda raw: wire_values.timestamp(r
 
 
 class Wire(BaseModel):
-    """An object in a response; `received` is the original JSON, unchanged."""
+    """Base class for the objects in a response; `received` is the original JSON, unchanged."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
         coerce_numbers_to_str=True,
         protected_namespaces=(),
         allow_inf_nan=False,
-        hide_input_in_errors=True,  # a response may contain signed URLs
+        hide_input_in_errors=True,  # keep input out of error messages, because a response may contain signed URLs
     )
     _received: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -115,13 +115,13 @@ class Wire(BaseModel):
         return self._received
 
     def raw(self, *, without: str = "") -> str:
-        """Return the object as received, as compact JSON without the key `without`."""
+        """Return the object as compact JSON, as received but without the key `without`."""
         kept = {key: value for key, value in self._received.items() if key != without}
         return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
 
 def read(shape: type[W], answer: object, reading: Reading, what: str) -> W:
-    """Validate `answer` as `shape`; `what` names it in messages. Raises: BadAnswer."""
+    """Validate a response as `shape`; `what` is its name in error messages. Raises: BadAnswer."""
     try:
         return shape.model_validate(answer, context=reading)
     except ValidationError as error:

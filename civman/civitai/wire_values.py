@@ -1,7 +1,7 @@
 """Convert single values that CivitAI has written in different forms between 2023 and 2026.
 
-Pure functions from a raw JSON value to a domain value. A value that cannot be read is reported through `tell` or raises
-ValueError; nothing is guessed.
+Pure functions from a raw JSON value to a domain value. A value that cannot be parsed is reported through `tell` or
+raises ValueError; nothing is guessed.
 
 Source: CivitAI's public REST API, saved responses of 2023-07, 2024-01, 2025 and 2026.
 """
@@ -17,7 +17,9 @@ from civman.domain.digests import EMPTY_AUTOV3, Hashes, sha256_from
 OnNotice = Callable[[str], None]
 
 _RISING = ("Image", "RentCivit", "Rent", "Sell")
-"""The commercial permissions, weakest first. In 2023 CivitAI sent only the strongest one; it implied the others."""
+"""The commercial permissions, weakest first. In 2023, CivitAI sent only the strongest one, which includes the weaker
+ones.
+"""
 _LENGTHS = {"blake3": 64, "crc32": 8, "autov1": 8, "autov2": 10}
 _HEX = re.compile(r"[0-9a-f]+")
 _NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]")
@@ -27,9 +29,9 @@ _IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
 
 
 def commercial_use(raw: object) -> tuple[str, ...] | None:
-    """Parse the permitted commercial uses: `["Image"]`, `"{Image,Rent}"` or a single word that implies the weaker ones.
+    """Parse the permitted commercial uses: `["Image"]`, `"{Image,Rent}"`, or one word that includes the weaker ones.
 
-    None: the response does not state them.
+    Returns None if the response does not contain them.
     """
     if raw is None:
         return None
@@ -49,7 +51,7 @@ def commercial_use(raw: object) -> tuple[str, ...] | None:
 
 
 def trained_words(entries: Iterable[str]) -> tuple[str, ...]:
-    """Parse trigger words into one entry each; an entry of the response may be a comma-separated list."""
+    """Split trigger words into single entries; an entry of the response may be a comma-separated list."""
     parts = (part.strip() for entry in entries for part in entry.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
 
@@ -70,14 +72,14 @@ def file_name(raw: str) -> str:
 
 
 def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
-    """Parse digests into lower case; a value that is not a valid digest is skipped and reported."""
+    """Convert digests to lower case; a value that is not a valid digest is skipped and reported."""
     found: dict[str, str] = {}
     for name, value in raw.items():
         key, text = name.lower(), str(value or "").strip().lower()
         if not text or key not in Hashes.__slots__:
             continue
         if key == "autov3" and len(text) == 64:
-            text = text[:12]  # keep 12 digits: responses of early 2024 contain the whole digest
+            text = text[:12]  # responses of early 2024 contain the whole digest; AutoV3 has only 12 digits
         if len(text) != {**_LENGTHS, "sha256": 64, "autov3": 12}[key] or not _HEX.fullmatch(text):
             tell(f"the declared {name} is not a valid digest and is ignored")
         elif not (key == "autov3" and text == EMPTY_AUTOV3):
@@ -92,13 +94,13 @@ def size_bytes(size_kb: float | None) -> int | None:
 
 
 def timestamp(text: str) -> datetime:
-    """Parse a time into a timezone-aware one in UTC; without a zone it is UTC. Raises: ValueError: not ISO 8601."""
+    """Parse an ISO 8601 time as UTC; a time without a zone is taken as UTC. Raises: ValueError."""
     moment = datetime.fromisoformat(text.strip())
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def image_level(nsfw_level: object, nsfw: object) -> int:
-    """Convert an image's rating to its bit, from an integer level (since 2024) or a word (before, and in `/images`)."""
+    """Convert an image's rating to its bit: from an integer level, or from a word (before 2024 and in `/images`)."""
     for raw in (nsfw_level, nsfw):
         if isinstance(raw, int) and not isinstance(raw, bool):
             return raw
@@ -116,11 +118,11 @@ def gate(
     availability: str | None,
     now: datetime,
 ) -> Gate | None:
-    """Determine which kind of restricted access (paid or early access) is in force at `now`.
+    """Determine which restriction on access (paid or early access) is in force at `now`.
 
-    A response contains only some of the arguments: `paid_access` is (permanent, end) of 2026, `ends` are the dates of
-    2024 to 2026, `days_after_publication` is of 2023, `availability` "EarlyAccess" is of 2025. Dates in the past mean
-    that access is no longer restricted, because responses are cached.
+    The arguments come from different years, and a response contains only some of them: `days_after_publication` from
+    2023, `ends` (dates) from 2024 to 2026, `availability` "EarlyAccess" from 2025, and `paid_access` (permanent, end)
+    from 2026. Responses are cached, so an end in the past means that access is no longer restricted.
     """
     if paid_access is not None:
         permanent, end = paid_access
@@ -136,20 +138,20 @@ def gate(
 
 
 def file_id_in(download_url: str | None) -> int | None:
-    """Parse the `fileId` in a download URL, or return None."""
+    """Parse the `fileId` in a download URL; None if there is none."""
     try:
         query = parse_qs(urlsplit(download_url or "").query)
-    except ValueError:  # not a URL, such as one with square brackets around something other than an IPv6 address
+    except ValueError:  # not a URL, e.g. with square brackets that do not contain an IPv6 address
         return None
     digits = next(iter(query.get("fileId", [])), "")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
 
 
 def linked_places(files: list[tuple[str, bool, str | None]], *, has_linked_vae: bool) -> set[int]:
-    """Find the positions of files, given as (type, primary, URL), that belong to another version (a shared VAE).
+    """Find the indices of files, given as (type, primary, URL), that belong to another version (a shared VAE).
 
-    Responses do not mark such files. They come last, with type VAE. Since September 2026 their URL has no `fileId`,
-    while those of the version's own files have one; in older responses, the version has a `vaeId`.
+    Responses do not mark such files. They are at the end of the list and have type VAE. Since September 2026, their URL
+    has no `fileId`, while the URLs of the version's own files have one. In older responses, the version has a `vaeId`.
     """
     others_name_ids = any(file_id_in(url) is not None for _, _, url in files)
     found: set[int] = set()

@@ -69,7 +69,7 @@ def test_answer_without_the_hash_is_not_believed(
 ) -> None:
     site.answers(saved("version-checkpoint-by-id.2025-05"))
 
-    with pytest.raises(BadAnswer, match="none of whose files has it"):
+    with pytest.raises(BadAnswer, match="none of its files has that hash"):
         client.by_hash("0123456789")
 
 
@@ -198,7 +198,7 @@ def test_picture_is_asked_with_flat_generation_data_and_must_be_the_one(
 
     assert picture.username == "Ajuro"
     assert {("withMeta", "true"), ("flatMeta", "true"), ("imageId", "9173928")} <= set(site.asked[0].params)
-    with pytest.raises(NotFound, match="picture 5"):
+    with pytest.raises(NotFound, match="image 5"):
         client.image(5)
 
 

@@ -189,7 +189,7 @@ def test_several_images_are_drawn_in_one_run_each_with_its_verdict(civman: Civma
 def test_what_is_no_image_is_an_error(civman: Civman) -> None:
     hidden = civman("replay", "https://civitai.com/images/1", "--fetch")
     assert hidden.code != 0
-    assert "does not show picture 1" in hidden.err
+    assert "does not return image 1" in hidden.err
     model = civman("replay", "https://civitai.com/models/91001")
     assert model.code != 0
     assert "Traceback" not in model.err
