@@ -1,1 +1,1 @@
-"""The library's files on disk. The only code that writes them."""
+"""Stores the library's files on disk. No other package writes them."""

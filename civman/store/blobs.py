@@ -1,7 +1,8 @@
-"""The content-addressed store: a file named by a digest always has that digest.
+"""The content-addressed store: a file named after a digest always has that digest.
 
-Layout: `blobs/sha256/ab/<sha256><suffix>`, read-only, next to it `<sha256>.civman.json` (a copy of the index's data,
-enough to rebuild it) and `<sha256>.preview.<ext>`. Downloads in progress are in `partial/`. No other code writes there.
+Layout: the read-only file `blobs/sha256/ab/<sha256><suffix>`, and next to it `<sha256>.civman.json` (a copy of the
+index's data, enough to rebuild it) and `<sha256>.preview.<ext>`. Downloads in progress are in `partial/`. No other code
+writes to these folders.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ _SIDECAR = ".civman.json"
 INCOMING = ".incoming"
 """The suffix of a file in `partial/` that is being copied or linked into the store."""
 _LONGEST_PLACE = len("blobs/sha256/ab/") + 64
-"""The length in characters of the longest path that the store uses below the library's folder, without suffixes."""
+"""The length of the store's longest path below the library's folder, in characters, without suffixes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,10 @@ class BlobStore:
             raise store_error(error, self._blobs) from error
 
     def partial(self, key: str) -> Partial:
-        """The partial file for `key`, not yet acquired. Use the same key for the same expected bytes."""
+        """Return the partial file for `key`, not yet acquired.
+
+        The same key must always be used for the same expected bytes.
+        """
         return Partial(self._partials, key)
 
     def commit(
@@ -88,7 +92,7 @@ class BlobStore:
 
         `actual` is the digest read back from disk.
 
-        Raises: HashMismatch: they differ; the partial file is deleted. StoreError.
+        Raises: HashMismatch: the digests differ; the partial file is deleted. StoreError.
         """
         if expected is not None and expected != actual:
             partial.close(discard=True)
@@ -116,8 +120,8 @@ class BlobStore:
         """Add the file at `path`, whose SHA-256 is known, to the store; the file itself stays where it is.
 
         `by_link`: use a hard link if the file system supports it (the file becomes read-only under both names), else a
-        copy. A symbolic link is never linked, its target is copied. What is stored is read and compared in any case; a
-        copy that cannot be completed is deleted at once.
+        copy. A symbolic link is never linked; its target is copied. The stored file is always read and its digest
+        verified; an incomplete copy is deleted at once.
 
         The caller must hold the blob's lock. Raises: HashMismatch: the file has changed. StoreError.
         """
@@ -240,7 +244,7 @@ class BlobStore:
 def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> Sha256:
     """Compute the SHA-256 of the whole file at `path`; `on_progress` receives the number of bytes read so far.
 
-    Raises: StoreError: it cannot be read.
+    Raises: StoreError: the file cannot be read.
     """
     sha256 = hashlib.sha256()
     view = memoryview(bytearray(_READ_BYTES))
@@ -258,7 +262,7 @@ def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> S
 
 
 def require_folder(root: Path) -> None:
-    """Create the library's folder. Raises: StoreError: it is not a folder, or cannot be created."""
+    """Create the library's folder. Raises: StoreError: the path is not a folder, or the folder cannot be created."""
     try:
         require_room(root, _LONGEST_PLACE, _LONGEST_PLACE)
         root.mkdir(parents=True, exist_ok=True)
@@ -282,7 +286,7 @@ def _require_digest(path: Path, sha256: Sha256, name: str) -> None:
 
 
 def _copied(path: Path, target: Path) -> None:
-    """Copy a file, by sharing its blocks if the file system can do that. Raises: OSError."""
+    """Copy a file, sharing its blocks if the file system supports that. Raises: OSError."""
     try:
         share_blocks(path, target)
     except OSError:
@@ -301,7 +305,7 @@ def _linked(path: Path, target: Path) -> bool:
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Create `folder` with its parents. Returns the folders that got a new entry."""
+    """Create `folder` with its parents. Returns the folders in which a new entry was created."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return [place.parent for place in missing]

@@ -13,7 +13,8 @@ from civman.store.partial import Partial
 
 _READ_BYTES = 1 << 20
 _MAPPED_BYTES = 8 << 20
-"""The number of bytes that are hashed directly from the page cache at once: copying them first costs a fifth more."""
+"""The number of bytes to map into memory and hash at once. Copying them into a buffer first would take a fifth longer.
+"""
 _POLL_S = 0.1
 
 
@@ -61,8 +62,8 @@ class Digester:
         try:
             while (frontier := self._wait()) is not None:
                 while self.done_bytes < frontier and not self._stopped:
-                    # bytes from an earlier attempt may have to be read from disk, and a memory mapping cannot report
-                    # read errors
+                    # do not map a file with bytes from an earlier attempt: they may have to be read from disk, and a
+                    # memory mapping cannot report read errors
                     if self._can_map and frontier - self.done_bytes >= _READ_BYTES and not partial.held_bytes:
                         self._take_mapped(min(frontier, self.done_bytes + _MAPPED_BYTES))
                     else:

@@ -23,7 +23,7 @@ _READ_BYTES = 4 << 20
 
 
 def is_shard_index(path: Path) -> bool:
-    """Whether this is an existing file that is named like the index of a sharded safetensors model."""
+    """Whether this is an existing file with a name like that of a sharded safetensors model's index."""
     return _INDEX.fullmatch(path.name) is not None and path.is_file()
 
 
@@ -36,12 +36,12 @@ def joined_name(index_file: Path) -> str:
 
 
 def join_shards(index_file: Path, store: BlobStore, on_progress: Callable[[int, int], None]) -> StoredBlob:
-    """Write one safetensors file with all tensors of the shards into the store. The shards stay as they are.
+    """Write one safetensors file with all tensors of the shards into the store. The shards are not changed.
 
-    The same shards always give the same bytes. `on_progress` receives the number of bytes written and their total.
+    The same shards always give the same bytes. `on_progress` receives the number of bytes written and the total number.
 
     Raises: InvalidModelFile: the index or a shard is invalid, or they disagree. NotFound: a shard is missing.
-        StoreError, DiskFull.
+    StoreError, DiskFull.
     """
     headers = _shards(index_file)
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -101,7 +101,7 @@ def _read(path: Path, offset: int, size: int) -> Iterator[bytes]:
 
 
 def _shards(index_file: Path) -> dict[Path, Header]:
-    """Read and check the headers of all shards that the index lists, in the order of their names."""
+    """Read and check the headers of all shards that the index lists, sorted by name."""
     where = _weight_map(index_file)
     headers: dict[Path, Header] = {}
     for shard in sorted(set(where.values())):
@@ -119,13 +119,13 @@ def _shards(index_file: Path) -> dict[Path, Header]:
 def _weight_map(index_file: Path) -> dict[str, str]:
     try:
         if index_file.stat().st_size > _MOST_INDEX_BYTES:
-            raise InvalidModelFile(f"`{index_file.name}` is too large to be the index of a model")
+            raise InvalidModelFile(f"`{index_file.name}` is too large to be the index of a sharded model")
         found = json.loads(index_file.read_bytes())["weight_map"]
         where = {str(tensor): str(shard) for tensor, shard in found.items()}
     except OSError as error:
         raise store_error(error, index_file) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidModelFile(f"`{index_file.name}` is not the index of a model in several files") from error
+        raise InvalidModelFile(f"`{index_file.name}` is not the index of a sharded model") from error
     for shard in where.values():
         if Path(shard).name != shard or not shard.lower().endswith(".safetensors"):
             raise InvalidModelFile(f"`{index_file.name}` lists `{shard}`, which is not a safetensors file next to it")

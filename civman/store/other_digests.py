@@ -24,13 +24,13 @@ Only checkpoints are that large, and other programs identify checkpoints by Auto
 
 @cache
 def computed_kinds() -> frozenset[HashKind]:
-    """The kinds of digests that civman can compute here; BLAKE3 only if the extra `blake3` is installed."""
+    """The kinds of digests that civman can compute; BLAKE3 only if the extra `blake3` is installed."""
     usual = frozenset({HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32})
     return usual | {HashKind.BLAKE3} if find_spec("blake3") is not None else usual
 
 
 def other_digests(path: Path, *, whole: bool = False) -> Hashes:
-    """Compute AutoV1 of the file, and the other short hashes if it has at most 512 MiB or `whole` is set.
+    """Compute the file's AutoV1, and its other short hashes if it has at most 512 MiB or `whole` is set.
 
     Only safetensors files have an AutoV3. BLAKE3 is computed if it is among `computed_kinds`.
 

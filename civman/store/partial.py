@@ -1,4 +1,4 @@
-"""A partially downloaded file that can be resumed. Bytes once written are never overwritten."""
+"""A partially downloaded file whose download can be resumed. Bytes once written are never overwritten."""
 
 import errno
 import os
@@ -29,20 +29,20 @@ from civman.system.system_facts import boot_id
 
 _JOURNAL_EVERY_BYTES = 4 << 20
 _JOURNAL_EVERY_S = 0.02
-"""How far the journal may lag behind the data, in bytes (less for small files) or in time.
+"""How far the journal may lag behind the data: in bytes (less for small files) and in seconds.
 
-A killed process loses this much at most.
+If the process is killed, at most this much data is lost.
 """
 _LOOK_EVERY_S = 0.05
 _SYNC_EVERY_S = 0.2
 _SYNC_EVERY_BYTES = 32 << 20
-"""The data is synced after this many bytes or this much time, so that little is left to sync at the end."""
+"""The data is synced after this many bytes or seconds, so that little is left to sync at the end."""
 _SYNC_FROM_BYTES = 8 << 20
 """Files smaller than this are synced only once, at the end."""
 _RELEASED_FROM_BYTES = 256 << 20
 """Files larger than this are dropped from the page cache once they are on disk and hashed.
 
-They would displace what other programs keep there. Reusing memory is also faster than allocating it: 1 GiB of new
+Otherwise they would displace the data of other programs. Reusing memory is also faster than allocating it: 1 GiB of new
 memory costs a virtual machine 1 to 2 s.
 """
 _RELEASED_AT_ONCE = 8 << 20
@@ -73,16 +73,16 @@ class Partial:
         self._lock = FileLock(folder / f"{key}.lock")
         self._descriptor = -1
         self._claimed = Ranges()
-        """The ranges that are written or being written.
+        """The byte ranges that are written or being written.
 
-        Bytes on disk are never replaced, because they may be hashed already.
+        Bytes on disk are never replaced, because they may already be part of the digest.
         """
         self._unjournaled_bytes, self._journaled_at = 0, 0.0
         self._syncer: Repeat | None = None
         self._synced_at, self._synced_bytes, self._released_bytes = 0.0, 0, 0
 
     def acquire(self) -> bool:
-        """Take ownership and read what an earlier attempt left. Returns False if another process has it.
+        """Take ownership and read what an earlier attempt left. Returns False if another process owns the file.
 
         Raises: StoreError: the folder cannot be written.
         """
@@ -100,14 +100,14 @@ class Partial:
         return True
 
     def journaled_bytes(self) -> int:
-        """How many bytes the owning process has received, for processes that wait for it."""
+        """The number of bytes that the owning process has received; for other processes that wait for the file."""
         memory = self._journal.recall()
         return memory.ranges.total_bytes if memory else 0
 
     def reserve(self, size_bytes: int) -> None:
         """Set the full size and reserve the disk space for it, before the first byte is written.
 
-        Raises: DiskFull: not enough space besides what other downloads have reserved. StoreError.
+        Raises: DiskFull: not enough space is left after what other downloads have reserved. StoreError.
         """
         if self.size_bytes is not None and self.size_bytes != size_bytes:
             self.reset()
@@ -165,7 +165,7 @@ class Partial:
         return fresh
 
     def missing(self) -> list[tuple[int, int]]:
-        """The ranges that are missing, in order."""
+        """The byte ranges that are still missing, in order."""
         with self.changed:
             return self.ranges.missing(self.size_bytes or 0)
 
@@ -218,7 +218,7 @@ class Partial:
             self._let_go()
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill `view` from the file at `offset`. Returns the number of bytes read. Raises: StoreError."""
+        """Read from `offset` of the file into `view`. Returns the number of bytes read. Raises: StoreError."""
         try:
             count = read_at(self._descriptor, view, offset)
         except OSError as error:

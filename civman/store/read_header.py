@@ -23,9 +23,11 @@ _MAX_GGUF_BYTES = 256 << 20
 
 
 def read_header(path: Path) -> Header:
-    """Read and validate the header of the file at `path`. This takes two reads and milliseconds, whatever its size.
+    """Read and validate the header of the file at `path`.
 
-    Raises: InvalidModelFile: not a complete safetensors file. StoreError: it cannot be read.
+    This takes two reads and a few milliseconds, whatever the file's size.
+
+    Raises: InvalidModelFile: not a complete safetensors file. StoreError: the file cannot be read.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -38,7 +40,7 @@ def read_header(path: Path) -> Header:
 
 
 def plain_header(path: Path, header: Header) -> Header:
-    """Return the header as a model sees it: packed (quantised) weights are unpacked, their scales left out.
+    """Return the header as a model sees it: packed (quantised) weights appear unpacked, their scales are left out.
 
     Raises: CannotRender (`quantised-weights`): civman cannot unpack this format. InvalidModelFile: helper tensors, such
     as scales, do not match their weights. StoreError: the file cannot be read.
@@ -61,7 +63,7 @@ def plain_header(path: Path, header: Header) -> Header:
 
 
 def read_numbers(path: Path, header: Header, names: Iterable[str]) -> dict[str, float]:
-    """Read the values of tensors with a single number, by name; other tensors and unsupported types are left out.
+    """Return the values of the named tensors that have one element and a supported type; leave out the others.
 
     Raises: StoreError: the file cannot be read.
     """
@@ -88,7 +90,7 @@ _BF16 = "<H"
 
 
 def number_of(dtype: str, data: bytes) -> float | None:
-    """The value of a tensor with one element; None if civman does not read single numbers of this type."""
+    """The value of a tensor with one element; None if it has several elements or a type that civman does not read."""
     form = _FORMS.get(dtype)
     return _number(form, data) if form is not None and len(data) == struct.calcsize(form) else None
 
@@ -100,7 +102,7 @@ def _number(form: str, data: bytes) -> float:
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """Read the header of the GGUF file at `path`. Raises: InvalidModelFile: it is invalid. StoreError."""
+    """Read the header of the GGUF file at `path`. Raises: InvalidModelFile: the header is invalid. StoreError."""
     try:
         size = path.stat().st_size
     except OSError as error:

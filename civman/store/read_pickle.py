@@ -1,8 +1,8 @@
-"""Read the tensors of a file that torch.save wrote, without torch and without running anything that the file names.
+"""Read the tensors of a file that torch.save wrote, without torch and without running any code that the file names.
 
-Both containers are read: the zip archive, and the older sequence of pickles. Only the pickles themselves are read to
-find names, shapes and types; the weights stay where they are until `write_safetensors` copies them. The pickles are
-read by `civman.domain.files.pickle_machine`, which refuses whatever could run code.
+Both containers are supported: the zip archive, and the older sequence of pickles. Names, shapes and types are read from
+the pickles themselves; the weights stay in the file until `write_safetensors` copies them.
+`civman.domain.files.pickle_machine` reads the pickles and refuses whatever could run code.
 """
 
 import io
@@ -31,14 +31,17 @@ from civman.system.file_io import read_at
 
 _ZIP_START = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""The magic number at the start of a file written by torch.save before version 1.6, where it is a separate pickle."""
+"""The magic number that torch.save before 1.6 writes as the first pickle of a file."""
 _PROTOCOL = 1001
 _FIRST_BYTES = 1 << 18
 _PIECE_BYTES = 4 << 20
 _MAX_DEFLATED = 1 << 30
 """The largest compressed storage that is read, since it has to fit into memory; torch does not compress."""
 _MAX_GROWTH = 4
-"""How much larger than its storages the safetensors copy may be; tensors that share a storage are written twice."""
+"""The largest allowed ratio of the safetensors copy's size to that of the storages.
+
+The copy can be larger because tensors that share a storage are written separately.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +52,14 @@ class PickleFile:
     header: Header = field(repr=False)
     """The header of a safetensors file with the same contents."""
     places: Mapping[str, Member] = field(repr=False)
-    """Storage key → where its bytes are."""
+    """Maps the key of each storage to the position of its bytes in the file."""
 
 
 def read_pickle(path: Path) -> PickleFile:
-    """Read the names, shapes and types of the tensors in the file at `path`, and check all declarations in it.
+    """Read the names, shapes and types of the tensors in the file at `path`, and check that they match its storages.
 
     Raises: Refused (`pickle`): the file could run code; the message says what and in which part of the file.
-        InvalidModelFile: it is broken, or is not a file of torch.save. StoreError: it cannot be read.
+    InvalidModelFile: the file is broken, or torch.save did not write it. StoreError: the file cannot be read.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -67,7 +70,7 @@ def read_pickle(path: Path) -> PickleFile:
 
 
 def read_pickle_bytes(data: bytes) -> PickleFile:
-    """Read the names, shapes and types of the tensors in a torch.save file that is in memory, as `read_pickle` does.
+    """Read the names, shapes and types of the tensors in the bytes of a torch.save file, as `read_pickle` does.
 
     Raises: Refused, InvalidModelFile.
     """
@@ -84,9 +87,9 @@ def looks_like_pickle(path: Path) -> bool:
 
 
 def read_or_refusal(path: Path, name: str) -> PickleFile | CivmanError:
-    """The contents of the pickle at `path`, or the error that says why civman does not read the file `name`.
+    """Return the contents of the pickle at `path`, or the error that explains why civman refuses it.
 
-    Raises: StoreError: it cannot be read from disk.
+    `name`: the file's name for the error message. Raises: StoreError: the file cannot be read from disk.
     """
     try:
         return read_pickle(path)
@@ -97,7 +100,7 @@ def read_or_refusal(path: Path, name: str) -> PickleFile | CivmanError:
 
 
 def require_readable(path: Path, name: str) -> None:
-    """Check that a file named like a pickle contains nothing that could run code, whatever loads it.
+    """Check that a file with a pickle's suffix contains nothing that could run code, whichever program loads it.
 
     Raises: Refused (`pickle`): the file could run code, or civman cannot read it and so cannot rule that out.
     StoreError.
@@ -115,7 +118,7 @@ def require_readable(path: Path, name: str) -> None:
 
 
 def read_pickled_numbers(path: Path, pickle: PickleFile, names: Iterable[str]) -> dict[str, float]:
-    """Read the values of tensors with a single number, by name; other tensors are left out. Raises: StoreError."""
+    """Return the values of the named tensors that have one element; leave out the others. Raises: StoreError."""
     found: dict[str, float] = {}
     with _Source(path, pickle) as source:
         for name in names:
@@ -204,7 +207,7 @@ def _run(data: bytes, member: str) -> Unpickled:
 
 
 def _unpacked(read: ReadAt, member: Member, limit: int) -> bytes:
-    """Read the contents of a small member and check them against its CRC-32."""
+    """Read the contents of a small member of the zip archive and check them against its CRC-32."""
     if member.size_bytes > limit:
         refuse(f"`{member.name}` in the archive has {member.size_bytes:,} bytes, more than in any model",
                cause="too-long-pickle")  # fmt: skip
@@ -267,7 +270,7 @@ def _read_sequence(read: ReadAt, size: int) -> tuple[Any, dict[str, Member], int
 
 
 class _Sequence:
-    """Reads one pickle after the other, in growing pieces, because nothing states their length."""
+    """Reads consecutive pickles in pieces of growing size, because the file does not state their lengths."""
 
     def __init__(self, read: ReadAt, size: int) -> None:
         self._read, self._size = read, size
@@ -355,7 +358,7 @@ _FORMS: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I",
 
 
 def _rows(storage: memoryview, tensor: StoredTensor) -> Iterator[bytes]:
-    """The elements of a tensor that is not contiguous, row by row along its last axis."""
+    """Yield the bytes of a tensor that is not contiguous, row by row along its last axis, in pieces."""
     width = tensor.item_bytes
     length = len(storage) // width * width
     *outer, size = tensor.shape
@@ -364,7 +367,8 @@ def _rows(storage: memoryview, tensor: StoredTensor) -> Iterator[bytes]:
     with storage[:length] as whole, whole.cast(_FORMS[width]) as items:
         for numbers in product(*(range(each) for each in outer)):
             at = tensor.offset + sum(number * jump for number, jump in zip(numbers, jumps, strict=True))
-            step = stride or 1  # an axis with one element, whose stride does not matter, may have stride 0
+            # the stride of an axis with one element does not matter and may be 0, which is invalid as a slice's step
+            step = stride or 1
             buffer += items[at : at + (size - 1) * step + 1 : step].tobytes()
             if len(buffer) >= _PIECE_BYTES:
                 yield bytes(buffer)

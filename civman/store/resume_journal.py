@@ -1,8 +1,8 @@
 """The journal that lets a download resume after a broken connection, a killed process or a reboot.
 
-It consists of two small files next to the partial file. `<key>.live` lists the ranges that were written: they can be
-trusted until the machine restarts, which its boot id reveals. `<key>.synced` lists the ranges that were synced to disk:
-they can always be trusted. Both are replaced atomically.
+It consists of two small files next to the partial file. `<key>.live` lists the ranges that were written; it can be
+trusted only until the machine restarts, which a changed boot id reveals. `<key>.synced` lists the ranges that were
+synced to disk; it can always be trusted. Both are replaced atomically.
 """
 
 import json
@@ -55,7 +55,10 @@ class Journal:
         self._replace(self._synced, memory, is_synced=True)
 
     def recall(self) -> Memory | None:
-        """Read the newest trustworthy entry: an unsynced one only until the next reboot. None if there is none."""
+        """Read the newest entry that can be trusted; None if there is none.
+
+        An entry of unsynced ranges can be trusted only until the next reboot.
+        """
         live = _read(self._live)
         if live is not None and live[1] == boot_id() != "":
             return live[0]
@@ -93,7 +96,7 @@ class Journal:
 
 
 def promised_bytes(folder: Path, *, but_not: str) -> int:
-    """The disk space in bytes that other partial files in `folder` have reserved but not yet used."""
+    """The disk space in bytes that the other partial files in `folder` have reserved but not yet used."""
     promised = 0
     for path in folder.glob("*.live"):
         entry = _read(path)

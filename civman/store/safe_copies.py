@@ -1,8 +1,9 @@
 """Safetensors copies of pickles: made once from a file that was read without running it, and kept next to its blob.
 
-Everything that loads weights loads the copy. It is a cache: recipes and the index name the original, `civman gc` may
-delete the copy, and the next use makes it again with the same bytes. `<sha256>.safe.json` next to it says which bytes
-the copy has, from which original and by which version of the reader; a copy for which that is not true is never used.
+Weights are always loaded from the copy. The copy is a cache: recipes and the index refer to the original, `civman gc`
+may delete the copy, and the next use creates it again with the same bytes. The note next to it, `<sha256>.safe.json`,
+records the copy's digest, the original's digest and the version of the reader; a copy that does not match its note is
+never used.
 
 Layout: `blobs/sha256/ab/<sha256 of the original>.safe.safetensors`, read-only.
 """
@@ -24,14 +25,14 @@ from civman.system.file_io import sync_folder
 from civman.system.move_files import remove_file, replace_file
 
 READER: Final = 1
-"""The version of the code that reads pickles. A copy that another version made is made again."""
+"""The version of the code that reads pickles. Copies that another version created are replaced."""
 _COPY = ".safe.safetensors"
 _NOTE = ".safe.json"
 
 
 @dataclass(frozen=True, slots=True)
 class SafeCopy:
-    """A safetensors copy and the file it was made from. `sha256`: the copy's own digest; `source`: the original's."""
+    """A safetensors copy of a pickle. `sha256`: the copy's own digest; `source`: the pickle's digest."""
 
     path: Path
     source: Sha256
@@ -41,7 +42,10 @@ class SafeCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Note:
-    """The contents of the note next to a copy. `inode` and `mtime_ns` show whether the copy has changed since."""
+    """The contents of the note next to a copy.
+
+    `inode` and `mtime_ns` show whether the copy was changed after it was verified.
+    """
 
     source_sha256: str
     reader: int
@@ -72,12 +76,12 @@ def find_copy(place: Path) -> SafeCopy | None:
 
 
 def make_copy(original: Path, place: Path) -> SafeCopy:
-    """Return the safetensors copy of the pickle `original`. It is made if it is missing, changed or out of date.
+    """Return the safetensors copy of the pickle `original`, creating it if it is missing, changed or out of date.
 
-    The original is hashed, its tensors are written, and the copy is read back from disk, before it gets its name.
+    The original is hashed, its tensors are written, and the copy is read back from disk before it gets its final name.
 
     Raises: Refused: the original could run code. HashMismatch: the original does not have the digest in `place`'s name.
-        InvalidModelFile: the original is damaged. StoreError, DiskFull.
+    InvalidModelFile: the original is damaged. StoreError, DiskFull.
     """
     if (present := find_copy(place)) is not None:
         return present
@@ -117,7 +121,7 @@ def make_copy(original: Path, place: Path) -> SafeCopy:
 def verify_copy(place: Path) -> str:
     """Read the copy at `place` and compare it with its note. Returns what is wrong with it; empty if it is intact.
 
-    A corrupt copy is deleted: the next use makes it again. Raises: StoreError: the copy cannot be read.
+    A corrupt copy is deleted; the next use creates it again. Raises: StoreError: the copy cannot be read.
     """
     note = _read_note(place)
     if note is None or (note.source_sha256, note.reader) != (_source_of(place), READER):
@@ -144,7 +148,7 @@ def drop_copy(place: Path) -> int:
 
 
 def copies(store: BlobStore) -> Iterator[Path]:
-    """The places of all safetensors copies in the store, ordered by the digest of their originals."""
+    """The paths of all safetensors copies in the store, ordered by the digests of their originals."""
     yield from sorted((store.root / "blobs" / "sha256").glob(f"*/*{_COPY}"))
 
 

@@ -1,6 +1,6 @@
-"""Files of the library that can be made or received again: the server's thumbnails and input images, and originals.
+"""Deletable files of the library: the server's thumbnails and input images, and originals of replayed images.
 
-Originals are images on CivitAI that were downloaded to compare a replay with them.
+Originals are images on CivitAI that were downloaded to be compared with their replays.
 """
 
 import contextlib
@@ -14,27 +14,27 @@ THUMBNAILS, UPLOADS, ORIGINALS = "thumbnails", "uploads", "originals"
 
 
 def served_files(library: Path, before: datetime) -> Iterator[Path]:
-    """All thumbnails, and the input images that were received before the time `before`."""
+    """All of the server's thumbnails, and the input images that it received before the time `before`."""
     yield from sorted((library / THUMBNAILS).glob("*/*"))
     yield from _older(library / UPLOADS, before)
 
 
 def original_images(library: Path, before: datetime) -> Iterator[Path]:
-    """The originals of images on CivitAI that were downloaded before this time."""
+    """The originals of images on CivitAI that were downloaded before the time `before`."""
     yield from _older(library / ORIGINALS, before)
 
 
 def _older(folder: Path, before: datetime) -> Iterator[Path]:
     for path in sorted(folder.glob("*")):
-        with contextlib.suppress(OSError):  # another process has deleted the file
+        with contextlib.suppress(OSError):  # skip a file that another process has deleted
             if path.stat().st_mtime < before.timestamp():
                 yield path
 
 
 def drop_served(path: Path) -> int:
-    """Delete one file that the server no longer needs.
+    """Delete one file that is no longer needed.
 
-    Returns the bytes freed; 0 if it cannot be deleted now and will be deleted later.
+    Returns the bytes freed; 0 if the file cannot be deleted at the moment, so that a later call has to delete it.
     """
     try:
         freed = path.stat().st_size

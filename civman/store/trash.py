@@ -1,7 +1,8 @@
 """Removed files that can still be restored: a folder for each removal in `trash/`, on the library's own file system.
 
 Files are moved by renaming, so nothing is copied and a restored file is the original one. Next to the files,
-`removal.json` contains everything needed to restore the rows; it is written before any file is moved.
+`removal.json` contains everything that is needed to restore their rows in the index; it is written before any file is
+moved.
 """
 
 import json
@@ -82,7 +83,7 @@ class Trash:
 
     @contextmanager
     def held(self, removal: Removal) -> Iterator[None]:
-        """Lock a removal, so that only one process fills, restores or empties it.
+        """Lock a removal, so that only one process at a time fills, restores or empties it.
 
         Raises: StoreError: `removal-busy`.
         """
@@ -99,7 +100,7 @@ class Trash:
     def give_back(self, removal: Removal, sha256: Sha256) -> StoredBlob | None:
         """Move a blob, its sidecar and its preview back to the store.
 
-        Returns None if the file is neither in the trash nor in the store.
+        Returns None if the blob's file is neither in the trash nor in the store.
         """
         if self._store.find(sha256) is None:
             _move(removal.folder, self._store.place_of(sha256, "").parent, sha256)
@@ -135,7 +136,7 @@ class Trash:
     def empty(self, removal: Removal) -> int:
         """Permanently delete a removal with its files. Returns the bytes freed.
 
-        The removal cannot be restored as soon as the deletion starts.
+        As soon as the deletion starts, the removal cannot be restored any more.
         """
         if removal.id.endswith(_EMPTIED):
             return _delete(removal.folder)
@@ -223,7 +224,7 @@ def _move(source: Path, target: Path, sha256: Sha256) -> int:
         found = [path for path in source.iterdir() if path.name.startswith(sha256)] if source.is_dir() else []
         if found:
             target.mkdir(parents=True, exist_ok=True)
-        # sidecar and preview are moved first, so that whoever finds a blob also finds its data
+        # move the sidecar and the preview first, so that whoever finds a blob also finds its data
         for path in sorted(found, key=lambda path: _is_blob(path, sha256)):
             moved += path.stat().st_size
             replace_file(path, target / path.name)
@@ -240,6 +241,6 @@ def _read(folder: Path) -> Removal | None:
     try:
         note = json.loads((folder / _NOTE).read_bytes())
         return Removal(folder, datetime.fromisoformat(note["removed_at"]), str(note["reason"]), tuple(note["entries"]))
-    # not a removal, or one left by a crash without its `removal.json`
+    # the folder is not a removal, or a crash left it without its `removal.json`
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""File I/O by descriptor and offset on every system: allocating, reading, writing, syncing, and the page cache."""
+"""File I/O by descriptor and offset on every system: allocate, read, write, sync, and control the page cache."""
 
 import errno
 import mmap
@@ -15,7 +15,7 @@ _NO_RESERVE: int = getattr(
     "MAP_NORESERVE",
     0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0,
 )
-"""The system's flag for a mapping without reserved memory, which Python does not name before 3.13; 0 if unknown."""
+"""MAP_NORESERVE, which maps a file without reserving memory. Python lacks the constant before 3.13. 0 if unknown."""
 _SEEK = threading.Lock()
 """Serialises reads and writes on Windows, which has no pread and pwrite."""
 
@@ -60,7 +60,7 @@ def read_at(descriptor: int, view: memoryview, offset: int) -> int:
 def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
     """Map the bytes `[start, end)` of a file into memory, read-only, instead of copying them.
 
-    Use this only for bytes that were written just before: if the disk has a read error, the process is killed.
+    Use this only for bytes that were written just before: a disk error during access kills the process.
     """
     before = start % mmap.ALLOCATIONGRANULARITY
     with (
@@ -72,7 +72,7 @@ def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
 
 
 def allocate(descriptor: int, size_bytes: int) -> None:
-    """Reserve disk space if the file system supports it. Otherwise, a full disk is noticed only when writing."""
+    """Reserve disk space if the file system supports it. Otherwise, only writing shows whether the disk is full."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -88,7 +88,7 @@ def sync_data(descriptor: int) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file to the disk, given its path. On Windows it must be writable. Raises: OSError."""
+    """Flush the file at a path to the disk. On Windows, the file must be writable. Raises: OSError."""
     # Windows cannot sync a file that is opened read-only
     with path.open("r+b" if sys.platform == "win32" else "rb") as file:
         os.fsync(file.fileno())
@@ -113,7 +113,8 @@ def forget_pages(descriptor: int, start: int, end: int) -> None:
 def map_privately(descriptor: int) -> mmap.mmap:
     """Map a whole file into memory: private and writable, because torch warns about read-only buffers.
 
-    No memory is reserved for changes, since none are made: a file may be larger than the memory. Raises: OSError.
+    No memory is reserved for changed pages, since nothing is changed, so the file may be larger than the memory.
+    Raises: OSError.
     """
     if sys.platform != "win32" and _NO_RESERVE:
         flags = mmap.MAP_PRIVATE | _NO_RESERVE
@@ -122,9 +123,9 @@ def map_privately(descriptor: int) -> mmap.mmap:
 
 
 def forget_mapped(mapping: mmap.mmap, start: int, end: int) -> None:
-    """Let the system drop the complete pages within `[start, end)` of a mapping.
+    """Let the system drop the complete pages within `[start, end)` of a mapping from memory.
 
-    They are read again on the next access.
+    They are read from the file again on the next access.
     """
     begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     length = end // mmap.PAGESIZE * mmap.PAGESIZE - begin
@@ -135,7 +136,7 @@ def forget_mapped(mapping: mmap.mmap, start: int, end: int) -> None:
 class Repeat:
     """Runs a job in a thread at regular intervals until stopped.
 
-    An OSError ends it silently; the final sync will report it.
+    If the job raises an OSError, the thread ends silently, because the final sync will report the error.
     """
 
     def __init__(self, job: Callable[[], None], interval_s: float) -> None:

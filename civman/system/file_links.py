@@ -16,9 +16,9 @@ _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSY
 def share_blocks(source: Path, target: Path) -> None:
     """Create `target` as a copy of `source` that shares its blocks.
 
-    Blocks are copied only when one of the files changes.
+    A shared block is copied only when one of the files changes it.
 
-    Raises: OSError: the system or the file system does not support it; `target` may be left empty.
+    Raises: OSError: the system or the file system does not support this; `target` may be left empty.
     """
     if sys.platform != "linux":
         raise OSError(errno.EOPNOTSUPP, "shared blocks are used on Linux only")
@@ -48,7 +48,7 @@ def symbolic_link(source: Path, target: Path) -> None:
 
 
 def link_refusal(what: str, error: OSError) -> str:
-    """Explain why a link could not be created. `what` is the kind of link ("hard links")."""
+    """Explain why a link could not be created. `what` is the kind of link, such as "hard links"."""
     if getattr(error, "winerror", None) == _NO_PRIVILEGE:
         return f"Windows allows {what} only for administrators or in developer mode"
     if error.errno == errno.EXDEV:

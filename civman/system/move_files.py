@@ -51,18 +51,19 @@ def remove_file(path: Path, *, missing_ok: bool = False, twin: Path | None = Non
 
 
 def is_in_use(error: OSError) -> bool:
-    """Whether Windows refused because another program has the file open."""
+    """Whether Windows refused a change because another program has the file open."""
     return getattr(error, "winerror", None) in _IN_USE
 
 
 def _patiently(change: Callable[[], None]) -> None:
-    """Repeat a change for as long as Windows refuses it because another program has the file open."""
+    """Call `change`; repeat it for a limited time if Windows refuses it because another program uses the file."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
             return change()
         except OSError as error:
-            # Windows reports "access denied" both for replacing an open file and for changes that are never allowed
+            # retry for a limited time only: Windows reports "access denied" both for replacing an open file and for
+            # changes that are never allowed
             busy = is_in_use(error) or getattr(error, "winerror", None) == _ACCESS_DENIED
             if not busy or time.monotonic() >= deadline:
                 raise

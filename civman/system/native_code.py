@@ -11,7 +11,7 @@ LOADS_LINUX_LIBRARIES: Final = sys.platform == "linux"
 """Whether the system loads shared libraries as Linux does, from files such as `libtorch_cpu.so`."""
 
 LOAD_GLOBAL: Final[int] = getattr(os, "RTLD_GLOBAL", 0)
-"""The flag of `dlopen` that shows a library's names to libraries loaded later; 0 on Windows, which has no `dlopen`."""
+"""The `dlopen` flag RTLD_GLOBAL, which makes a library's symbols visible to libraries loaded later; 0 on Windows."""
 
 LOAD_NOW: Final[int] = getattr(os, "RTLD_NOW", 0)
-"""The flag of `dlopen` that looks up all functions of a library at once; 0 on Windows, which has no `dlopen`."""
+"""The `dlopen` flag RTLD_NOW, which resolves all symbols of a library at once; 0 on Windows, which has no `dlopen`."""

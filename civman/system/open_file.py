@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 _WAIT_S: Final = 2.0
-"""A program that is still running after this time, in seconds, is assumed to have opened the file."""
+"""The time in seconds after which a program that is still running is assumed to have opened the file."""
 _OPENERS: Final = (("xdg-open",), ("gio", "open"), ("wslview",))
 """Commands that open a file on Linux and similar systems, in the order in which they are tried."""
 

@@ -12,7 +12,7 @@ from civman.errors import Cause, StoreError, UsageError
 
 _WINDOWS: Final = 259
 _LONG: Final = 4095 if sys.platform == "linux" else 1023
-"""The longest path in bytes: PATH_MAX of Linux or macOS; 1023 is also used for Windows with long paths enabled."""
+"""The maximum length of a path in bytes: PATH_MAX of Linux or macOS; 1023 also serves for Windows with long paths."""
 _NAMES_DEVICES: Final = sys.platform == "win32"
 _SPARE: Final = 32
 """Characters to spare for suffixes of related and temporary files: `.preview.jpeg`, `.civman-new`, a number."""
@@ -21,7 +21,7 @@ LONG_PATHS_HINT = "choose a folder with a shorter path"
 
 @cache
 def longest_path() -> int:
-    """The length in characters of the longest path that this system can certainly open."""
+    """The length in characters of the longest path that this system is certain to open."""
     if sys.platform == "win32":
         import ctypes
 
@@ -33,12 +33,12 @@ def longest_path() -> int:
 
 
 def name_room(folder: Path, most: int) -> int:
-    """The maximum length of a file name in `folder`, so that the path can be opened: at most `most`, 0 if none fits."""
+    """The maximum length, up to `most`, of a file name in `folder` with which the path can be opened; 0 if none can."""
     return max(0, min(most, longest_path() - len(os.path.abspath(folder)) - 1 - _SPARE))  # noqa: PTH100  # keeps links
 
 
 def require_room(folder: Path, needed: int, most: int) -> int:
-    """The maximum length of a file name, as `name_room` returns it. Raises: StoreError: it is below `needed`."""
+    """Return the maximum length of a file name, as `name_room` does. Raises: StoreError: it is below `needed`."""
     room = name_room(folder, most)
     if room < needed:
         raise StoreError(
@@ -61,7 +61,7 @@ def require_file_name(path: Path) -> None:
 
 
 def is_too_long(error: OSError, path: Path) -> bool:
-    """Whether an error was caused by a path that is too long, which Windows reports as a missing file."""
+    """Whether an overlong path caused an error; Windows reports it as a missing file."""
     if error.errno == errno.ENAMETOOLONG:
         return True
     return error.errno in (errno.ENOENT, errno.EINVAL) and len(os.path.abspath(path)) > longest_path()  # noqa: PTH100

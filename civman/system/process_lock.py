@@ -69,7 +69,7 @@ class FileLock:
                 return False
             if self._is_current(descriptor):
                 self._descriptor = descriptor
-            else:  # try again: the previous owner removed the file after we opened it and before we locked it
+            else:  # try again: the previous owner removed the file between our opening and locking it
                 os.close(descriptor)
         return True
 
@@ -78,7 +78,7 @@ class FileLock:
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        # the file cannot be removed because the folder has become read-only; an unlocked empty file does no harm
+        # ignore this error: the folder has become read-only, and the unlocked empty file that remains does no harm
         with contextlib.suppress(OSError):
             if sys.platform != "win32":
                 self._path.unlink(missing_ok=True)

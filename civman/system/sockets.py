@@ -1,4 +1,4 @@
-"""Waits for data on sockets, with the most efficient system call of each system."""
+"""Waits for data on sockets with the most efficient call that each system offers."""
 
 import select
 import socket
@@ -14,14 +14,14 @@ CAN_FILL: Final = sys.platform in ("linux", "darwin") and hasattr(socket, "MSG_W
 
 
 def fill(sock: socket.socket, view: memoryview) -> int | None:
-    """Receive data into `view` for up to `FILL_S`, with one system call.
+    """Receive data into `view` for up to `FILL_S`, with one system call; return the number of bytes.
 
-    None: no data arrived; 0: the connection ended.
+    Returns None if no data arrived, 0 if the connection ended.
 
-    The socket has no timeout afterwards. Raises: OSError.
+    Python's timeout of the socket is turned off. Raises: OSError.
     """
     try:
-        # on a socket with a Python timeout, the call returns with the first bytes instead of waiting for more
+        # turn off Python's timeout: with it, the call would return the first bytes instead of waiting for more
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FILL_TIME)
         return sock.recv_into(view, 0, socket.MSG_WAITALL)
@@ -38,4 +38,5 @@ def is_readable(sock: socket.socket, within_s: float) -> bool:
         waiting = select.poll()
         waiting.register(sock, select.POLLIN)
         return bool(waiting.poll(within_s * 1000))
-    return bool(select.select([sock], [], [], within_s)[0])  # on Windows, select accepts any socket handle
+    # only on Windows, where select is not limited to small file descriptors
+    return bool(select.select([sock], [], [], within_s)[0])

@@ -49,7 +49,7 @@ def available_memory_bytes() -> int | None:
 
 
 def vm_stat_bytes(text: str) -> int | None:
-    """Parse the bytes that macOS' `vm_stat` reports as free or easily freed; None if `text` is not its output."""
+    """Return the bytes that macOS' `vm_stat` reports as free or easily freed; None if `text` is not its output."""
     page = _VM_PAGE.search(text)
     counts = _VM_FREE.findall(text)
     return int(page[1]) * sum(map(int, counts)) if page and counts else None
@@ -110,7 +110,7 @@ def spins(device: int) -> bool:
         block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
         for place in (block / "queue" / "rotational", block / ".." / "queue" / "rotational"):
             with contextlib.suppress(OSError):
-                # virtual disks also report that they spin, but have no vendor
+                # only trust disks with a vendor, because virtual disks have none and also report that they spin
                 is_spinning = place.read_text(encoding="ascii").strip() == "1"
                 return is_spinning and (place.parent.parent / "device" / "vendor").exists()
     return False

@@ -1,1 +1,1 @@
-"""Rendering by several processes, on this machine or on many."""
+"""Renders with several processes, on this machine or on many."""

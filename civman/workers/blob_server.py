@@ -1,6 +1,6 @@
 """Serve the files of one job to the workers on other machines: by digest, in ranges, with a token.
 
-Workers verify what they receive, so nothing has to be trusted here; the token keeps everyone else from reading files.
+Workers verify what they receive, so they need not trust this server; the token keeps everyone else from reading files.
 """
 
 import re
@@ -19,7 +19,7 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 class BlobServer:
-    """A server on all interfaces that answers `GET /blobs/sha256/<digest>` for the given files. Use it with `with`."""
+    """A context manager that serves the given files on all interfaces, at `GET /blobs/sha256/<digest>`."""
 
     def __init__(self, files: Mapping[Sha256, Path], host: str) -> None:
         """`host`: the name or IP address under which other machines can reach this one."""

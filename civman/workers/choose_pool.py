@@ -11,7 +11,10 @@ from civman.workers.processes import Processes
 from civman.workers.tasks import Task
 
 _CORES_EACH = 4
-"""Cores for each process on a machine without a GPU: more processes would wait for memory rather than compute."""
+"""The number of cores per process on a machine without a GPU.
+
+With fewer, there would be more processes, and they would wait for memory instead of computing.
+"""
 _MOST = 256
 
 
@@ -21,7 +24,7 @@ def choose_pool(where: str | None, machine: Machine) -> Callable[[list[Task]], P
     `where`: None (this process), "auto" (a process for each GPU, or for every four cores if there is no GPU), a number
     of processes, "ray" (the cluster that this machine belongs to) or "ray://HOST:PORT".
 
-    Raises: UsageError (`bad-workers`): anything else.
+    Raises: UsageError (`bad-workers`): `where` has another value.
     """
     if where is None:
         from civman.workers.inline import Inline  # imported here, not at the top: it imports torch, which takes 2 s

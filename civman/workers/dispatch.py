@@ -1,8 +1,8 @@
-"""Distribute tasks to a pool of workers, and collect and check what they render.
+"""Distribute tasks to a pool of workers, and collect and check the images that the workers render.
 
-Each worker has one task that it works on and one that waits, so that it never idles. A task whose worker is lost is
-given to another one. The state that counts is on the head's disk: what is saved and indexed is finished, and whoever
-starts the job again continues with the rest.
+Each worker has one task in progress and one waiting, so that it is never idle. If a worker is lost, its tasks are given
+to another one. All state that a job needs to continue is on the head's disk: images that are saved and indexed are
+finished, and a restarted job renders only the rest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +19,18 @@ from civman.rendering.upscale import UpscaledPicture
 from civman.workers.tasks import Task, TaskQueue
 
 Made = Drawn | UpscaledPicture
-"""An image that a worker made."""
+"""An image that a worker rendered or upscaled."""
 OnFailure = Callable[[Task, CivmanError], None]
-"""Called with a task that failed and its error, if the other tasks are to continue."""
+"""A function that is called with each failed task and its error, so that the other tasks can continue."""
 
 _AHEAD = 2
-"""Tasks that a worker has at once: the one that it works on and the next one."""
+"""The number of tasks that a worker has at once: the one in progress and the next one."""
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker reports: a task's images, or its error, or (without a task) that the worker is lost."""
+    """What a worker reports: a task's images, or a task's error, or (without a task) that the worker is lost."""
 
     worker: int
     task: int | None = None
@@ -62,13 +62,13 @@ class Pool(Protocol):
 def work_off(
     tasks: Sequence[Task], pool: Pool, on_event: OnEvent, on_failure: OnFailure | None = None
 ) -> Iterator[tuple[Task, tuple[Made, ...]]]:
-    """Carry out all `tasks` and those joined to them, yielding each one's images as soon as they arrive, in any order.
+    """Carry out all `tasks` and the tasks joined to them; yield each with its images, in the order of completion.
 
-    `on_failure` receives each task that fails with its error; without it, the first error ends the job.
+    `on_failure` receives each task that fails and its error; without it, the first error ends the job.
 
-    Raises: the first error of a task, after which no further tasks are given to workers; CannotRender (`worker-lost`):
-        a task's workers are lost again and again; IntegrityError (`worker-lied`): a worker's images do not match its
-        records.
+    Raises: the first error of a task, after which no further tasks are given to workers. CannotRender (`worker-lost`):
+    the workers that were given a task were lost several times. IntegrityError (`worker-lied`): a worker's images do not
+    match its records.
     """
     queue, attempts = TaskQueue.of(tasks), dict.fromkeys((task.number for task in tasks), 0)
     given: list[list[Task]] = [[] for _ in range(pool.size)]
@@ -126,7 +126,7 @@ def _report_failure(task: Task, error: Exception, on_failure: OnFailure | None) 
 
 
 def _require_honest(task: Task, drawn: Sequence[Made]) -> list[tuple[Task, tuple[Made, ...]]]:
-    """Check that a worker's images belong to its tasks and that their pixels match their records. Returns them by task.
+    """Check that a worker's images belong to its tasks and match their records; return the images by task.
 
     Raises: IntegrityError (`worker-lied`).
     """

@@ -1,4 +1,4 @@
-"""Get a plan's files onto a worker's machine: from the head, by digest, verified on arrival and kept in a cache."""
+"""Fetch a plan's files to a worker's machine: from the head, by digest, verified on arrival and kept in a cache."""
 
 import threading
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ class Source:
 
 
 def with_local_files(planned: Work, source: Source, cache: Path) -> Work:
-    """Change a plan to use files in the folder `cache`, after fetching those that the folder lacks.
+    """Return the plan with its files in the folder `cache`, after fetching those that the folder lacks.
 
     Raises: NetworkError: the head cannot be reached. HashMismatch: the head sent other bytes. StoreError.
     """
@@ -36,7 +36,7 @@ def with_local_files(planned: Work, source: Source, cache: Path) -> Work:
 
 
 def _local(file: PlannedFile, source: Source, store: BlobStore) -> PlannedFile:
-    if file.data is not None:  # the plan itself contains the bytes of this image
+    if file.data is not None:  # nothing to fetch: the plan itself contains the bytes of this image
         return file
     stored = store.find(file.sha256)
     if stored is None:

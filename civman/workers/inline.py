@@ -1,4 +1,4 @@
-"""A pool of one worker in this process: for a job that is continued without other processes."""
+"""A pool with one worker, which is this process; for jobs that are continued without other processes."""
 
 from collections import deque
 
@@ -10,7 +10,7 @@ from civman.workers.warm_worker import WarmWorker
 
 
 class Inline:
-    """A pool whose only worker, this process, renders a task when its report is requested."""
+    """A pool whose only worker is this process. A task is rendered when its report is requested."""
 
     size = 1
 

@@ -40,7 +40,7 @@ class Processes:
 
     @classmethod
     def on_cpu(cls, count: int, machine: Machine) -> Self:
-        """A pool of `count` processes that share the cores, unless `machine` says how many threads each one uses."""
+        """Return a pool of `count` processes that share the cores, unless `machine` sets the number of threads."""
         threads = machine.threads or max(1, (os.cpu_count() or 1) // count)
         return cls([replace(machine, threads=threads)] * count)
 
@@ -50,7 +50,7 @@ class Processes:
         return len(self._running)
 
     def send(self, worker: int, task: Task) -> None:
-        """Give a task to a worker. If its process has ended, `receive` reports that it is lost."""
+        """Give a task to a worker. If the worker's process has ended, `receive` reports that the worker is lost."""
         try:
             self._running[worker].connection.send(task)
         except OSError:
@@ -73,7 +73,7 @@ class Processes:
         return self._reports.popleft()
 
     def close(self) -> None:
-        """End all processes. One that is rendering is terminated."""
+        """End all processes. A process that is rendering is terminated."""
         for running in self._running:
             running.connection.close()
             running.process.terminate()
@@ -118,7 +118,7 @@ def serve(connection: Any, machine: Machine) -> None:
         report = attempted(task, lambda: worker.draw(plans))  # noqa: B023  # called at once
         try:
             connection.send(report)
-        except OSError:  # end: the head process no longer exists
+        except OSError:  # end this worker, because the head process no longer exists
             return
 
 

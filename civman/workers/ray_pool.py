@@ -1,7 +1,7 @@
 """Workers on a Ray cluster: one actor for each GPU, or for some cores of each machine. Needs the extra `cluster`.
 
-Ray places actors and starts lost ones again. Everything else is as with processes: tasks are given out a few at a time,
-results are saved by the head, and models are fetched by digest. Ray's own object store carries no models.
+Ray places the actors and restarts lost ones. Everything else is as for processes on one machine: tasks are given out a
+few at a time, the head saves the results, and models are fetched by digest. Models are not put into Ray's object store.
 
 Ray runs any code that is sent to it, so a cluster should only be reachable from a private network.
 """
@@ -24,7 +24,7 @@ from civman.workers.tasks import Task, Work
 CACHE_VARIABLE = "CIVMAN_WORKER_CACHE"
 _CORES_EACH = 4
 _RETRIES = 2
-"""How often Ray repeats a task after its actor was lost and started again."""
+"""How often Ray retries a task after its actor was lost and restarted."""
 
 
 class RayPool:
@@ -69,7 +69,7 @@ class RayPool:
         worker = self._waiting.pop(ready)
         try:
             number, drawn, error = self._ray.get(ready)
-        # the actor failed in spite of Ray's retries, and its other tasks fail with it
+        # the actor was lost despite Ray's retries, so forget its other tasks as well
         except self._ray.exceptions.RayError:
             self._waiting = {ref: other for ref, other in self._waiting.items() if other != worker}
             return Report(worker)
@@ -83,7 +83,7 @@ class RayPool:
         self._server.__exit__()
 
     def _share(self, machine: Machine) -> tuple[float, dict[str, float]]:
-        """How many actors the cluster has room for, and the resources that each actor gets."""
+        """The number of actors that the cluster has room for, and the resources that each actor gets."""
         here = self._ray.cluster_resources()
         if here.get("GPU") and machine.device in (None, "cuda"):
             return here["GPU"], {"num_gpus": 1.0}
@@ -97,7 +97,7 @@ class RayPool:
 
 
 class _Actor:
-    """One worker of the cluster, which runs in a process of its own."""
+    """One worker of the cluster, which runs in its own process."""
 
     def __init__(self, machine: Machine, home: str, origin: str, token: str) -> None:
         from civman.workers.fetch_files import Source

@@ -41,7 +41,7 @@ def render_on(
         keep_inputs(root, planned.files)
     tasks = tasks_of(plans)
     if resumes:
-        # import the images of the folder: one may have been saved but not recorded when the job was killed
+        # import the images in the folder, because a killed job may have left one that was saved but not recorded
         import_pictures(index, place.folder)
         left = unfinished(index, tasks, place)
         if len(left) < len(tasks):

@@ -1,8 +1,8 @@
 """The units of work of a large job, and the order in which workers take them.
 
 A task is one batch of one plan or the upscale of one image. Tasks whose images share slots are joined, so that one
-worker computes them together. Tasks are fixed before the work is distributed, so the images do not depend on the number
-of workers.
+worker computes them together. All tasks are determined before any is given to a worker, so the images do not depend on
+the number of workers.
 """
 
 from collections import deque
@@ -16,14 +16,14 @@ from civman.planning.plan_upscale import PlannedUpscale
 from civman.planning.slot_groups import slot_groups
 
 Work = Planned | PlannedUpscale
-"""What a job consists of: plans of renders or of upscales."""
+"""A unit of a job: the plan of a render or of an upscale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """One batch of one plan, or one upscale.
 
-    `number`: its position in the whole job. `plan`: the position of its plan.
+    `number`: the task's position in the whole job. `plan`: the position of the task's plan.
     """
 
     number: int
@@ -39,14 +39,14 @@ class Task:
 
     @property
     def count(self) -> int:
-        """The number of images that this task makes, without those of the tasks in other slots."""
+        """The number of images that this task makes, without those of the tasks that are joined to it."""
         return self.planned.recipe.count if isinstance(self.planned, Planned) else 1
 
     @property
     def model(self) -> tuple[object, ...]:
         """What a worker has to load and merge for this task.
 
-        Tasks with equal values can follow each other without reloading.
+        A worker can compute tasks with equal values one after another without reloading.
         """
         if isinstance(self.planned, PlannedUpscale):
             return ("upscaler", self.planned.recipe.enlargement.model)
@@ -55,7 +55,7 @@ class Task:
 
 
 def tasks_of(plans: Iterable[Work]) -> list[Task]:
-    """Split plans into tasks, in order. Each task's recipe is the one that its images are recorded with."""
+    """Split plans into tasks, in order. Each task's images are recorded with the task's own recipe."""
     numbers = count()
     return [
         Task(next(numbers), place, batch)
@@ -79,7 +79,7 @@ def side_by_side(tasks: Sequence[Task]) -> list[Task]:
 def _batches(planned: Planned) -> Iterator[Planned]:
     recipe = planned.recipe
     is_adaptive = samplers.of_recipe(recipe.sampler, recipe.rules).is_adaptive
-    # with an adaptive sampler, the images of a batch would affect each other
+    # an adaptive sampler needs batches of one image, because the images of a batch would affect each other
     size = 1 if is_adaptive else recipe.batch_size
     for first in range(0, recipe.count, size):
         number = min(size, recipe.count - first)
@@ -93,7 +93,7 @@ class TaskQueue:
 
     groups: dict[tuple[object, ...], deque[Task]] = field(default_factory=dict)
     holders: dict[tuple[object, ...], int] = field(default_factory=dict)
-    """How many workers have loaded the model of each group."""
+    """The number of workers that have loaded each group's model."""
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> "TaskQueue":
@@ -104,10 +104,10 @@ class TaskQueue:
         return queue
 
     def take(self, held: tuple[object, ...] | None) -> Task | None:
-        """Take the next task for a worker that holds the model `held`; None if no task is left.
+        """Take the next task for a worker that has loaded the model `held`; None if no task is left.
 
-        A worker stays with its model as long as there are tasks for it. After that, it takes the group with the most
-        tasks per worker.
+        A worker keeps its model as long as there are tasks for it. After that, it gets a task from the group with the
+        most tasks per worker.
         """
         if held not in self.groups:
             if held is not None:
@@ -123,7 +123,7 @@ class TaskQueue:
         return task
 
     def put_back(self, task: Task) -> None:
-        """Queue a task again, to be taken first among those of its group."""
+        """Queue a task again, as the first one of its group."""
         self.groups.setdefault(task.model, deque()).appendleft(task)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""A worker, which renders one task after another and keeps its model loaded between them."""
+"""A worker that renders one task after another and keeps its model loaded between them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,5 +43,5 @@ class WarmWorker:
         with threads(self._machine.threads):
             self._upscaler = self._upscaler or Upscaler(self._machine)
             made = self._upscaler.upscale(planned, lambda _tile, _tiles: None)
-        # the head does not need the pixels of the source image
+        # leave out the pixels of the source image, which the head does not need
         return replace(made, source=replace(made.source, image=None))
