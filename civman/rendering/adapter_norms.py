@@ -14,8 +14,8 @@ from civman.rendering.weight_files import with_safe_copies
 def adapter_norms(planned: Planned) -> list[tuple[BlockNorm, ...]]:
     """Measure how much each LoRA of a plan changes the model's blocks at scale 1, in the order of the recipe.
 
-    Large weights are read from the checkpoint as needed, not loaded at once. Raises: CannotRender, InvalidModelFile:
-    the checkpoint or a LoRA cannot be read.
+    Large weights are read from the checkpoint as needed, not all loaded at once. Raises: CannotRender,
+    InvalidModelFile: the checkpoint or a LoRA cannot be read.
     """
     planned = with_safe_copies(planned)
     recipe = planned.recipe

@@ -1,4 +1,4 @@
-"""Compares a replayed picture with the original, and lists changes of the environment that may explain differences."""
+"""Compares a replayed picture with the original, and lists changes of the environment that may explain a difference."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ CLOSE_DB: Final = 40.0
 """The PSNR in dB above which differences are invisible: the usual bound for visually lossless images."""
 _TITLES = {"civman": "civman", "threads": "threads", "capability": "instruction set", "attention": "attention backend"}
 _IMPLIED: Final = {"engine": "eager", "compiler": ""}
-"""The values of environment facts in images that were made before civman recorded these facts."""
+"""Environment facts that older records lack, because civman did not record them yet, and the values that they had then.
+"""
 
 
 class Verdict(StrEnum):
@@ -20,14 +21,14 @@ class Verdict(StrEnum):
     CLOSE = "close"
     DIFFERENT = "different"
     MADE = "made"
-    """No original was there to compare the picture with."""
+    """There is no original to compare the picture with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
     """How much two pictures of the same size differ.
 
-    `psnr_db`: None if they are equal. `largest`: the largest difference between two values, from 0 to 255.
+    `psnr_db`: None if they are equal. `largest`: the largest difference between two channel values, from 0 to 255.
     """
 
     psnr_db: float | None
@@ -40,7 +41,7 @@ class Distance:
 class Difference:
     """A fact about the environment that differs: `then` for the original, `now` for the replay.
 
-    None means not recorded.
+    A value of None means that the fact was not recorded.
     """
 
     what: str
@@ -65,7 +66,7 @@ def distance(one: Any, other: Any) -> Distance | None:
 
 
 def judge(same_digest: bool, apart: Distance | None) -> Verdict:
-    """Return the verdict on a replayed picture; "different" if the pixels differ and their distance is unknown."""
+    """Return the verdict on a replayed picture. If the pixels differ and their distance is unknown, it is DIFFERENT."""
     if same_digest:
         return Verdict.IDENTICAL
     if apart is not None and (apart.psnr_db is None or apart.psnr_db >= CLOSE_DB):

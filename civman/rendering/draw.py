@@ -1,7 +1,7 @@
-"""Renders plans. A model is loaded once and stays loaded as long as consecutive plans need the same one.
+"""Renders plans. A model is loaded once and stays loaded as long as consecutive plans need it.
 
 If the next plan differs only in its adapters, the original weights are restored bit for bit before the new adapters are
-merged. `Engine` contains what is reused between plans; a `Job` is a value with what belongs to one plan.
+merged. `Engine` contains what is reused between plans; a `Job` contains everything that belongs to a single plan.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,7 +53,7 @@ class Drawn:
     record: Record
     applied: tuple[Applied, ...]
     place: tuple[int, int] = (0, 0)
-    """The position of the image's plan among all rendered plans, and the image's position in this plan, from 0."""
+    """The position of the image's plan among all rendered plans, and the position of the image in that plan, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Job:
     details: DetailInputs | None = field(default=None, repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
-        """Return the recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
+        """Return a recipe that reproduces exactly one batch: the `count` images from number `first` on."""
         recipe = self.planned.recipe
         return replace(recipe, seed=recipe.seed + first, count=count, batch_size=count)
 
@@ -86,7 +86,7 @@ class Job:
         }  # fmt: skip
 
     def finished(self, recipe: Recipe, picture: Picture, place: tuple[int, int], on_event: OnEvent) -> Drawn:
-        """Restore and enlarge an image if the plan says so, and return it with its record.
+        """Restore and enlarge an image as far as the plan requests it, and return it with its record.
 
         `recipe`: a recipe that reproduces the image.
         """
@@ -107,11 +107,11 @@ def draw(
 ) -> Iterator[Drawn]:
     """Render all plans, yielding each image as soon as it is finished.
 
-    Images come in the order of the plans, except images in slots, which come as they are completed. `warm`: the models
-    that stay loaded; None uses those of the current context (`WARM`), if there are any.
+    Images come in the order of the plans; only images in slots come in the order of their completion. `warm`: the
+    models that stay loaded; None uses those of the current context (`WARM`), if there are any.
 
     Raises: CannotRender: not enough memory, or the output is not a valid image. Incompatible: an adapter or embedding
-        does not fit the model.
+    does not fit the model.
     """
     warm, plans = warm or WARM.get() or WarmEngines(0), list(plans)
     progress = SlotProgress(sum(planned.recipe.count for planned in plans), warm.telling(on_event))
@@ -169,7 +169,7 @@ def _run_in_slots(
 ) -> Iterator[Drawn]:
     """Render a group of plans (see `slot_groups`) side by side, yielding images in the order of their completion.
 
-    `plans`: the plans by their positions, which `Drawn.place` contains.
+    `plans`: maps the position of each plan, as in `Drawn.place`, to the plan.
     """
 
     def calls(job: Job, place: tuple[int, int]) -> Calls[Drawn]:
@@ -206,7 +206,7 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
 
 
 def _details(models: StageModels) -> DetailInputs | None:
-    """Encode the prompts of the detail passes, and load their face detector and masks; None if there are no passes."""
+    """Encode the prompts of the detail passes, and load their face detector and masks; None without detail passes."""
     planned, recipe = models.planned, models.planned.recipe
     if not recipe.details:
         return None

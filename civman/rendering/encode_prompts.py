@@ -79,7 +79,7 @@ class FlowTextEncoders:
 
 
 class KeptEncoders:
-    """A model's text encoders for one plan. Texts that were encoded before are taken from a cache."""
+    """A model's text encoders for one plan. The encodings of texts that were encoded before come from a cache."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class KeptEncoders:
         merged: Sequence[LoraUse],
         planned: Planned,
     ) -> None:
-        """`encoders` returns the model's text encoders; `kept`: the cache; `merged`: the adapters merged into them."""
+        """`encoders` returns the text encoders; `kept`: the cache; `merged`: the adapters merged into the model."""
         self._encoders, self._kept = encoders, kept
         recipe = planned.recipe
         adapters = sorted((use.sha256, use.text_scale, use.blocks) for use in merged if use.text_scale)
@@ -105,7 +105,10 @@ class KeptEncoders:
     def encode(
         self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
     ) -> tuple[Any, Any]:
-        """Encode a prompt, or take it from the cache. Returns the context (1, tokens, width) and the pooled text."""
+        """Encode a prompt, or get its encoding from the cache.
+
+        Returns the context (1, tokens, width) and the pooled text.
+        """
 
         def encoded() -> tuple[Any, Any, tuple[str, ...]]:
             encoders = self._encoders()
@@ -125,8 +128,8 @@ AnyEncoders = TextEncoders | FlowTextEncoders | KeptEncoders
 def encode_stage(text: AnyEncoders, planned: Planned, texts: PassPrompts) -> Prompts:
     """Encode the prompts of one stage of a render.
 
-    `planned`: a plan whose recipe is that of the stage (`stages.stage_recipe`). `texts`: what the prompts of the
-    stage's pass become during its steps. Raises: Incompatible: an embedding does not fit the model.
+    `planned`: a plan with the stage's recipe (`stages.stage_recipe`). `texts`: the texts that the prompts consist of at
+    each step of the stage's pass. Raises: Incompatible: an embedding does not fit the model.
     """
     recipe = planned.recipe
     if recipe.prompt_parts or recipe.negative_parts:
@@ -137,7 +140,7 @@ def encode_stage(text: AnyEncoders, planned: Planned, texts: PassPrompts) -> Pro
 
 
 def _joined(text: AnyEncoders, planned: Planned) -> CombinedConditioning:
-    """Encode prompts to which further parts are joined. Raises: Incompatible: an embedding does not fit the model."""
+    """Encode prompts that consist of several parts. Raises: Incompatible: an embedding does not fit the model."""
     recipe, embeddings = planned.recipe, _embeddings(text, planned)
 
     def all_of(words: str, parts: Sequence[PromptPart], *, is_negative: bool) -> tuple[Encoded, ...]:
@@ -162,8 +165,8 @@ class _StageEncoder:
 
     def conditioning(self, prompts: PassPrompts) -> ChangingConditioning:
         """Encode the texts of one pass."""
-        # only UNet families treat an empty negative prompt differently, if it is empty in all steps; flow-matching
-        # families may have a template of their own for every negative prompt
+        # UNet families encode a negative prompt differently only if it is empty in all steps; flow-matching families
+        # may use a special template for every negative prompt
         empty = all(not stage.text.strip() for stage in prompts.negative)
         is_negative = empty or self._recipe.flow is not None
         parts = [self._stages(stages, is_negative=False, weight=weight) for weight, stages in prompts.parts]

@@ -15,14 +15,14 @@ from civman.planning.plan_types import Planned
 from civman.rendering.engine import Engine
 
 _LOADED: WeakValueDictionary[tuple[Sha256, str, str], ImageAttention] = WeakValueDictionary()
-"""The loaded IP-Adapters that are still in use, so that plans that share the slots of an engine share them, too."""
+"""The loaded IP-Adapters that are still in use. Plans that are rendered in slots of the same engine share them."""
 
 
 def encode_references(engine: Engine, planned: Planned) -> tuple[Reference, ...]:
     """Encode a plan's reference pictures for its IP-Adapters, in the recipe's order and precision.
 
-    Pictures that the engine has encoded before for the same IP-Adapter are taken from its cache. Encoders are loaded
-    one at a time and released afterwards; the IP-Adapters stay on the device.
+    If the engine has encoded a picture for the same IP-Adapter before, the result comes from its cache. Vision encoders
+    are loaded one at a time and released afterwards; the IP-Adapters stay on the device.
 
     Raises: CannotRender: not enough memory, or a file is incomplete.
     """

@@ -1,7 +1,7 @@
 """The loaded model with which plans are rendered.
 
-Only two things stay from one plan to the next, and both can be queried: which model is loaded (`Engine.identity`) and
-which adapters are merged into its weights (`Engine.merged`). Everything else belongs to one plan (see `draw`).
+From one plan to the next, an engine keeps only its model (`Engine.identity`), the adapters merged into the model's
+weights (`Engine.merged`), and caches of encoded texts and pictures. Everything else belongs to one plan (see `draw`).
 """
 
 import json
@@ -28,12 +28,12 @@ from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
 
 _NO_GAIN = "on a CPU, compiling makes a step about as fast as before (measured: 1.0 times), and the first image slower"
 ENCODERS = ("text_encoder", "text_encoder_2")
-"""The text encoders that a model can have, in the order in which their outputs are joined."""
+"""The text encoders that a model can have, in the order in which their outputs are concatenated."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """The values of all recipe fields that determine which weights are loaded, and how."""
+    """The values of all recipe fields that determine which weights are loaded, and how they are loaded."""
 
     values: tuple[object, ...]
 
@@ -51,12 +51,12 @@ class MergedAdapters:
     coverages: tuple[merge_adapters.Coverage, ...] = ()
 
     def are_those_of(self, planned: Planned) -> bool:
-        """Whether exactly the plan's adapters are merged, and completely unless the plan allows partial adapters."""
+        """Whether exactly the plan's adapters are merged: completely, unless the plan allows partial adapters."""
         is_whole = not any(coverage.unmatched for coverage in self.coverages)
         return self.loras == planned.recipe.loras and (is_whole or planned.allow_partial)
 
     def applied(self) -> tuple[Applied, ...]:
-        """Report for each merged adapter what it changed."""
+        """Report what each merged adapter changed."""
         return tuple(_applied(*each) for each in zip(self.coverages, self.loras, strict=True))
 
 
@@ -111,10 +111,10 @@ class Engine:
         return [self.model.components[name] for name in ENCODERS if name in self.model.components]
 
     def serves(self, planned: Planned) -> bool:
-        """Whether this model can render the plan, if necessary after `merge`.
+        """Whether this engine can render the plan, if necessary after `merge`.
 
-        If weights move between the CPU and the device, adapters cannot be merged again, so exactly the plan's adapters
-        must be merged already.
+        If whole components move between the CPU and the device, adapters cannot be merged again, so exactly the plan's
+        adapters must be merged already.
         """
         is_same = ModelIdentity.of(planned.recipe) == self.identity
         return is_same and (self.memory_plan is not MemoryPlan.ONE_AT_A_TIME or self.merged.are_those_of(planned))
@@ -122,7 +122,7 @@ class Engine:
     def merge(self, planned: Planned) -> None:
         """Merge exactly the plan's adapters, after restoring the original weights bit for bit.
 
-        Raises: Incompatible: an adapter does not fit the model; no adapter is merged then.
+        Raises: Incompatible: an adapter does not fit the model; in this case no adapter is merged.
         """
         if self.merged.are_those_of(planned):
             return
@@ -150,7 +150,7 @@ class Engine:
 
     @property
     def set_scales(self) -> Callable[[Sequence[float]], None] | None:
-        """A function that merges the LoRAs at other scales for the UNet; None if no scale changes over the steps."""
+        """A function that merges the LoRAs again at other UNet scales; None if no scale changes over the steps."""
         return None if self._moving is None else self._moving.set
 
     def _release_moving(self) -> None:
@@ -160,7 +160,7 @@ class Engine:
 
 
 def _start_at_once(model: LoadedModel, device: Any, on_event: OnEvent) -> None:
-    """Record the calls of a compiled model as CUDA graphs; on a CPU, notify the user that compiling gains nothing."""
+    """Record the calls of a compiled model as CUDA graphs; on a CPU, notify the user that compiling gains little."""
     if device.type == "cuda":
         GraphedCalls(
             model.unet, CudaRecorder(device),
@@ -173,8 +173,8 @@ def _start_at_once(model: LoadedModel, device: Any, on_event: OnEvent) -> None:
 def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEvent) -> MemoryPlan:
     """Choose where the weights are kept.
 
-    A CPU streams layers from the file if all weights need more than half of the free memory. Streaming changes no
-    pixel; rendering starts sooner, and each step takes slightly longer.
+    On a CPU, layers are streamed from the file if all weights together need more than half of the free memory.
+    Streaming changes no pixel; rendering starts sooner, and each step takes slightly longer.
     """
     free, needed = memory_plan.available_bytes(device), planned.memory.needed(MemoryPlan.RESIDENT)
     if machine.compiled:

@@ -9,20 +9,24 @@ from civman.pictures.image_text import pixels
 from civman.rendering.compare_pictures import distance
 
 _RESIZED_DB: Final = 24.0
-"""The PSNR in dB above which a file counts as a resized copy of the original.
+"""The PSNR in dB from which a file counts as a resized copy of the original.
 
-Other programs resize with other filters, so their results differ from civman's by some decibels.
+The limit is low, because other programs resize with other filters than civman.
 """
 
 
 _BLOCK: Final = 8
 _BLOCK_GAP: Final = 6.0
 _STRONG: Final = 50
-"""The JPEG quality for measuring what compression changes. A block with over twice that change was retouched."""
+"""The JPEG quality that serves to measure how much strong compression changes a block of pixels.
+
+A block that differs by more than twice as much was retouched.
+"""
 _MOST_RETOUCHED: Final = 0.6
-"""The largest share of changed blocks for which the unchanged rest counts as the original image."""
+"""If a smaller share of the blocks than this was changed, the file counts as the original image, retouched in places.
+"""
 _FEW: Final = 0.02
-"""If fewer pixels than this share differ, a small spot was retouched, because re-encoding changes more pixels."""
+"""If a smaller share of the pixels than this differs, a small spot was retouched: re-encoding changes more pixels."""
 
 
 class ChangeKind(StrEnum):
@@ -38,7 +42,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """How a file differs from the image as it was made. `words`: what happened to it, such as "was resized …"."""
+    """How a file differs from the image as it was made. `words`: a predicate for messages, such as "was resized …"."""
 
     kind: ChangeKind
     words: str
@@ -68,7 +72,7 @@ def change_of(made: Any, path: Path, *, is_lossless: bool) -> FileChange | None:
 
 
 def _is_written_so(made: Any, found: Any, path: Path) -> bool:
-    """Whether `made`, saved as JPEG with the file's quantization tables, decodes to `found`.
+    """Whether `found` results from saving `made` as JPEG with the file's quantization tables.
 
     False if the file is not a JPEG.
     """
@@ -97,7 +101,7 @@ def _other_size(made: Any, found: Any) -> FileChange:
 
 
 def _place_in(made: Any, found: Any) -> tuple[int, int] | None:
-    """Return the pixel position (x, y) at which `found` is an exact part of `made`, or None."""
+    """Return the pixel position (x, y) at which `found` occurs unchanged in `made`, or None."""
     import numpy as np
 
     (height, width), (low, short) = made.shape[:2], found.shape[:2]
@@ -126,7 +130,7 @@ def _is_resized(made: Any, found: Any) -> bool:
 
 
 def _changed_blocks(made: Any, found: Any) -> Any:
-    """Return which blocks of 8x8 pixels differ by more than strong JPEG compression causes, as (H/8, W/8) bool."""
+    """Return which blocks of 8x8 pixels differ by much more than strong JPEG compression causes, as (H/8, W/8) bool."""
     import io
 
     from PIL import Image
@@ -147,7 +151,7 @@ def _block_gaps(made: Any, found: Any) -> Any:
 
 
 def _region(changed: Any) -> str:
-    """Return the size and position in pixels of the changed area, as text."""
+    """Return the size and position of the changed area in pixels, as a phrase."""
     import numpy as np
 
     rows, columns = (np.flatnonzero(changed.any(axis=axis)) * _BLOCK for axis in (1, 0))

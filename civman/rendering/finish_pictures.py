@@ -1,4 +1,4 @@
-"""Restores faces and enlarges finished images, if the recipe says so."""
+"""Restores faces in images and enlarges finished images, as far as the recipe requests it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from civman.planning.plan_types import Planned
 
 @dataclass(frozen=True, slots=True)
 class Finisher:
-    """The loaded models with which one plan's images are finished: for upscaling and for restoring faces."""
+    """The loaded models that finish one plan's images: by restoring faces and by upscaling."""
 
     planned: Planned = field(repr=False)
     upscaler: AnyUpscaler | None = field(default=None, repr=False)
@@ -41,7 +41,7 @@ class Finisher:
 
     @property
     def restorer(self) -> Callable[[Any], tuple[Any, str]] | None:
-        """A function that restores faces and says how many it restored; None if the recipe restores none."""
+        """A function that restores faces, returning new pixels and a note; None if the recipe restores none."""
         faces, models = self.planned.recipe.faces, self.faces
         if faces is None or models is None:
             return None
@@ -53,9 +53,9 @@ class Finisher:
         return restore
 
     def finish(self, pixels: Any, number: int, on_event: OnEvent) -> Any:
-        """Enlarge (H, W, 3) uint8 pixels as the recipe says, and return the new pixels.
+        """Enlarge (H, W, 3) uint8 pixels as the recipe specifies, and return the new pixels.
 
-        `number`: the number of the image in its plan, for progress events. Raises: CannotRender (`out-of-memory`).
+        `number`: the position of the image in its plan, for progress events. Raises: CannotRender (`out-of-memory`).
         """
         import numpy as np
         from PIL import Image

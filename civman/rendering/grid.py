@@ -50,7 +50,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A planned grid. The first axis gives the columns, the second the rows; `cells` are listed row by row."""
+    """A planned grid. The values of the first axis are its columns, those of the second its rows.
+
+    `cells` are row by row.
+    """
 
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
@@ -65,7 +68,7 @@ class Grid:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """The notices of all plans without repetitions."""
+        """The distinct notices of all plans."""
         found = dict.fromkeys(notice for cell in self.cells for notice in cell.planned.notices)
         if any(axis.field in (*WORDS, REPLACE) for axis in self.axes):
             return tuple(found)
@@ -88,7 +91,7 @@ class DrawnGrid:
 def of_request(
     index: Index, request: RenderRequest, axes: Sequence[Axis], conditions: Conditions, *, on_event: OnEvent = ignore
 ) -> Grid:
-    """Plan a grid. A cell's plan is the same as that of a separate request with the cell's values.
+    """Plan a grid. Each cell's plan is that of a separate request with the cell's values.
 
     Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`). The errors of `civman.planning.plan.plan`.
     """
@@ -107,7 +110,7 @@ def of_request(
         asked = request
         for name, text in changes:
             asked = changed(asked, name, text, digest_of)
-            # the cell's sampler has reset the schedule, so set the requested schedule again
+            # setting the cell's sampler has reset the schedule, so set the requested schedule again
             if field_of(name) == "sampler":
                 asked = replace(asked, schedule=dict(fixed).get("schedule"))
         planned = plan(index, asked, conditions, on_event=on_event)
@@ -123,7 +126,7 @@ def of_recipe(
 ) -> Grid:  # fmt: skip
     """Plan a grid whose cells are variations of a recipe.
 
-    `changes` apply to all cells; `seed` is that of the original picture.
+    `changes` apply to all cells; `seed` is the original picture's seed.
 
     Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`). The errors of `civman.planning.vary.vary`.
     """
@@ -149,7 +152,7 @@ def draw(
     index: Index, root: Path, grid: Grid, output: Path, options: OutputOptions, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> DrawnGrid:  # fmt: skip
-    """Render all cells, saving and recording each as soon as it is finished, and then the contact sheet.
+    """Render all cells and then the contact sheet. Each cell is saved and recorded as soon as it is finished.
 
     `output`: a folder, or the file name of the sheet, which must be a PNG. After an error, finished cells are kept, but
     no sheet is made.
@@ -166,7 +169,7 @@ def draw(
     order = drawing_order(grid.cells)
     from civman.rendering import (
         render_and_save,
-    )  # torch is imported here, after everything that can be refused is checked, because importing it takes 2 s or more
+    )  # this imports torch, which takes 2 s or more, so do it only after all checks that can refuse the grid
 
     made: list[Rendering] = []
     try:
@@ -216,7 +219,7 @@ def _grid(axes: Sequence[Axis], plan_cell: Callable[[Sequence[Change]], Planned]
 
 
 def _plan_once_for_all_seeds(plan_cell: Callable[[Sequence[Change]], Planned]) -> Callable[[Sequence[Change]], Planned]:
-    """Wrap `plan_cell` so that cells that differ only in their seed are planned once.
+    """Wrap `plan_cell` so that a group of cells that differ only in their seed is planned once.
 
     Planning reads the header of every file, which takes 20 ms or more, and does not depend on the seed.
     """
@@ -243,7 +246,7 @@ def _require_different(axes: Sequence[Axis], digest_of: DigestOf) -> None:
 
 
 def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: DigestOf) -> None:
-    """Check that each LoRA of an axis is used exactly once, because a tag in the prompt may name it, too."""
+    """Check that each LoRA of an axis is used exactly once; it would be used twice if a prompt tag named it as well."""
     for name, text in changes:
         kind, _, ref = name.partition(":")
         if kind != "lora":
@@ -278,7 +281,7 @@ def _sheet(grid: Grid, pictures: Sequence[Rendering], metadata: EmbeddedMetadata
 
 
 def _sheet_contents(grid: Grid, metadata: EmbeddedMetadata) -> contact_sheet.Contents | None:
-    """Return the sheet's metadata, with prompts only if those of the cells contain prompts."""
+    """Return the sheet's metadata; prompts are included only if the cells' metadata includes them."""
     if metadata is EmbeddedMetadata.NOTHING:
         return None
     contents = grid.contents
@@ -320,7 +323,7 @@ def _file_name(planned: Planned, role: str) -> str:
 
 
 def _lora_title(axis: Axis, along: Sequence[Cell]) -> str:
-    """The title of a LoRA axis, with the file's name unless the ref already contains it."""
+    """Return the title of a LoRA axis, followed by the file's name unless the ref already contains that name."""
     ref = axis.name.partition(":")[2]
     for cell, value in zip(along, axis.values, strict=True):
         mine = [file for file in cell.planned.files if file.role == "lora"]

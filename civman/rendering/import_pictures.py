@@ -14,10 +14,10 @@ from civman.pictures import image_text
 
 @dataclass(frozen=True, slots=True)
 class ImportedPictures:
-    """How importing a folder of pictures went.
+    """The result of importing a folder of pictures.
 
-    `taken`: the number of imported pictures; `known`: of those that were in the index already; `others`: of those
-    without a civman record; `problems`: error messages about files that cannot be read.
+    `taken`: the number of imported pictures; `known`: the number of pictures that were already in the index; `others`:
+    the number of pictures without a civman record; `problems`: error messages about files that cannot be read.
     """
 
     taken: int
@@ -29,7 +29,7 @@ class ImportedPictures:
 def import_pictures(index: Index, folder: Path) -> ImportedPictures:
     """Import all pictures below `folder` that contain a record.
 
-    Files' modification times are used as creation times.
+    The modification time of each file is recorded as the picture's creation time.
     """
     known = index.picture_paths()
     found: list[tuple[Path, AnyRecord, datetime]] = []
@@ -56,7 +56,7 @@ def import_pictures(index: Index, folder: Path) -> ImportedPictures:
 
 
 def _record(text: str) -> AnyRecord | None:
-    """Return the record of a rendered or upscaled image; None if it contains only a recipe, or no prompts."""
+    """Return the record of a rendered or upscaled image; None if there is only a recipe, or no prompts."""
     origin = read_origin(text)
     return origin.upscaled_record or origin.record
 

@@ -1,4 +1,4 @@
-"""Reports all metadata of a picture, whichever program wrote it, and which of its models are stored."""
+"""Reports all metadata of a picture made by any program, and which of its models are in the library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from civman.planning.recipe_sources import find_recipe
 
 @dataclass(frozen=True, slots=True)
 class UsedModel:
-    """A model that a picture was made with. `held`: its stored file, or None; `by`: how that file was recognised."""
+    """A model that a picture was made with. `held`: its stored file, or None; `by`: what identified that file."""
 
     resource: Resource
     held: Asset | None = None
@@ -24,9 +24,9 @@ class UsedModel:
 
 @dataclass(frozen=True, slots=True)
 class PictureReport:
-    """What is known about a picture. `record`: the civman record in it; `number`: its number in the library.
+    """What is known about a picture. `record`: its civman record; `number`: its number in the library.
 
-    `problem`: why the recipe cannot be used; empty if it can, or if there is none.
+    `problem`: why the recipe cannot be used; empty if the recipe can be used, or if there is none.
     """
 
     path: Path
@@ -35,13 +35,13 @@ class PictureReport:
     models: tuple[UsedModel, ...]
     record: Record | None = None
     upscaled: UpscaleRecord | None = None
-    """civman's record of an upscaled image; the other metadata are those of the image that was upscaled."""
+    """civman's record of an upscaled image. If it is set, all other metadata describe the image that was upscaled."""
     number: int | None = None
     problem: str = ""
 
 
 def describe(index: Index | None, path: Path) -> PictureReport:
-    """Report on the picture at `path`. Without an index, its models are not looked up.
+    """Report on the picture at `path`. Without an index, the picture's models are not looked up.
 
     Raises: UsageError (`bad-picture`): the file is not a picture, or it is incomplete.
     """
@@ -63,7 +63,7 @@ def describe(index: Index | None, path: Path) -> PictureReport:
 
 
 def _of_record(record: Record) -> PictureMetadata:
-    """Convert a civman record to the form that the metadata of all programs have."""
+    """Convert a civman record to the common format for the metadata of all programs."""
     recipe = record.recipe
     uses = {use.sha256: use for use in (*((recipe.hires and recipe.hires.loras) or ()), *recipe.loras)}
     resources = [
@@ -82,7 +82,7 @@ def _of_record(record: Record) -> PictureMetadata:
 
 
 def _used_model(index: Index | None, resource: Resource) -> UsedModel:
-    """Find the stored file of a model by hash, else by version id, else by name, which leaves it uncertain."""
+    """Find the stored file of a model by hash, else by version id, else by name (which is not reliable)."""
     if index is None:
         return UsedModel(resource)
     if resource.hash and len(resource.hash) >= 8 and (found := index.find_by_digest(resource.hash)):

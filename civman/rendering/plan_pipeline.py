@@ -30,7 +30,7 @@ class Origin:
 
     @classmethod
     def of(cls, planned: Planned) -> "Origin":
-        """Return the model and adapters of this plan, for comparison with those a pipeline was made from."""
+        """Return the model and adapters of a plan, to be compared with those of a pipeline."""
         return cls(ModelIdentity.of(planned.recipe), planned.recipe.loras)
 
 
@@ -41,9 +41,9 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
     """Create a diffusers pipeline with the plan's model, adapters and sampler.
 
     The adapters are merged; the sampler becomes the pipeline's scheduler. `kind`: "txt2img", "img2img" or "inpaint";
-    None chooses the one that the plan needs.
+    None chooses the kind that the plan needs.
 
-    Raises: CannotRender: a pipeline cannot render the plan. UsageError: `kind` is unknown. Also the errors of `draw`.
+    Raises: CannotRender: a pipeline cannot render the plan. UsageError: `kind` is unknown. The errors of `draw`.
     """
     recipe = planned.recipe
     pipeline_call.require_drawable(recipe)
@@ -54,7 +54,7 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
         pipeline_call.require_own_kind(recipe, is_xl=model.family.is_xl)
         kind = pipeline_call.kind_of(recipe)
     pipeline_call.require_inputs_of(model.unet, kind)
-    # imported here, because the module imports diffusers' schedulers
+    # imported here, because the module imports diffusers' schedulers, which takes up to 2 s
     from civman.diffusion.pipeline_scheduler import PipelineScheduler
 
     text = TextEncoders.of(engine.encoders)
@@ -83,17 +83,17 @@ def _refuse_to_save(*_arguments: Any, **_named: Any) -> None:
 def embeddings(planned: Planned, pipe: Any | None, *, machine: Machine, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Encode the plan's prompts as keyword arguments for a pipeline's call (`pipeline_call.embeddings_of`).
 
-    Without `pipe`, the plan's model is loaded to encode them. Raises: CannotRender: `pipe` has another model or other
-        adapters. Incompatible: an embedding or adapter does not fit the model.
+    Without `pipe`, the plan's model is loaded to encode the prompts. Raises: CannotRender: `pipe` has another model or
+    other adapters. Incompatible: an embedding or adapter does not fit the model.
     """
     return pipeline_call.embeddings_of(_conditioning(planned, pipe, machine, on_event))
 
 
 def call(planned: Planned, pipe: Any) -> dict[str, Any]:
-    """Return all keyword arguments with which calling `pipe` renders the plan's images.
+    """Return the keyword arguments with which a call of `pipe` renders the plan's images.
 
-    Raises: CannotRender: diffusers' pipelines cannot render the plan, or `pipe` was not created for it by `pipeline`.
-        Incompatible: an embedding does not fit the model.
+    Raises: CannotRender: diffusers' pipelines cannot render the plan, or `pipe` was not created for the plan by
+    `pipeline`. Incompatible: an embedding does not fit the model.
     """
     _require_origin(planned, pipe)
     pipeline_call.require_drawable(planned.recipe)
@@ -132,7 +132,7 @@ def _require_origin(planned: Planned, pipe: Any) -> None:
 
 
 def _require_scheduler(planned: Planned, pipe: Any) -> None:
-    # imported here, because the module imports diffusers' schedulers
+    # imported here, because the module imports diffusers' schedulers, which takes up to 2 s
     from civman.diffusion.pipeline_scheduler import PipelineScheduler
 
     wanted = PipelineScheduler.of_recipe(planned.recipe, is_xl=hasattr(pipe, "text_encoder_2"))

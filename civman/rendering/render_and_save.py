@@ -62,14 +62,14 @@ class Saved(Protocol):
 
 @contextmanager
 def keeping(made: Sequence[Saved], place: Place) -> Iterator[None]:
-    """Add to an error or interruption which images were finished and saved before."""
+    """If the block raises an error or is interrupted, add to the error which images were saved before."""
     try:
         yield
     except KeyboardInterrupt:
         finished = "1 finished picture is" if len(made) == 1 else f"{len(made)} finished pictures are"
         done = f"; {finished} saved in `{place.folder}`" if made else ""
         raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
-    except CivmanError as error:  # one picture could not be saved; the pictures before it are finished and saved
+    except CivmanError as error:  # rendering or saving one picture failed; the pictures before it are saved
         error.facts["paths"] = [str(rendering.path) for rendering in made]
         raise
 

@@ -19,7 +19,7 @@ from civman.rendering.file_changes import ChangeKind, FileChange, change_of
 class ReplayResult:
     """A replayed picture, compared with the original.
 
-    `original`: the original's record, if there is one; `distance`: how much the pixels of the two differ.
+    `original`: the original's record, if there is one; `distance`: how much the pixels of the two pictures differ.
     """
 
     verdict: Verdict
@@ -30,7 +30,7 @@ class ReplayResult:
     """How the environment differs from the original's, such as in versions, device or number of threads."""
     notices: tuple[str, ...] = ()
     file_change: FileChange | None = None
-    """How the original's file was changed after its image was made; None if it is unchanged, or there is no file."""
+    """How the original's file was changed after its image was made; None if the file is unchanged or missing."""
 
     @property
     def record(self) -> Record:
@@ -44,7 +44,7 @@ def replay(
     """Render a picture again from its recipe and compare the result with the original.
 
     The recorded number of threads and engine are used unless `machine` sets others. If the picture has a record, only
-    that picture is returned; otherwise all pictures of the recipe.
+    that picture is returned; otherwise, all pictures of the recipe are returned.
 
     Raises: the errors of `civman.rendering.draw.draw`.
     """
@@ -87,8 +87,8 @@ def _compared(source: RecipeSource, then: Record, mine: Drawn) -> ReplayResult:
 def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) -> FileChange | None:
     """Find out how a file was changed after its image was made, if its pixels differ from the recorded ones.
 
-    The file can be compared with the image only if the replay has the recorded pixels. Otherwise, a lossless file is
-    known to have been changed, but not how, and a lossy file may be unchanged, so None is returned for it.
+    Only a replay with exactly the recorded pixels can be compared with the file. If the replay has other pixels, a
+    lossless file was changed in an unknown way, and a lossy file may be unchanged, so the result for it is None.
     """
     if is_same:
         return change_of(mine.pixels, path, is_lossless=source.is_lossless)
@@ -98,7 +98,7 @@ def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) ->
 
 
 def _renamed(then: Record, now: Record) -> tuple[str, ...]:
-    """Notices about model files whose name in this library differs from the recorded one."""
+    """List notices about model files whose names in this library differ from the recorded names."""
     before = {name.sha256: name.name for name in then.names}
     return tuple(
         f"`{before[name.sha256]}` has the name `{name.name}` in this library"

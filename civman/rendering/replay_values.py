@@ -1,4 +1,4 @@
-"""Converts results of replays to JSON objects, and finds out whether a replay has anything to save."""
+"""Converts results of replays to JSON objects, and finds out whether a replay has anything new to save."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Judges whether an image shows the same picture, or the same composition, as another program's original.
 
-The pixels of two programs or GPUs are never equal, and websites compress and shrink images. Therefore, both images are
-reduced to 64 pixels, and the changes of brightness from pixel to pixel (the gradients) are correlated.
+Two programs or GPUs never compute equal pixels, and websites compress and shrink images. Therefore, both images are
+reduced to 64 pixels, and their brightness gradients (the changes from pixel to pixel) are correlated.
 
 The thresholds come from 318 pairs of published images (the same recipe in other precisions, and other pictures) and
 from `benchmarks/same_picture.py`; docs/redraw.md has the tables.
@@ -23,11 +23,11 @@ _FLAT: Final = 1.0
 """The root mean square of the gradient (in steps of 0 to 255) below which an image has too little detail to compare."""
 _SAME_SHAPE: Final = 1.02
 _MOST_CROPPED: Final = 2.0
-"""The largest ratio between the aspect ratios of two images at which their common middle is still compared."""
+"""The largest ratio between two images' aspect ratios at which the part that both show is still compared."""
 _DETAIL_SIDE: Final = 256
 _DETAIL: Final = 0.60
 _COLOUR, _BRIGHTNESS, _CONTRAST = 6.0, 6.0, 0.12
-"""The smallest differences to mention: of colour and brightness on a scale of 0 to 255, of contrast as a share."""
+"""The thresholds above which differences are mentioned: colour and brightness from 0 to 255, contrast as a share."""
 _PLACES: Final = (
     "upper left", "top", "upper right", "left", "middle", "right", "lower left", "bottom", "lower right",
 )  # fmt: skip
@@ -45,10 +45,12 @@ class Likeness(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Likened:
-    """How alike two images are: the correlation of their gradients (-1 to 1), and the PSNR of the reduced images in dB.
+    """How alike two images are.
 
-    Both numbers are None if the images cannot be compared; `psnr_db` also if the reduced images are equal. `differs`:
-    how two pictures with the same composition differ, in words. `is_cropped`: only the common middle was compared.
+    `gradients`: the correlation of their gradients, from -1 to 1; `psnr_db`: the PSNR of the reduced images. Both are
+    None if the images cannot be compared; `psnr_db` is also None if the reduced images are equal. `differs`:
+    descriptions of how two pictures with the same composition differ. `is_cropped`: only the middle part that both
+    images show was compared.
     """
 
     likeness: Likeness
@@ -70,8 +72,8 @@ class Likened:
 def liken(one: Any, other: Any) -> Likened:
     """Compare two (H, W, 3) uint8 arrays, whose sizes may differ.
 
-    If their aspect ratios differ, one image may be a part of the other, so the middle of each is compared with the
-    other.
+    If the aspect ratios differ, one image may be a crop of the other. So the middle of each image is compared with the
+    whole of the other, and the better result counts.
     """
     ratio = (one.shape[1] * other.shape[0]) / (one.shape[0] * other.shape[1])
     if max(ratio, 1 / ratio) > _MOST_CROPPED:
@@ -109,7 +111,7 @@ def _judged(gradients: float, psnr_db: float | None) -> Likeness:
 
 
 def _differences(one: Any, other: Any, small: Any, small_other: Any) -> Iterator[str]:
-    """Describe how two pictures with the same composition differ, in words."""
+    """Yield a phrase for each way in which two pictures with the same composition differ."""
     import numpy as np
 
     chroma, chroma_other = _chroma(small), _chroma(small_other)
@@ -132,7 +134,7 @@ def _differences(one: Any, other: Any, small: Any, small_other: Any) -> Iterator
 
 
 def _places(small: Any, small_other: Any) -> Iterator[str]:
-    """Return which ninths of the picture differ visibly, in words."""
+    """Yield the names of those parts of a 3 x 3 division of the picture that differ visibly, such as "upper left"."""
     first, second = _gradients(small), _gradients(small_other)
     _, height, width = first.shape
     whole = float((first**2).sum() + (second**2).sum())
@@ -148,7 +150,7 @@ def _places(small: Any, small_other: Any) -> Iterator[str]:
 
 
 def _middle(pixels: Any, like: Any) -> Any:
-    """Return the middle of an image, as large as possible with the aspect ratio of the other image."""
+    """Return the largest centre crop of an image that has the other image's aspect ratio."""
     height, width = pixels.shape[:2]
     across = min(width, max(1, round(height * like.shape[1] / like.shape[0])))
     down = min(height, max(1, round(width * like.shape[0] / like.shape[1])))
@@ -157,7 +159,7 @@ def _middle(pixels: Any, like: Any) -> Any:
 
 
 def _pair(one: Any, other: Any, side: int) -> tuple[Any, Any]:
-    """Reduce both images so that the longer side has `side` pixels, as float64."""
+    """Resize both images to the same small size, whose longer side is `side` pixels, as float64."""
     import numpy as np
     from PIL import Image
 
@@ -178,7 +180,7 @@ def _correlation(first: Any, second: Any) -> float:
 
 
 def _grey(pixels: Any) -> Any:
-    """Return the luminance, which JPEG keeps better than the colours: it halves their resolution."""
+    """Return the luminance, which JPEG preserves better than the colours, whose resolution it halves."""
     import numpy as np
 
     return pixels @ np.array([0.299, 0.587, 0.114])

@@ -22,7 +22,7 @@ FORMATS = ("png", "jpeg", "webp")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _WORDS, _WORDS_LENGTH = 6, 60
 _NO_WORDS = 40
-"""The length in bytes of a file name without the words of the prompt: seed, eight digits of the SHA-256, suffix."""
+"""The length in bytes of a generated file name without the prompt's words: seed, eight hash digits, suffix."""
 
 
 class EmbeddedMetadata(StrEnum):
@@ -38,7 +38,8 @@ class EmbeddedMetadata(StrEnum):
 class OutputOptions:
     """How pictures are saved.
 
-    `format`: None takes it from the file name's suffix, or else uses PNG; `quality`: for JPEG and WebP only.
+    `format`: the image format; None derives it from the output file's suffix, or else uses PNG. `quality`: for JPEG and
+    WebP only.
     """
 
     format: str | None = None
@@ -47,7 +48,7 @@ class OutputOptions:
 
 
 class Place:
-    """Where a command saves its pictures: in a folder, or under a file name with numbers from the second picture on."""
+    """Where a command saves its pictures: in a folder, or as a file (with a number from the second picture on)."""
 
     def __init__(self, output: Path, options: OutputOptions = OutputOptions()) -> None:
         """Check the output folder or file name, and create the folder.
@@ -99,15 +100,15 @@ class Place:
     def keep_bytes(self, data: bytes, stem: str) -> Path:
         """Save the bytes of an image file in `format`, and return its path.
 
-        In a folder, the file is named `stem`, with the first free number appended if that name is taken. Raises:
-        StoreError.
+        In a folder, the file is named `stem` plus the suffix; if that name is taken, the first free number is appended.
+        Raises: StoreError.
         """
         name = safe_name(f"{stem}{_SUFFIXES[self.format]}", most_bytes=max(self._room, _NO_WORDS))
         return keep_new(self.folder, self._file.name if self._file else name, data)
 
 
 def _require_writable(folder: Path) -> None:
-    """Create the output folder and a file in it, to detect an unusable path before minutes of sampling.
+    """Create the output folder, and a temporary file in it, to detect an unusable path before minutes of sampling.
 
     Raises: StoreError: the folder or file cannot be created.
     """
@@ -138,7 +139,10 @@ def picture_bytes(
 
 
 def keep_new(folder: Path, name: str, data: bytes) -> Path:
-    """Write a complete file as `name`, or with the first free number appended. Returns its path. Raises: StoreError."""
+    """Write a complete new file as `name`, with the first free number appended if that name is taken. Returns its path.
+
+    Raises: StoreError.
+    """
     try:
         path = _reserved(folder, name)
         try:
@@ -163,7 +167,7 @@ def _name(record: Record, suffix: str, most_bytes: int) -> str:
 
 
 def _reserved(folder: Path, name: str) -> Path:
-    """Create an empty file as `name`, or with the first free number appended, to reserve its name."""
+    """Reserve `name`, or `name` with the first free number appended, by creating an empty file."""
     for path in _numbered(folder, name):
         try:
             path.open("xb").close()
@@ -180,7 +184,7 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically, so that no other program ever sees a part of it."""
+    """Write a file atomically, so that no other program ever sees an incomplete file."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".civman-")
     try:
         with os.fdopen(descriptor, "wb") as file:

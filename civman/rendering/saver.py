@@ -1,7 +1,8 @@
 """Saves images in a separate thread, so that the next image can be computed meanwhile.
 
-Compressing a PNG of 1024x1024 pixels takes about as long as a fast GPU needs for several steps. Images are saved in the
-order in which they were put. If too many are waiting because the disk is slower than the GPU, `put` waits, too.
+Compressing a PNG of 1024x1024 pixels takes about as long as several sampling steps on a fast GPU. Images are saved in
+the order in which they were queued. If too many are waiting because the disk is slower than the GPU, `put` waits as
+well.
 """
 
 from collections import deque
@@ -49,7 +50,7 @@ class Saver(Generic[Item, Result]):
             if (failure := saved.exception()) is None:
                 self._done(saved.result())
             elif failure is not error:
-                # raise the error of the image that failed first, not the error that ended the block
+                # raise the error of the image that could not be saved first, not the error that ended the block
                 raise failure from error
             else:
                 return

@@ -11,7 +11,7 @@ _AMPLIFIED: Final = 4
 
 
 def write_side_by_side(path: Path, original: Any, drawn: Any) -> None:
-    """Write a PNG that shows two images, (H, W, 3) uint8, at the original's height, and their difference.
+    """Write a PNG that shows two (H, W, 3) uint8 images at the original's height, and their difference.
 
     Raises: StoreError: the file cannot be written.
     """

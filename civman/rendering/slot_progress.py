@@ -1,4 +1,4 @@
-"""Reports the progress of images that are rendered side by side in slots, as that of one job."""
+"""Reports the progress of images that are rendered side by side in slots as the progress of one job."""
 
 from dataclasses import replace
 
@@ -12,10 +12,13 @@ class SlotProgress:
         self._count, self._on_event = count, on_event
         self._done = 0
         self._steps: dict[tuple[int, int], tuple[int, int]] = {}
-        """For each image in a slot: the number of steps done, and of steps in total."""
+        """Maps each image in a slot to its number of finished steps and its total number of steps."""
 
     def of(self, place: tuple[int, int]) -> OnEvent:
-        """Return a function that receives the events of one image. `place`: its plan's and its own number."""
+        """Return a function that receives the events of one image.
+
+        `place`: the position of the image's plan, and of the image in that plan.
+        """
         before: list[Step] = []
         self._steps[place] = (0, 1)
 

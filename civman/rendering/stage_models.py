@@ -21,8 +21,8 @@ from civman.rendering.warm_engines import WarmEngines
 class StageModels:
     """Prepares the models for a plan's stages: loads them, merges their adapters and encodes their prompts.
 
-    A prompt is encoded once for all batches. The previous stage's engine is released before another one is loaded,
-    unless `warm` has room for both.
+    Each prompt is encoded only once, not for each batch. The previous stage's engine is released before the next one is
+    loaded, unless `warm` has room for both.
     """
 
     def __init__(self, planned: Planned, machine: Machine, warm: WarmEngines, on_event: OnEvent = ignore) -> None:
@@ -50,11 +50,12 @@ class StageModels:
         try:
             engine.merge(planned)
             prompt = self._encoded(engine, planned, stage)
-            # also encode the prompts of later stages with this model, so that none is encoded between the passes
+            # also encode the prompts of later stages that use this model, so that no text encoder runs between the
+            # passes
             for later in self._alike(planned.recipe):
                 self._encoded(engine, replace(planned, recipe=stage_recipe(self.planned.recipe, later)), later)
         except BaseException:
-            self._warm.drop(engine)  # the engine cannot be used again, because its weights may be half merged
+            self._warm.drop(engine)  # do not use this engine again, because its adapters may be only partly merged
             raise
         self._engine = engine
         self._note((), engine.merged.applied())
@@ -81,7 +82,7 @@ class StageModels:
         return encode_stage(_encoders(self.engine, planned), planned, passes_of(recipe)[0])
 
     def _alike(self, recipe: Recipe) -> Iterator[Stage]:
-        """Yield all stages that use the same model and adapters as a stage's recipe."""
+        """Yield all stages of the plan that use the same model and adapters as `recipe`, the recipe of one stage."""
         for stage in stages_of(self.planned.recipe):
             other = stage_recipe(self.planned.recipe, stage)
             if (ModelIdentity.of(other), other.loras) == (ModelIdentity.of(recipe), recipe.loras):

@@ -30,7 +30,7 @@ from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions, Plac
 from civman.store.safe_copies import make_copy
 
 _KEPT_STEM = 60
-"""The maximum number of characters of the source's name with which the result's name begins."""
+"""The maximum number of characters that a result's file name takes from the name of its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ class SavedUpscale:
 def upscale(
     plans: Iterable[PlannedUpscale], *, machine: Machine, on_event: OnEvent = ignore
 ) -> Iterator[UpscaledPicture]:
-    """Compute all planned upscales in order; consecutive plans that use the same model load it only once.
+    """Compute all planned upscales in order; consecutive plans with the same model load it only once.
 
     `on_event` receives a `Step` with the stage "upscale" after each tile.
 
     Raises: CannotRender: the model cannot be run, or there is not enough memory. IntegrityError: a source was changed
-        after it was planned.
+    after it was planned.
     """
     plans = list(plans)
     with threads(machine.threads):
@@ -100,7 +100,7 @@ class Upscaler:
 def upscale_pixels(
     index: Index, pixels: Any, request: UpscaleRequest, *, machine: Machine, on_event: OnEvent = ignore
 ) -> Any:
-    """Enlarge (H, W, 3) or (H, W, 4) uint8 pixels in memory, and return pixels with as many channels.
+    """Enlarge (H, W, 3) or (H, W, 4) uint8 pixels in memory; the result has the same number of channels.
 
     Raises: the errors of `civman.planning.plan_upscale.plan_upscales` and of `upscale`.
     """
@@ -143,9 +143,10 @@ def upscale_and_save(
     index: Index, root: Path, plans: Iterable[PlannedUpscale], place: Place, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> list[SavedUpscale]:  # fmt: skip
-    """Upscale all images, saving and recording each as soon as it is finished; the library keeps copies of the sources.
+    """Upscale all images, saving and recording each one as soon as it is finished.
 
-    After an error, finished images are kept and listed in the error (`paths`).
+    The library keeps copies of the source images. After an error, finished images are kept and listed in the error
+    (`paths`).
 
     Raises: the errors of `upscale`. StoreError, UsageError: an image cannot be saved. Interrupted.
     """
@@ -167,7 +168,7 @@ def save_upscale(index: Index, each: UpscaledPicture, place: Place, at: datetime
 
 
 def picture_bytes(each: UpscaledPicture, format: image_text.Format, options: OutputOptions) -> bytes:  # noqa: A002
-    """Encode an upscaled image with its record and the texts of its source. The same image gives the same bytes."""
+    """Encode an upscaled image as a file with its record and its source's text metadata, reproducibly."""
     if options.metadata is EmbeddedMetadata.NOTHING:
         record, parameters, others = None, None, dict[str, str]()
     else:

@@ -15,7 +15,7 @@ from civman.rendering.upscale import UpscaledPicture, upscale
 
 @dataclass(frozen=True, slots=True)
 class UpscaledAgain:
-    """An image that was upscaled again, and how it compares with the original, if there is one.
+    """An image that was upscaled again, compared with the original if there is one.
 
     `is_unchanged`: whether the original's file still contains the pixels with which it was saved.
     """
@@ -33,7 +33,7 @@ def upscale_again(
 ) -> UpscaledAgain:
     """Repeat an upscale and compare the result with the original.
 
-    The recorded number of threads is used unless `machine` sets another. Raises: the errors of
+    The recorded number of threads is used unless `machine` sets another number. Raises: the errors of
     `civman.rendering.upscale.upscale`.
     """
     then = source.origin.upscaled_record
@@ -54,5 +54,5 @@ def upscale_again(
 
 
 def _pixels(source: RecipeSource) -> Any:
-    """Return the pixels of the original's file, with transparency; None if there is no file."""
+    """Return the pixels of the original's file, including transparency; None if there is no file."""
     return image_text.pixels(source.path, with_alpha=True) if source.path is not None else None

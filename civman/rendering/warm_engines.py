@@ -17,10 +17,10 @@ class _Kept:
 
 
 class WarmEngines:
-    """Loaded engines in the order of their last use, the most recent one last. Use it from one thread."""
+    """The loaded engines, the most recently used one last. To be used from one thread only."""
 
     def __init__(self, budget_bytes: int, on_event: OnEvent = ignore) -> None:
-        """`budget_bytes`: the memory for all loaded models together; 0 keeps only the one in use.
+        """`budget_bytes`: the memory for all loaded models together; 0 keeps only the model in use.
 
         `on_event` is called with every event of every render, in addition to the render's own `on_event`. It may raise
         KeyboardInterrupt to stop the render; the model stays loaded.
@@ -40,9 +40,10 @@ class WarmEngines:
         return len(self._kept)
 
     def engine(self, planned: Planned, machine: Machine, on_event: OnEvent) -> Engine:
-        """Return an engine that serves the plan, loading its model if none does. Raises: the errors of `Engine`.
+        """Return an engine that can render the plan, loading the plan's model if no loaded engine can.
 
-        Before a model is loaded, the least recently used ones are released until it fits the budget.
+        Before a model is loaded, the least recently used engines are released until the model fits the budget. Raises:
+        the errors of `Engine`.
         """
         wanted = (machine.device, machine.low_vram, bool(machine.compiled))
         for each in self._kept:
@@ -65,7 +66,7 @@ class WarmEngines:
         self._kept.clear()
 
     def telling(self, on_event: OnEvent) -> OnEvent:
-        """Return a function that passes an event to the given `on_event` and to that of these engines."""
+        """Return a function that passes each event to `on_event` and also to the `on_event` of this object."""
 
         def tell(event: Event) -> None:
             on_event(event)
@@ -75,4 +76,4 @@ class WarmEngines:
 
 
 WARM: ContextVar[WarmEngines | None] = ContextVar("warm_engines", default=None)
-"""The engines that renders in this context share; if None, each render loads its own models and releases them."""
+"""The engines that the renders in this context share; if None, each render loads its own models and releases them."""

@@ -7,7 +7,7 @@ from civman.store.safe_copies import make_copy
 
 
 def with_safe_copies(planned: Planned) -> Planned:
-    """Replace the path of every pickle in a plan by that of its safetensors copy, which is made if it is missing.
+    """Replace the path of every pickle in a plan with that of its safetensors copy, which is created if missing.
 
     The recipe still names the pickles. Raises: the errors of `civman.store.safe_copies.make_copy`.
     """
