@@ -1,7 +1,7 @@
 """Split a prompt in ComfyUI's syntax into chunks of 75 tokens. No torch.
 
-Each fragment is tokenized as a whole. A fragment that does not fit into the current chunk begins a new one if it has
-fewer than eight tokens; a longer fragment is divided.
+Each fragment is tokenized as a whole. If a fragment does not fit into the current chunk, it starts a new chunk if it
+has fewer than eight tokens, and is divided otherwise.
 
 Source: ComfyUI, `comfy/sd1_clip.py` since January 2025. Earlier versions applied this rule to single words.
 """
@@ -15,11 +15,11 @@ from civman.prompts.token_chunks import Chunk, Insert
 from civman.prompts.tokenizer import CHUNK, ClipTokenizer
 
 _KEPT_WHOLE: Final = 8
-"""A group of fewer tokens than this is not divided between two chunks."""
+"""A group with fewer tokens than this is not divided between two chunks."""
 
 
 def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, int]) -> tuple[Chunk, ...]:
-    """Split a prompt into chunks, at least one. `lengths`: the number of vectors of each available embedding."""
+    """Split a prompt into one or more chunks. `lengths` maps each available embedding to its number of vectors."""
     packer = _Packer()
     for fragment in parsed.sections[0]:
         for piece in pieces(fragment.text):
@@ -43,7 +43,7 @@ class _Packer:
         self._inserts: list[Insert] = []
 
     def add(self, tokens: list[int], weight: float) -> None:
-        """Add a group of tokens. If it does not fit, a short group begins a new chunk, and a long group is divided."""
+        """Add a group of tokens. If it does not fit, a short group starts a new chunk, and a long group is divided."""
         is_long = len(tokens) >= _KEPT_WHOLE
         while tokens:
             room = CHUNK - len(self._ids)
@@ -58,7 +58,7 @@ class _Packer:
             self._close()
 
     def insert(self, name: str, length: int, weight: float) -> None:
-        """Add an embedding's vectors; like tokens, they are divided between two chunks only if there are many."""
+        """Add an embedding's vectors. If they do not fit, fewer than eight start a new chunk, and more are divided."""
         begun, is_long = 0, length >= _KEPT_WHOLE
         while begun < length:
             taken = min(length - begun, CHUNK - len(self._ids))

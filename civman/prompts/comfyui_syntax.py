@@ -1,8 +1,8 @@
 r"""Parse prompts in ComfyUI's syntax.
 
 `(x)` multiplies the weight by 1.1; `(x:1.3)` sets it to 1.3, whatever the weights of the brackets around it. `\(` and
-`\)` are plain brackets. `embedding:NAME`, at the start of a text or after a space, refers to an embedding, and is left
-out if that embedding is not available. Everything else is text: square brackets, `BREAK`, `AND` and tags.
+`\)` are literal brackets. `embedding:NAME`, at the start of a text or after a space, refers to an embedding and is left
+out if there is no such embedding. Everything else is plain text: square brackets, `BREAK`, `AND` and tags.
 
 Source: ComfyUI, `comfy/sd1_clip.py`.
 """
@@ -47,7 +47,7 @@ def _weighted(text: str, weight: float, depth: int) -> Iterator[Fragment]:
 
 
 def _bracketed(text: str) -> Iterator[str]:
-    """Split a text into its outermost pairs of round brackets and the texts between them."""
+    """Split a text into its outermost pairs of round brackets and the text between these pairs."""
     begun, depth = 0, 0
     for place, letter in enumerate(text):
         if letter == "(":
@@ -71,13 +71,13 @@ def _unescaped(text: str) -> str:
 
 
 def embeddings_in(prompt: str) -> tuple[str, ...]:
-    """The names of the embeddings that a prompt uses, each once, without adjacent commas."""
+    """The names of the embeddings in a prompt, without repetitions and without adjacent commas."""
     found = (named(piece) for fragment in parse(prompt).sections[0] for piece in pieces(fragment.text))
     return tuple(dict.fromkeys(name.strip(",") for name, _ in found if name.strip(",")))
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Split a fragment before each embedding; each piece with an embedding begins with `embedding:`."""
+    """Split a fragment before each embedding. A piece with an embedding starts with `embedding:`."""
     first, *others = _EMBEDDING.split(text)
     if first:
         yield first
@@ -85,7 +85,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def named(piece: str) -> tuple[str, str]:
-    """Split a piece into the name of the embedding at its start ("" for plain text) and the remaining text."""
+    """Split a piece into the name of the embedding at its start ("" if there is none) and the remaining text."""
     words = piece.removeprefix(_NAME).split()
     if not piece.startswith(_NAME) or not words:
         return "", piece

@@ -1,13 +1,14 @@
-r"""Prompts that change while an image is made, and prompts that are combined: A1111's editing, alternation and `AND`.
+r"""A1111's prompt syntax for text that changes during sampling (editing, alternation) or is combined with `AND`.
 
 `[from:to:when]`, `[to:when]` and `[from::when]` change the text at one step, and `[a|b|c]` changes it at every step. `a
-AND b :0.5` describes one image with two texts and their weights; a number after a colon at the end of a prompt is its
-weight even without `AND`. The resulting texts are then parsed by `emphasis`. Standard library only.
+AND b :0.5` combines two texts with their weights; a number after a colon at the end of a prompt is its weight even
+without `AND`. `emphasis` then parses the resulting texts. Standard library only.
 
-`when` is a share of the steps or the number of a step, depending on A1111's version (see `Rule`). A bracket that is not
-closed, or that fits none of these forms, is plain text; a `|` outside an alternation makes the whole text plain.
+`when` is a fraction of the steps or the number of a step, depending on A1111's version (see `Rule`). A bracket that is
+not closed, or does not match any of these forms, is plain text; a `|` outside an alternation makes the whole text
+plain.
 
-Source: A1111's rules of 1.2, 1.5 and 1.10, written anew as a scanner.
+Source: A1111's rules of 1.2, 1.5 and 1.10, reimplemented as a scanner.
 """
 
 import re
@@ -30,9 +31,9 @@ class Rule(StrEnum):
     """How the number `when` in an edit is interpreted. Each rule is named after the A1111 version that introduced it.
 
     `V1_0` counts steps. `V1_3` counts model evaluations, of which some samplers need two per step. In both, a number
-    below 1 is a share, and the second pass uses the timing of the first. `V1_6` counts evaluations; a number with a
-    decimal point is a share, and numbers continue from the first pass into the second (1.5 is the middle of the
-    second).
+    below 1 is a fraction of the pass, and the second pass uses the timing of the first. `V1_6` counts evaluations; a
+    number with a decimal point is a fraction of the pass, and the numbers continue from the first pass into the second
+    (1.5 is the middle of the second pass).
     """
 
     V1_0 = "a1111-1.0"
@@ -44,8 +45,8 @@ class Rule(StrEnum):
 class Timing:
     """How the numbers in a prompt's edits are converted to evaluations of one pass.
 
-    `length`: the steps or evaluations of the pass (of the first pass if the second one uses its timing). `before`: the
-    evaluations of the first pass, if this is a second pass with a timing of its own.
+    `length`: the steps or evaluations of the pass, or those of the first pass if the second pass uses the first one's
+    timing. `before`: the evaluations of the first pass, if this is a second pass with its own timing.
     """
 
     rule: Rule
@@ -53,7 +54,7 @@ class Timing:
     before: int | None = None
 
     def end(self, when: str) -> int:
-        """Return the number of the last evaluation before the change that an edit's number `when` specifies."""
+        """Return the number of the last evaluation before the change that the number `when` in an edit specifies."""
         value = float(when)
         if self.rule is not Rule.V1_6:
             value = value * self.length if value < 1 else value
@@ -66,7 +67,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The text for the evaluations after the previous stage's, up to number `last`; evaluations are numbered from 0."""
+    """The text for the evaluations after the previous stage up to number `last`, where the first evaluation is 0."""
 
     last: int
     text: str
@@ -85,8 +86,8 @@ def timings(
 ) -> tuple[Timing, Timing | None]:
     """Compute the timing of the first pass, and of the second pass if there is one.
 
-    `calls_per_step`: how many evaluations A1111 counts for each step of the sampler, 1 or 2. `hires_calls_per_step`:
-    the same number for the second pass's sampler; None: as in the first pass.
+    `calls_per_step`: how many evaluations (1 or 2) A1111 counts for each step of the sampler. `hires_calls_per_step`:
+    the same for the second pass's sampler; None means that it is the same sampler.
     """
     length = steps if rule is Rule.V1_0 else steps * calls_per_step
     first = Timing(rule, length)
@@ -136,7 +137,7 @@ def stages(text: str, timing: Timing) -> tuple[Stage, ...]:
 
 
 def changes(text: str) -> bool:
-    """Whether the text contains editing or alternation."""
+    """Whether the text contains editing (`[a:b:0.5]`) or alternation (`[a|b]`)."""
     return any(not isinstance(item, str) for item in _Reader(text).items())
 
 
@@ -146,7 +147,7 @@ def is_composed(prompt: str) -> bool:
 
 
 def is_plain_because_of_bar(text: str) -> bool:
-    r"""Whether brackets that look like editing are plain text because of a stray `|` or a trailing `\\`."""
+    r"""Whether brackets that look like editing are plain text, because of a stray `|` or a trailing `\\`."""
     reader = _Reader(text)
     return reader.items() == [text] and reader.spoiled and reader.changing > 0
 
@@ -168,7 +169,7 @@ _Items = list[str | _Edit | _Alternation]
 
 @dataclass(slots=True)
 class _Frame:
-    """An open bracket: what it contains so far, split at `separators`."""
+    """An open bracket with its contents so far, split at `separators`."""
 
     bracket: str
     pieces: list[_Items] = field(default_factory=lambda: [[]])
@@ -177,10 +178,10 @@ class _Frame:
 
 
 class _Reader:
-    """Reads a text once from left to right.
+    """Parses a text in one pass from left to right.
 
-    A bracket that turns out to be plain text makes all open brackets around it plain text too, because inside an edit
-    or an alternation every bracket must be a valid construct.
+    If a bracket turns out to be plain text, all open brackets around it become plain text too, because inside an edit
+    or an alternation every bracket must be valid.
     """
 
     def __init__(self, text: str) -> None:
@@ -188,7 +189,7 @@ class _Reader:
         self._root: _Items = []
         self._open: list[_Frame] = []
         self.spoiled = False
-        """Whether the whole text is plain because of a `|` outside an alternation, or a backslash at the end of the
+        """Whether the whole text is plain, because of a `|` outside an alternation or a backslash at the end of the
         text or of a line.
         """
         self.changing = 0
@@ -250,7 +251,7 @@ class _Reader:
             self._add(item)
 
     def _flatten(self) -> None:
-        """Turn all open brackets into plain text, together with their separators."""
+        """Turn all open brackets and their separators into plain text."""
         frames, self._open = self._open, []
         for frame in frames:
             for item in _as_written(frame):
@@ -259,7 +260,7 @@ class _Reader:
 
 
 def _construct(frame: _Frame, closing: str) -> "_Edit | _Alternation | _Items | None":
-    """Interpret a closed bracket as an edit, an alternation or plain items; None if it fits none of these forms."""
+    """Interpret a closed bracket as an edit, an alternation or plain text; None if it is malformed."""
     bars, colons = frame.separators.count("|"), frame.separators.count(":")
     if frame.bracket == "(":
         return [*_as_written(frame), closing] if not bars and colons <= 1 else None
@@ -291,7 +292,7 @@ def _changing(items: _Items) -> "Iterator[_Edit | _Alternation]":
 
 
 def _words(items: _Items, end: int, timing: Timing) -> Iterator[str]:
-    """Return the text of the stage that ends with evaluation `end`."""
+    """Yield the pieces of the text for the stage that ends with evaluation `end`."""
     for item in items:
         if isinstance(item, str):
             yield item

@@ -1,14 +1,14 @@
-r"""Parse prompts in A1111's syntax: the meaning of brackets, tags and `BREAK`.
+r"""Parse prompts in A1111's syntax: brackets, tags and `BREAK`.
 
 `(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, `(x:1.3)` multiplies it by 1.3, and the factors of nested
-brackets multiply. Round and square brackets may overlap; an unclosed bracket lasts to the end of the prompt. `\` makes
-the next character literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `<lora:name:te:unet>`, or `lyco` for `lora`)
-requests an adapter and is not part of the text. A scale may be keyframes such as `0@0,1@0.5`, and `hr=` sets that of
-the second pass, as in the extension sd-webui-loractl. `<hypernet:name:strength>` requests a hypernetwork.
+brackets multiply. Round and square brackets may overlap; an unclosed bracket extends to the end of the prompt. `\`
+makes the next character literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `<lora:name:te:unet>`, or `lyco` for
+`lora`) requests an adapter and is not part of the text. A scale may be keyframes such as `0@0,1@0.5`, and `hr=` sets
+the scale for the second pass, as in the extension sd-webui-loractl. `<hypernet:name:strength>` requests a hypernetwork.
 
-Other kinds of tags raise an error with their name and position; they are never ignored. Syntax that needs several
-texts for one image (`AND`, `[from:to:when]`, `[a|b]`) is resolved by `editing` before; to this module it is plain text.
-No third-party package.
+Other kinds of tags raise an error with their name and position; they are never ignored. Syntax that needs several texts
+for one image (`AND`, `[from:to:when]`, `[a|b]`) is resolved by `editing` beforehand; this module would read it as plain
+text. No third-party package.
 """
 
 import math
@@ -31,7 +31,7 @@ _SPECIAL = re.compile(r"[\\()\[\]]")
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A piece of text with one weight. Each fragment is tokenized separately."""
+    """A piece of text with a single weight. Each fragment is tokenized separately."""
 
     text: str
     weight: float
@@ -45,20 +45,20 @@ class LoraRequest:
     te_scale: float
     unet_scale: float
     blocks: str = ""
-    """Block weights, as in the tag's third field or after `lbw=`."""
+    """Block weights from the tag's third field or from `lbw=`."""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """The UNet's scale over the steps of the first and second pass, as typed; "" if constant or as in the first pass.
+    """Keyframes of the UNet's scale for the first and the second pass, as typed. "": constant, or as in the first pass.
     """
     kind: str = "lora"
-    """"lora", or "hypernet", for which both scales are the strength."""
+    """"lora" or "hypernet". For a hypernetwork, both scales are its strength."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedPrompt:
     """A parsed prompt: sections separated by `BREAK`, each a tuple of fragments, and the requested adapters.
 
-    `text` is the prompt without its tags.
+    `text` is the prompt without the tags.
     """
 
     text: str
@@ -69,7 +69,7 @@ class ParsedPrompt:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no text to encode."""
+        """Whether the prompt contains no text to encode."""
         return not self.text.strip()
 
 
@@ -132,11 +132,12 @@ def _refusal(prompt: str, place: int, reason: str, hint: str) -> UsageError:
 def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     """Parse a tag such as `<lora:name:0.8>` into the adapter that it requests, with its scales.
 
-    A single scale is for both the UNet and the text encoder; `te=` and `unet=` set them separately. The text encoder's
-    scale does not change over the steps: if it is given as keyframes, the scale of the first step is used in both
-    passes.
+    A single scale applies to both the UNet and the text encoder; `te=` and `unet=` set them separately. The text
+    encoder's scale cannot change during sampling: if it is given as keyframes, the scale of the first step is used in
+    both passes.
 
-    Source: A1111, `<lora:name:te:unet>`; cheald/sd-webui-loractl for `hr=`, `hrunet=` and `hrte=`, which has no effect.
+    Source: A1111, `<lora:name:te:unet>`; cheald/sd-webui-loractl for `hr=`, `hrunet=` and `hrte=` (which has no
+    effect).
     """
     kind, place = tag[1].lower(), tag.start()
     if kind not in (*_ADAPTERS, _HYPERNETWORK):
@@ -204,7 +205,7 @@ class _Span:
 
 @dataclass(slots=True)
 class _Scanner:
-    """Scans the prompt once from left to right. A closing bracket applies its weight to the text inside."""
+    """Parses the prompt in one pass from left to right. A closing bracket applies its weight to the text inside."""
 
     prompt: str
     text: str
@@ -213,7 +214,9 @@ class _Scanner:
     literal: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
-    """The open square brackets, each as the index of the first span inside it; `rounds` has the round ones."""
+    """The open square brackets, each as the index of the first span inside it; `rounds` contains the open round
+    brackets.
+    """
 
     def sections(self) -> tuple[tuple[Fragment, ...], ...]:
         at = 0
@@ -226,7 +229,7 @@ class _Scanner:
         return self._joined()
 
     def _step(self, at: int) -> int:
-        """Process the syntax at position `at` and return the position after it."""
+        """Parse the syntax at index `at` and return the index after it."""
         letter = self.text[at]
         if letter == "\\":
             self.literal.append(self.text[at + 1 : at + 2])

@@ -1,7 +1,7 @@
-"""Notices about parts of a prompt that another program would read as syntax but that are plain text in civman.
+"""Notices about parts of a prompt that are syntax in another program but plain text in civman.
 
-Nothing is changed: a prompt that was pasted from another program is rendered as it is, and a notice says which syntax
-in it has no effect. Standard library only.
+The prompt is not changed: if it was pasted from another program, it is rendered as it is, and a notice says which
+syntax has no effect. Standard library only.
 
 Source: the documented prompt syntax of ComfyUI, Dynamic Prompts, InvokeAI (Compel), NovelAI and Midjourney.
 """
@@ -31,7 +31,7 @@ def foreign_notices(prompt: str) -> tuple[str, ...]:
     >>> foreign_notices(r"a \(red\) ball")
     ()
     """
-    # ignore escaped characters, which are meant literally
+    # blank out escaped characters, which are literal
     text = re.sub(r"\\.", lambda pair: " " * len(pair[0]), prompt, flags=re.DOTALL)
     notices = []
     for pattern, what in _FOREIGN:

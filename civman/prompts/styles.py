@@ -1,7 +1,7 @@
 """Styles: named texts that are combined with a prompt, read from A1111's `styles.csv`.
 
-Source: AUTOMATIC1111's styles (the rule, not its code). The columns are `name`, `prompt` and `negative_prompt`; files
-from 2022 call the prompt column `text`.
+The columns are `name`, `prompt` and `negative_prompt`; in files from 2022, the prompt column is `text`. Source:
+AUTOMATIC1111's styles (the rule, not its code).
 """
 
 import csv
@@ -14,7 +14,9 @@ from typing import Final
 from civman.errors import Cause, UsageError
 
 _PLACE: Final = "{prompt}"
-"""The placeholder for the prompt in a style's text; a style without it is appended to the prompt."""
+"""The placeholder for the prompt in a style's text. The text of a style without this placeholder is appended to the
+prompt.
+"""
 _MOST_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -28,7 +30,7 @@ class Style:
 
 
 def read_styles(path: Path) -> dict[str, Style]:
-    """Read a file of styles, by name. If a name occurs twice, the last style with it is used, as in A1111.
+    """Read a file of styles and map their names to them. If a name occurs twice, the last one is used, as in A1111.
 
     Raises: UsageError (`unreadable-prompts`): the file cannot be read, or is not a table of styles.
     """
@@ -50,7 +52,7 @@ def read_styles(path: Path) -> dict[str, Style]:
 
 
 def chosen_styles(styles: dict[str, Style], names: Sequence[str], path: Path) -> list[Style]:
-    """Look up styles by name. Raises: UsageError (`no-style`): the file has no such style."""
+    """Look up styles by name. Raises: UsageError (`no-style`): the file does not contain a style of that name."""
     for name in names:
         if name not in styles:
             near = get_close_matches(name, styles, 1)

@@ -1,11 +1,11 @@
-"""Parse a prompt with the emphasis rule that a recipe specifies."""
+"""Parse a prompt with the syntax that a recipe's emphasis rule specifies."""
 
 from civman.prompts import comfyui_syntax
 from civman.prompts.emphasis import Fragment, ParsedPrompt, parse
 
 
 def parse_by(rule: str, prompt: str) -> ParsedPrompt:
-    """Parse a prompt: "none" reads all of it as plain text, "comfyui" follows ComfyUI's rules, other rules A1111's.
+    """Parse a prompt by the rule `emphasis`: "none" is plain text, "comfyui" ComfyUI's syntax, other rules A1111's.
 
     Raises: the errors of `parse`.
     """

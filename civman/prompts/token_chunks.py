@@ -1,8 +1,8 @@
 """Split a parsed prompt into chunks of 75 tokens, which a CLIP text encoder reads one at a time. No torch.
 
-The rules are those of A1111 1.6 to 1.10: every fragment is tokenized separately; `BREAK` ends a chunk; if the last
-comma of a full chunk is at most 20 tokens back, what follows the comma moves to the next chunk; an embedding's vectors
-stay together.
+The rules are those of A1111 1.6 to 1.10. Every fragment is tokenized separately. `BREAK` ends a chunk. If the last
+comma of a full chunk is at most 20 tokens from the chunk's end, the tokens after the comma move to the next chunk. An
+embedding's vectors stay together.
 """
 
 import re
@@ -18,18 +18,18 @@ _BACKTRACK = 20
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """The position in a chunk, without the start token, where `length` of an embedding's vectors are inserted."""
+    """Where `length` of an embedding's vectors are inserted into a chunk; `offset` does not count the start token."""
 
     offset: int
     name: str
     length: int
     begin: int = 0
-    """The index of the first of the embedding's vectors to insert here."""
+    """The index of the first of the embedding's vectors to insert."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """At most 75 tokens with their weights; token ids at the position of an `Insert` are 0 and have no meaning."""
+    """At most 75 tokens with their weights. Where an `Insert` puts vectors, the token ids are 0 and have no meaning."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -37,7 +37,7 @@ class Chunk:
 
 
 def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, int] | None = None) -> tuple[Chunk, ...]:
-    """Split a prompt into chunks, at least one.
+    """Split a prompt into one or more chunks.
 
     Args:
         parsed: the prompt.
@@ -45,7 +45,7 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
         lengths: the number of vectors of each available embedding, by name.
 
     Raises:
-        UsageError: the names of two embeddings give the same tokens, or a name has no letter.
+        UsageError: the names of two embeddings consist of the same tokens, or a name of no tokens.
         Incompatible: an embedding has more vectors than fit into a chunk.
     """
     lengths = lengths or {}
@@ -77,10 +77,10 @@ def used(chunks: Iterable[Chunk]) -> frozenset[str]:
 
 
 class _Finder:
-    """Finds embeddings in a fragment by the token ids of their names; the longest name wins.
+    """Finds embeddings in a fragment by the token ids of their names; the longest match is used.
 
     A name that starts or ends with punctuation, such as `<cat-toy>`, is searched for in the text before tokenizing,
-    because the neighbouring characters could become part of the same token.
+    because the tokenizer could merge it with the neighbouring characters.
     """
 
     def __init__(self, names: Iterable[str], tokenizer: ClipTokenizer) -> None:
@@ -94,7 +94,7 @@ class _Finder:
                 raise UsageError(f"`{name}` is not a valid name for an embedding: a prompt could not contain it")
             if ids in seen:
                 raise UsageError(
-                    f"the embeddings `{seen[ids]}` and `{name}` have names that a prompt cannot tell apart",
+                    f"a prompt cannot distinguish the embeddings `{seen[ids]}` and `{name}` by their names",
                     code=Cause.AMBIGUOUS_EMBEDDING,
                     hint="rename one of the two embeddings",
                 )
@@ -146,7 +146,7 @@ class _Packer:
             self._move_tail()
         if len(self.ids) == CHUNK:
             self.close()
-            # ignore a comma at the start of a chunk
+            # a comma that starts a chunk is not remembered as the last comma
         self.ids.append(token)
         self.weights.append(weight)
 
@@ -168,7 +168,7 @@ class _Packer:
         return tuple(self.done)
 
     def _move_tail(self) -> None:
-        """Move the tokens after the last comma of a full chunk to the next chunk, if the comma is near the end."""
+        """If a full chunk has a comma near its end, move the tokens after its last comma to the next chunk."""
         if len(self.ids) != CHUNK or self.comma is None or CHUNK - self.comma > _BACKTRACK:
             return
         start = self.comma + 1

@@ -17,7 +17,7 @@ ZERO = 0
 """The padding id of OpenCLIP's text encoders (SD 2.x, SDXL's second encoder), which is the id of the token `!`."""
 COMMA = 267
 CHUNK = 75
-"""The number of tokens between the start and the end token."""
+"""The number of tokens between the start token and the end token."""
 
 START_TEXT, END_TEXT, ZERO_TEXT = "<|startoftext|>", "<|endoftext|>", "!"
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -25,7 +25,7 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 @dataclass(frozen=True, slots=True)
 class ClipTokenizer:
-    """Converts text to token ids. `padding` is the id that pads a text encoder's chunks."""
+    """Converts text to token ids. `padding` is the id that fills up a text encoder's chunks."""
 
     words: Tokenizer
     padding: int = END
@@ -39,7 +39,7 @@ class ClipTokenizer:
         return list(self.words.encode(text, add_special_tokens=False).ids)
 
     def padded_with(self, padding: int) -> "ClipTokenizer":
-        """Return a tokenizer with the same vocabulary and another padding id."""
+        """Return a tokenizer with the same vocabulary and the padding id `padding`."""
         return ClipTokenizer(self.words, padding)
 
 
@@ -90,7 +90,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def byte_symbols() -> list[str]:
-    """Return a printable character for each byte: its own if printable, else the next unused one from U+0100 on."""
+    """Map each byte to a printable character: itself if printable, else the next unused character from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
     return [chr(code) for code in (*printable, *range(256, 256 + others))]

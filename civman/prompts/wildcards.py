@@ -1,9 +1,9 @@
 """Dynamic prompts: variants such as `{red|green}` and wildcards such as `__colour__`, expanded to plain prompts.
 
-The syntax is that of A1111's extension sd-dynamic-prompts, and a seed chooses the same values: both are computed by
-that extension's own library, `dynamicprompts`. A wildcard is replaced with a line of `colour.txt` in the folder of
-wildcards, or with an entry of a YAML or JSON file there. Anything that the library would silently leave in the prompt,
-such as the name of a wildcard that does not exist, is an error here.
+The syntax and the choice that a seed makes are those of A1111's extension sd-dynamic-prompts, because prompts are
+expanded by that extension's own library, `dynamicprompts`. A wildcard such as `__colour__` is replaced with a line of
+`colour.txt` in the folder of wildcards, or with an entry of a YAML or JSON file there. Anything that the library would
+silently leave in the prompt, such as the name of a missing wildcard, is an error here.
 """
 
 import logging
@@ -18,9 +18,9 @@ from typing import Any, Final
 from civman.errors import CannotRender, Cause, UsageError
 
 MOST: Final = 1000
-"""The maximum number of combinations to which one prompt may expand."""
+"""The maximum number of combinations of one prompt."""
 _LONGEST: Final = 64 * 1024
-"""The maximum length of a prompt that is expanded, in characters."""
+"""The maximum length of a prompt to expand, in characters."""
 _WILDCARD = re.compile(r"__(.+?)__")
 
 
@@ -45,7 +45,7 @@ def drawn(template: str, folder: Path | None, seed: int, count: int) -> list[str
 
 
 def combinations(template: str, folder: Path | None, most: int = MOST) -> list[str]:
-    """Expand a prompt to all its combinations, in the library's order.
+    """Expand a prompt to all its combinations, in the order of the library `dynamicprompts`.
 
     Raises: UsageError (`bad-wildcards`): the prompt cannot be expanded, or has more than `most` combinations.
         CannotRender (`no-wildcards-extra`): the package `dynamicprompts` is not installed.
@@ -77,7 +77,7 @@ def _manager(template: str, folder: Path | None) -> Any:
         raise _bad(template, f"it is longer than {_LONGEST:,} characters", "shorten it")
     if folder is not None and not folder.is_dir():
         raise UsageError(
-            f"the folder of wildcards `{folder}` does not exist",
+            f"the wildcards folder `{folder}` does not exist",
             hint="--wildcards must be a folder with files such as colour.txt", code=Cause.BAD_WILDCARDS,
         )  # fmt: skip
     return WildcardManager(folder)
@@ -85,7 +85,7 @@ def _manager(template: str, folder: Path | None) -> Any:
 
 @contextmanager
 def _reported(template: str) -> Iterator[None]:
-    """Convert the library's exceptions to errors about the prompt, and silence the library's own log."""
+    """Convert exceptions of `dynamicprompts` to errors about the prompt, and silence that library's log."""
     from pyparsing import ParseBaseException
 
     log = logging.getLogger("dynamicprompts")
@@ -106,7 +106,7 @@ def _reported(template: str) -> Iterator[None]:
 
 
 def _finished(template: str, found: Sequence[str], folder: Path | None) -> list[str]:
-    """Check that every wildcard was replaced, and return the prompts without surrounding blanks."""
+    """Check that every wildcard was replaced, and return the prompts without surrounding spaces."""
     for prompt in found:
         if left := _WILDCARD.search(prompt):
             where = (

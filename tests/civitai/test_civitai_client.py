@@ -362,7 +362,7 @@ def test_linked_file_without_a_usable_address_is_not_found(
 ) -> None:
     linked = ModelFile(id=None, name="vae.pt", type="VAE", size_bytes=1, is_linked=True, download_url=url)
 
-    with pytest.raises(NotFound, match="no URL"):
+    with pytest.raises(NotFound, match="no download URL"):
         client.download_address(VersionId(12), linked)
 
     assert site.asked == []

@@ -296,7 +296,7 @@ def test_vectors_move_on_with_what_follows_a_comma():
 
 
 def test_names_that_read_the_same_and_too_many_vectors_are_refused():
-    with pytest.raises(UsageError, match="cannot tell apart"):
+    with pytest.raises(UsageError, match="cannot distinguish"):
         cut(parse(""), TOKENS, {"Ink": 1, "ink": 1})
     with pytest.raises(UsageError, match="could not contain it"):
         cut(parse(""), TOKENS, {" ": 1})
