@@ -1,1 +1,1 @@
-"""Plans renders: resolves everything that determines the pictures, before any weights are loaded and without torch."""
+"""Plans renders: determines everything that affects the pictures, without torch and before any weights are loaded."""

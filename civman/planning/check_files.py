@@ -27,9 +27,9 @@ _DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SD
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
     """Check how files fit a checkpoint. `parts`: each file's role, one of `ROLES`, or None to use the file's own kind.
 
-    If civman supports the model family but cannot render this checkpoint, the reason is added; the verdict is then at
-    best "caution", because the files may still work together in other programs. A VAE with which the checkpoint cannot
-    be rendered gets the verdict "cannot work".
+    If civman supports the model family but cannot render with this checkpoint, the reason is added, and the verdict is
+    at best "caution": the files may still work together in other programs. A VAE that prevents rendering with the
+    checkpoint gets the verdict "cannot work".
     """
     files = [in_role(file.part, role) for role, file in parts]
     found = check(checkpoint.part, files)
@@ -48,7 +48,7 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
 
 
 def _with_controls(found: Compatibility, checkpoint: Inspected, files: Sequence[Inspected]) -> Compatibility:
-    """Check control models as a render does before it loads them: their kind, and whether they fit the UNet."""
+    """Check the kind of each control model and its fit with the UNet, as a render does before loading it."""
     identity = checkpoint.identity
     if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture is Architecture.UNKNOWN:
         return found
@@ -70,12 +70,12 @@ def _with_controls(found: Compatibility, checkpoint: Inspected, files: Sequence[
 
 
 def in_role(part: Part, role: str | None) -> Part:
-    """Return the part with the kind that `role` stands for in `ROLES`; unchanged if `role` is None."""
+    """Return the part with the kind that belongs to `role` in `ROLES`; if `role` is None, return it unchanged."""
     return replace(part, role=ROLES[role]) if role in ROLES else part
 
 
 def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[str, ...]:
-    """List what a flow-matching model needs and none of the given files has: text encoders, tokenizers and the VAE."""
+    """List the text encoders, tokenizers and VAE that a flow-matching model needs and that no file contains."""
     family = flow_family_of(checkpoint.header.shapes) if checkpoint.header is not None else None
     if checkpoint.header is None or family is None:
         return ()
@@ -99,7 +99,7 @@ def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[st
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
     """Return the reason why civman cannot render with a checkpoint.
 
-    Empty if civman can render with it, and for model families that `_DRAWN` does not contain.
+    Returns an empty string if civman can render with it, and for model families that are not in `_DRAWN`.
     """
     identity = checkpoint.identity
     if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _DRAWN:

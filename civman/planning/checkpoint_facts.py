@@ -22,7 +22,8 @@ from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 _V_LABELS = ("SD 2.0 768", "SD 2.1 768")
-"""CivitAI's labels of SD 2 checkpoints with v-prediction (768 px), which the files themselves do not state."""
+"""CivitAI's labels for SD 2 checkpoints with v-prediction (768 px). The files themselves do not state the prediction.
+"""
 
 
 _ODD_INPUTS = {
@@ -59,7 +60,7 @@ def read_checkpoint(
     `vae`: another VAE to use instead of the checkpoint's own.
 
     Raises: CannotRender: civman cannot render this model family, a component or a tensor is missing from the file, or
-        its parts have widths that do not match. InvalidModelFile: a tensor has a wrong shape.
+        the widths of its parts do not match. InvalidModelFile: a tensor has a wrong shape.
     """
     shapes, metadata = found.header.shapes, found.header.metadata
     require_known_rules(shapes, found.inspected.name)
@@ -169,8 +170,8 @@ def _require_shapes(found: Found, vae: Found | None, family: UNetFamily, configs
         require_tensors(component, wanted, sources, file.header.shapes, file.inspected.name)
     if not family.is_xl and (odd := [name for name in left if name.startswith(f"{UNET}label_emb.")]):
         raise CannotRender(
-            f"the UNet of `{found.inspected.name}` takes a further input, as unCLIP's and upscaling models do "
-            f"(`{odd[0]}`), which civman does not support",
+            f"the UNet of `{found.inspected.name}` has an additional input, like those of unCLIP and "
+                    f"upscaling models (`{odd[0]}`), which civman does not support",
             hint="choose another checkpoint of this model family", code=Cause.ODD_INPUT,
         )  # fmt: skip
     return [name for name in left if not name.endswith((*SCALES, *INPUT_SCALES, MARKER))]

@@ -16,8 +16,8 @@ def embeddings(
     """Find the embeddings that the prompts name, by file name or alias, among the requested and the stored ones.
 
     `named`: the refs of the requested embeddings. `called`: pairs of a name in the prompts and the ref of the embedding
-    to use for it, which need not have that name. Like ComfyUI, civman leaves out an embedding that it does not find,
-    and adds a notice. Returns the files, their uses in the recipe, and the notices.
+    to use for that name, even if the embedding's own name differs. Like ComfyUI, civman ignores the name of an
+    embedding that it does not find, and adds a notice. Returns the files, their uses in the recipe, and the notices.
 
     Raises: UsageError (`embedding-unused`): neither prompt names a requested embedding. AmbiguousRef: two stored
         embeddings have the same name.

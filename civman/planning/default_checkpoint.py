@@ -1,4 +1,4 @@
-"""Finds the checkpoint for renders that name none: the one in the settings, or the only one in the library."""
+"""Finds the checkpoint for renders that specify none: the one in the settings, or the only one in the library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckp
 def names_a_model(index: Index | None, text: str) -> bool:
     """Whether `text`, which may also be a prompt, is a ref: an id, an AIR, a path, or a stored file's full name.
 
-    A part of a file's name does not count, because a prompt may well contain it.
+    A part of a file name is not accepted as a ref, because a prompt may well contain it.
     """
     try:
         ref = parse_ref(text)
@@ -82,15 +82,15 @@ def _checkpoints(index: Index | None) -> list[Asset]:
     if index is None:
         return []
     by_type = index.assets(AssetFilter(types=(ModelType.CHECKPOINT,)))
-    # both are checked, because some checkpoints have another type on CivitAI, and some files of type Checkpoint are
-    # none
+    # check tensors and type: some checkpoints have another type on CivitAI, and some files of the type Checkpoint are
+    # not checkpoints
     by_tensors = index.assets(AssetFilter(kinds=(Kind.CHECKPOINT.value,)))
     found = [*by_tensors, *(asset for asset in by_type if not asset.facts.kind)]
     return list({asset.blob.sha256: asset for asset in reversed(found)}.values())[::-1]
 
 
 def _title_of(index: Index | None, ref: str) -> str:
-    """The title of the stored checkpoint that `ref` refers to; empty if there is none, or several."""
+    """The title of the stored checkpoint that `ref` means; empty if no stored file matches, or several do."""
     try:
         return "" if index is None else _title(find_asset(index, parse_ref(ref)))
     except CivmanError:

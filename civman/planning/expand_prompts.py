@@ -32,7 +32,7 @@ class Expansion:
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
             raise UsageError(
-                f"`{self.mode}` is not a way to expand prompts", hint=f"choose one of: {', '.join(MODES)}",
+                f"`{self.mode}` is not a mode of expanding prompts", hint=f"choose one of: {', '.join(MODES)}",
                 code=Cause.BAD_WILDCARDS,
             )  # fmt: skip
         if self.folder is not None and self.mode is None:
@@ -53,9 +53,9 @@ class Expansion:
 def expanded(request: RenderRequest, expansion: Expansion) -> tuple[RenderRequest, ...]:
     """Expand both prompts of a request, and return one request for each expansion.
 
-    The requests also keep the prompts as typed, which are recorded next to the expanded ones. With the mode "random",
-    each image is a request of its own, with the seed that it would have had in the original request. As in the
-    extension sd-dynamic-prompts, the first seed also determines the random choices.
+    The requests also contain the prompts as typed, which are recorded next to the expanded ones. With the mode
+    "random", each image becomes a separate request, with the seed that it would have had in the original request. As in
+    the extension sd-dynamic-prompts, the first seed also determines the random choices.
 
     Raises: UsageError (`bad-wildcards`, `no-style`, `unreadable-prompts`): a prompt cannot be expanded.
         CannotRender (`no-wildcards-extra`): a package is not installed.

@@ -10,7 +10,7 @@ from civman.planning.flow_request import usual_precision
 from civman.system.system_facts import computes_bfloat16
 
 FAST: Final = "fast"
-"""The value of a request's precision that means: the fastest precision, as `fast_precision` chooses it."""
+"""The value of a request's `precision` that selects the fastest precision, as chosen by `fast_precision`."""
 
 
 def fast_precision(usual: str, *, vae_overflows: bool) -> tuple[str, str]:
@@ -35,7 +35,8 @@ def with_precision(
 ) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe with the precision `wanted`, and notices about that choice.
 
-    `wanted`: None means the usual precision of the device, `FAST` the fastest one. `is_there`: see `usual_precision`.
+    `wanted`: None means the usual precision of the device, `FAST` the fastest one. `is_there`: the device is known to
+    exist.
     """
     if wanted not in (None, FAST):
         return replace(recipe, precision=wanted), ()

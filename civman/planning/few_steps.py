@@ -25,7 +25,7 @@ _KINDS = (
     _FewSteps("Hyper", (1, 12), (1, 5), (8, 1.5), "--steps 8 --cfg 1.5 --sampler Euler"),
     _FewSteps("DMD2", (1, 12), (1, 2.5), (8, 1.0), "--steps 8 --cfg 1 --sampler LCM"),
 )
-"""For each kind of model, the widest ranges of steps and CFG scale that models' pages recommend, and default values.
+"""Each kind of model, with the widest ranges of steps and CFG scale that model pages recommend, and default values.
 
 Merged models also work with more steps.
 """
@@ -67,7 +67,7 @@ def few_steps_defaults(
 
 
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
-    """Return the kind that the label or the file's name indicates, and words that say which of the two it was."""
+    """Return the kind that the label or the file's name indicates, and a phrase that names the evidence."""
     for kind in _KINDS:
         # match "lightning" anywhere, but the other kinds only as whole words, because they are parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"

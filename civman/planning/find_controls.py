@@ -95,7 +95,7 @@ def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
 def _pools(model: Found) -> bool:
     """Whether to average a ControlNet's outputs over the image, as models of the kind "shuffle" require.
 
-    The tensors do not show the kind. Like A1111's extension, this function looks for "shuffle" in the file's name.
+    The tensors do not show the kind. As in A1111's extension, the file's name must contain "shuffle".
     """
     shapes = model.header.shapes
     is_plain = not is_adapter(shapes) and not is_control_lora(shapes)

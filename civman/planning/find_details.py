@@ -77,7 +77,7 @@ def _mask(region: str) -> PlannedFile:
 
 
 def _pass(asked: DetailRequest, request: RenderRequest, sampler: str, schedule: Schedule) -> DetailPass:
-    """Fill in the settings of a detail pass. A size or step count of 0 and a guidance of -1 mean the image's own."""
+    """Fill in the settings of a detail pass. A size or step count of 0 or a guidance of -1 means the image's value."""
     prompts, negatives = texts_of(asked.prompt), texts_of(asked.negative_prompt)
     name, kind = sampler, schedule
     if asked.sampler is not None or asked.schedule is not None:
@@ -104,8 +104,8 @@ def _rules(prompts: Sequence[str], negatives: Sequence[str], request: RenderRequ
     for text in (*prompts, *negatives):
         if emphasis.parse(text).loras:
             raise UsageError(
-                "a prompt of a detail pass contains a tag for an adapter; detail passes always use "
-                "the adapters of the image",
+                "a prompt of a detail pass contains an adapter tag, but detail passes always use the "
+                        "adapters of the image",
                 hint="remove the tag; to use the adapter, put its tag into the prompt of the image",
                 code=Cause.PROMPT_SYNTAX,
             )  # fmt: skip

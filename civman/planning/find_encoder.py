@@ -1,4 +1,4 @@
-"""Finds the CLIP vision encoder that an IP-Adapter needs: the requested one, else a stored one that fits."""
+"""Finds the CLIP vision encoder that an IP-Adapter needs: the requested encoder, or else a stored one that fits."""
 
 from collections.abc import Sequence
 from typing import Final

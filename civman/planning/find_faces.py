@@ -71,7 +71,7 @@ def _notices(restorer: Found) -> list[str]:
 
 
 def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") -> Found:
-    """Find the stored model of a kind: a published file if there is one, else the only one of this kind.
+    """Find the stored model of a kind: a published file if the library has one, else the only stored file of this kind.
 
     `user`: the feature that needs the model, for the error message. Raises: NotFound, AmbiguousRef.
     """

@@ -74,7 +74,7 @@ class Found:
 
     @property
     def part(self) -> Part:
-        """The file as an argument of the compatibility check."""
+        """The file as an argument for the compatibility check."""
         return self.inspected.part
 
     @property
@@ -104,13 +104,14 @@ class Finder:
         self._on_event = on_event
 
     def find(self, role: str, ref: str, file: str | None = None) -> Found:
-        """Find the file that `ref` refers to, for use in this role.
+        """Find the file that `ref` means, for use in this role.
 
         `file` selects one of a version's files, like `--file`.
 
-        Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): it is another kind of
-            file. HashMismatch: a stored file was changed. InvalidModelFile, Refused: no weights can be loaded from
-                it.
+        Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): the file is of
+        another
+            kind. HashMismatch: a stored file was changed. InvalidModelFile, Refused: the file's weights cannot be
+                loaded.
         """
         path = path_of(ref)
         if path is not None:
@@ -240,7 +241,7 @@ _WITH_WEIGHTS = frozenset({"checkpoint", "vae"})
 
 
 def seen_here(index: Index, sha256: Sha256) -> bool:
-    """Whether a file with this SHA-256 is stored, or was read elsewhere on this disk and has not changed since."""
+    """Whether a file with this SHA-256 is stored, or was read elsewhere on this disk and is unchanged since then."""
     if any(Path(asset.path).exists() for asset in index.referrers(sha256)):
         return True
     return any(seen.sha256 == sha256 and seen_now(seen.path, sha256) == seen for seen in index.seen_files().values())

@@ -130,5 +130,5 @@ def as_reference(use: ReferenceUse, pictures: Mapping[Sha256, Path]) -> Referenc
 
 
 def encoder_parts(recipe: Recipe) -> tuple[str, ...]:
-    """The encoders of a recipe's IP-Adapters as `--part` values of a request."""
+    """The encoders of a recipe's IP-Adapters, in the form of a request's `--part` values."""
     return tuple(dict.fromkeys(f"{ROLE}=sha256:{use.encoder}" for use in recipe.references))

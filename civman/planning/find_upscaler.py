@@ -1,6 +1,6 @@
 """Finds upscaler models: for a second pass, for the finished image, or for the input image.
 
-A name that A1111 writes in pictures ("R-ESRGAN 4x+") stands for the published file of this upscaler.
+An upscaler's name from A1111's image metadata ("R-ESRGAN 4x+") means the published file of that upscaler.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,10 @@ from civman.planning.find_files import Finder, Found
 
 
 def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the upscaler model for the second pass of a request; None if it needs none. Also returns notices.
+    """Find the upscaler model for the second pass of a request. Also returns notices.
 
-    Raises: NotFound: the name is neither a built-in upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
+    The model is None if the second pass needs none. Raises: NotFound: the name is neither a built-in upscaler nor a
+    stored model. UsageError (`wrong-kind`). Refused.
     """
     if request.hires is None or upscaler_of(request.hires.upscaler) in UPSCALERS[:-1]:
         return None, ()

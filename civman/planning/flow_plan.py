@@ -21,7 +21,7 @@ _TRANSFORMER_FACTOR = 30
 
 @dataclass(frozen=True, slots=True)
 class FlowChoice:
-    """What planning found out about a flow-matching checkpoint. `parts`: the files by role, without the VAE."""
+    """A flow-matching checkpoint with its variant and parts. `parts`: the files by role, without the VAE."""
 
     family: FlowFamily
     variant: str
@@ -38,7 +38,7 @@ class FlowChoice:
         return tuple(PartUse(role, found.sha256) for role, found in sorted(self.parts.items()))
 
     def flow(self, request: RenderRequest, size: tuple[int, int], steps: int) -> Flow:
-        """Return the noise schedule's shift and the embedded guidance for a request, with the family's defaults.
+        """Return the shift and the embedded guidance for a request; the family's defaults replace missing values.
 
         `size` and `steps` are those of the first pass, on which the shift of some families depends.
         """
@@ -89,14 +89,14 @@ class FlowChoice:
 
 
 def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config: str = "") -> FlowChoice | None:
-    """Find out what a plan needs to know about a checkpoint; None if it is not a flow-matching model.
+    """Choose the variant and the parts of a flow-matching checkpoint; None for checkpoints of other kinds.
 
     Parts that the checkpoint does not contain are taken from the request or, if exactly one stored file fits, from the
     library.
 
     Raises:
-        CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`); civman
-            does not render the family and knows why.
+        CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`), or
+            civman recognises the family but cannot render it.
         UsageError: an unknown variant or role. AmbiguousRef: several stored files fit a part.
     """
     family = flow_family_of(found.header.shapes)
@@ -115,7 +115,7 @@ def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config:
 
 
 def recorded_choice(finder: Finder, found: Found, recipe: Recipe) -> FlowChoice | None:
-    """Find out what a plan of a recipe needs to know about its checkpoint; None if it is not a flow-matching model.
+    """Find the parts of a recipe's flow-matching checkpoint; None for checkpoints of other kinds.
 
     The recipe's files are found by SHA-256. Raises: the errors of `flow_choice`; NotFound: a file is missing.
     """
@@ -206,7 +206,7 @@ def _variant(
 
 
 def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
-    """Parse `--part ROLE=REF`. Raises: UsageError: the text has another form, or the family has no such role."""
+    """Parse `--part ROLE=REF`. Raises: UsageError: the text has a different form, or the family has no such role."""
     roles = [need.kind.role for need in family.needs if need.component != "vae"]
     found: dict[str, str] = {}
     for text in parts:
@@ -228,7 +228,7 @@ def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) 
 
 
 def part_widths(family: FlowFamily, found: Found) -> dict[str, tuple[str, int]] | None:
-    """Return which width each part of a checkpoint must have, as `FlowFamily.widths`.
+    """Return the required width of each part of a checkpoint, in the format of `FlowFamily.widths`.
 
     None if the transformer's tensors are invalid, so that no part fits; `place_parts` reports the error later.
     """

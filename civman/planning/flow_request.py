@@ -32,7 +32,7 @@ def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest,
 
 def require_no_flow_options(request: RenderRequest, found: Found) -> None:
     """Check that a request for another kind of model sets no option of flow matching. Raises: UsageError."""
-    # clip-vision is the encoder of an IP-Adapter, not a part of a flow-matching model
+    # ignore clip-vision: this is the encoder of an IP-Adapter, not a part of a flow-matching model
     parts = [part for part in request.parts if not part.startswith("clip-vision=")]
     asked = {
         "--part": parts, "--variant": request.variant, "--shift": request.shift, "--guidance": request.guidance,
@@ -53,7 +53,7 @@ def usual_precision(device: str | None, *, is_flow: bool = False, is_there: bool
         return "float32"
     if device is not None and is_there:
         return "bfloat16" if is_flow else "float16"
-    # imported here, because this module imports torch, which takes 2 s and is only needed to detect the devices
+    # imported here: the module imports torch, which takes 2 s and is only needed to detect the devices
     from civman.diffusion.environment import choose_device, choose_dtype
 
     usual = str(choose_dtype(choose_device(device))).removeprefix("torch.")

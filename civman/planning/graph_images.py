@@ -12,7 +12,7 @@ from civman.planning.redraw_tiles import SourceImage
 
 _LOADERS: Final = ("LoadImage", "LoadImageMask")
 _ALPHA: Final = 1
-"""The number of the output of LoadImage that is a mask made from the image's transparency."""
+"""The index of LoadImage's output that is a mask made from the image's transparency."""
 
 
 @dataclass(frozen=True, slots=True)

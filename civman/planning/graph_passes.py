@@ -31,7 +31,7 @@ _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
 
 @dataclass(frozen=True, slots=True)
 class Enlarged:
-    """How the latents are enlarged before a pass: the new size in pixels, and the upscaler with its model, if any."""
+    """An enlargement before a pass: the new size in pixels, the upscaler and, if it is a model, the model's name."""
 
     width: int
     height: int
@@ -42,7 +42,7 @@ class Enlarged:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One pass as a sampler node states it. `sigmas`: the noise levels, if they are not those of the schedule."""
+    """One pass, as described by a sampler node. `sigmas`: the noise levels, if they are not those of the schedule."""
 
     node: Node
     model: Model
@@ -61,9 +61,9 @@ class Sampled:
 
 @dataclass(slots=True)
 class Passes:
-    """What was read from a graph: the first pass's size, which image of the batch, the passes, VAEs and reasons.
+    """The passes of a graph, with the first pass's size, the image's position in its batch, the VAEs and the reasons.
 
-    Each pass comes with the enlargement before it, if any.
+    Each pass comes with the enlargement before it, if there is one. The reasons name what cannot be rendered exactly.
     """
 
     width: int = 0
@@ -130,7 +130,7 @@ class _PassReader:
         self._sampled(node.inputs.get("samples"))
 
     def _sampled(self, link: object) -> None:
-        """Read the pass to which a link leads, after the pass before it, so that the first pass comes first."""
+        """Read the pass to which a link leads, preceded by the pass before it, so that the passes are in order."""
         node = self._reader.node(link, "the latents")
         if node.kind == "LatentFromBatch":
             index, length = self._reader.whole(node, "batch_index"), self._reader.whole(node, "length")
@@ -153,7 +153,10 @@ class _PassReader:
         self.found.passes[len(self.found.passes) - 1 - later] = (enlarged, made)
 
     def _before(self, link: object, made: Sampled) -> Enlarged | None:
-        """Read what a pass starts from: empty latents, or the previous pass's latents, perhaps enlarged."""
+        """Read the latents from which a pass starts: empty ones, the input image's, or the previous pass's.
+
+        Returns the enlargement of the previous pass's latents; None if the pass is the first one.
+        """
         node = self._reader.node(link, f"the latents of {made.node}")
         if node.kind == "EmptyLatentImage":
             self._empty(node)
@@ -204,7 +207,7 @@ class _PassReader:
 
     @staticmethod
     def _is_drawn(node: Node, image: Node, *, has_mask: bool) -> bool:
-        """Check that the result of a pass is encoded again without a mask, and return False. Raises: Stopped."""
+        """Check that no mask is used to encode the result of a pass again. Always returns False. Raises: Stopped."""
         if has_mask or node.kind == "VAEEncodeForInpaint":
             raise Stopped(f"{node} encodes what {image} makes, beneath a mask, which civman does not follow")
         return False
@@ -261,7 +264,7 @@ class _PassReader:
         return self._between(node, steps)
 
     def _resized(self, node: Node) -> tuple[list[Node], Node]:
-        """Return the nodes that resize the image which `node` encodes, in their order, and the node before them."""
+        """Return the nodes, in order, that resize the image encoded by `node`, and the node that makes this image."""
         steps: list[Node] = []
         image = self._reader.node(node.inputs.get("pixels"), f"the image of {node}")
         while image.kind in ("ImageScale", "ImageScaleBy", "ImageUpscaleWithModel") and len(steps) < _MOST_RESIZED:
@@ -328,7 +331,7 @@ class _PassReader:
         return SCHEDULES[found]
 
     def _advanced(self, node: Node) -> Sampled:
-        """Read a KSamplerAdvanced node, together with the previous one if both compute parts of the same pass."""
+        """Read a KSamplerAdvanced node, joined with the previous one if both compute parts of the same pass."""
         read = self._reader
         start, end, steps = (read.whole(node, name) for name in ("start_at_step", "end_at_step", "steps"))
         self._steps(node)

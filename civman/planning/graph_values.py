@@ -1,6 +1,6 @@
 """Follows the links of ComfyUI graphs: values through primitive nodes, models and conditionings through their nodes.
 
-If a graph does something that civman does not follow, reading stops with an error that names the node and its class.
+If a graph contains something that civman cannot follow, reading stops with an error that names the node and its class.
 """
 
 import re
@@ -29,7 +29,7 @@ _SEPARATE: Final = re.compile(r"UNETLoader|Unet.*Loader|.*CLIPLoader.*|Diffusers
 
 
 class Stopped(Exception):
-    """The graph does something that civman cannot follow, or needs an image that it does not contain."""
+    """The graph contains something that civman cannot follow, or needs an image that it does not contain."""
 
     def __init__(self, words: str, verdict: Drawable = Drawable.NO) -> None:
         """`words`: the reason, which names the node that civman cannot follow."""
@@ -51,7 +51,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Text encoders as nodes set them up. `layer`: the last layer to use, counted from the end, such as -2."""
+    """Text encoders and their settings. `layer`: the last layer to use, counted from the end, such as -2."""
 
     checkpoint: str
     loras: tuple[tuple[str, str, float], ...] = ()
@@ -60,7 +60,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A conditioning: its text, the texts joined to it, the text encoders, and SDXL's six sizes if they are stated."""
+    """A conditioning: its text, further texts joined to it, the text encoders, and SDXL's six size values if stated."""
 
     text: str
     clip: Clip
@@ -77,7 +77,7 @@ class Reader:
 
     graph: Graph
     seen: set[str] = field(default_factory=set)
-    """The ids of the nodes that reading has followed."""
+    """The ids of the nodes that were read so far."""
 
     def node(self, link: object, what: str) -> Node:
         """Return the node at the other end of a link, skipping reroute nodes."""
@@ -92,7 +92,7 @@ class Reader:
         raise Stopped(f"the graph leads {what} in a circle")
 
     def value(self, node: Node, name: str) -> Any:
-        """Return the value of a node's input, followed through primitive nodes; None if the input is missing."""
+        """Return the value of a node's input, read through primitive nodes; None if the input is missing."""
         item = node.inputs.get(name)
         for _ in range(_DEEPEST):
             if not isinstance(item, Link):
@@ -121,7 +121,7 @@ class Reader:
         return found
 
     def number(self, node: Node, name: str, usual: float | None = None) -> float:
-        """Return the number in a node's input, or `usual` if the input is missing."""
+        """Return the number in a node's input, or `usual` if that input is missing."""
         found = number(self.value(node, name)) if name in node.inputs or usual is None else usual
         if found is None:
             raise Stopped(f"{node} has no number in its input `{name}`")
@@ -157,7 +157,7 @@ class Reader:
         return replace(inner, loras=(*inner.loras, lora))
 
     def vae(self, link: object) -> tuple[str, str]:
-        """Return the checkpoint that contains the VAE and the VAE's own file; exactly one of the two is empty."""
+        """Return the names of the checkpoint that contains the VAE and of a separate VAE file; one of them is empty."""
         node = self.node(link, "a VAE")
         if node.kind in _LOADERS:
             return self.text(node, "ckpt_name"), ""

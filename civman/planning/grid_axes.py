@@ -58,7 +58,7 @@ def axes_of(texts: Sequence[str]) -> tuple[Axis, ...]:
 
 
 def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> Iterator[Change]:
-    """Return the recipe changes for a cell's values, in an order in which no change undoes another."""
+    """Yield the recipe changes for a cell's values, in an order in which no change undoes an earlier one."""
     plain = [(axis, value) for axis, value in values if axis.field != REPLACE]
     now = dict(zip(WORDS, prompts, strict=True))
     for axis, value in sorted(plain, key=lambda each: _RANK.get(each[0].field, 2)):
@@ -109,7 +109,7 @@ def _axis(text: str) -> Axis:
 
 
 def _counted(name: str, part: str) -> Sequence[str]:
-    """Return the numbers of a range such as `1..4` if the field is numeric; otherwise `part` unchanged."""
+    """Return the numbers of a range such as `1..4` if the field is numeric; otherwise, return `part` unchanged."""
     found = _RANGE.fullmatch(part) if is_number(name) else None
     if found is None:
         return [part]

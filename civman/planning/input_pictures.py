@@ -81,7 +81,7 @@ def _of_channel(image: Any, channel: str) -> Any:
 
 
 def channel_of(resize_mode: str | None) -> str:
-    """Return the `channel` with which `read_picture` reads an input image for this resize mode."""
+    """Return the value of `read_picture`'s argument `channel` for an input image with this resize mode."""
     return "rgb" if resize_mode in COMFYUI_RESIZES else ""
 
 
@@ -158,7 +158,7 @@ def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 
 def cropped(request: RenderRequest, picture: InputPicture) -> RenderRequest:
-    """Set a request's size to the one to which ComfyUI crops its input image.
+    """Set a request's size to that of its input image after ComfyUI's crop.
 
     Raises: UsageError: the request states another size.
     """

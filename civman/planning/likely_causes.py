@@ -1,4 +1,4 @@
-"""Lists why an image rendered again from its settings differs from the original, the likeliest causes first."""
+"""Lists the reasons why an image rendered again from its settings may differ from the original, likeliest first."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ _SMALLEST_SHARE = 0.02
 
 
 def likely_causes(prepared: Prepared, recipe: Recipe, size: tuple[int, int]) -> tuple[str, ...]:
-    """List at most three likely causes. `size`: the original's width and height in pixels."""
+    """List at most three likely causes of a difference. `size`: the original's width and height in pixels."""
     found = tuple(dict.fromkeys(_causes(prepared, recipe, size)))[:_MOST]
     return found or ("the settings are not those of this image, or it was changed afterwards",)
 
@@ -30,12 +30,12 @@ def values_of_noise(recipe: Recipe) -> int:
 
 
 def depends_on_card(recipe: Recipe) -> bool:
-    """Whether the noise depends on which GPU made the image, and the recipe does not state the GPU."""
+    """Whether the noise depends on the GPU that made the image, while the recipe does not state the GPU."""
     return recipe.rng == "nv" and values_of_noise(recipe) > min(THREADS.values())
 
 
 def cards_to_try(recipe: Recipe) -> list[tuple[str, str]]:
-    """List the GPUs whose noise for this recipe depends on the GPU, as pairs (noise source, names of the GPUs).
+    """List the GPUs whose noise for this recipe may differ, as pairs (noise source, names of the GPUs).
 
     GPUs that are most common among A1111's users (Colab's T4, RTX 3060, 3070, 3080) come first.
     """

@@ -21,7 +21,7 @@ Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
 
 @dataclass(frozen=True, slots=True)
 class NeededPart:
-    """A part that a checkpoint or an IP-Adapter needs and does not contain."""
+    """A part that a checkpoint or an IP-Adapter needs but does not contain."""
 
     role: str
     title: str
@@ -58,7 +58,7 @@ def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
 
 
 def with_offers(parts: Iterable[NeededPart], look_up: Lookup) -> tuple[NeededPart, ...]:
-    """Look up on CivitAI the published files for all parts that no stored file fits."""
+    """For all parts that no stored file fits, look up the published files on CivitAI."""
     every = tuple(parts)
     wanted = [known.sha256 for part in every if not part.held for known in part.published]
     versions = look_up(wanted) if wanted else {}

@@ -67,7 +67,7 @@ from civman.planning.slot_groups import slot_notices
 from civman.prompts.foreign_syntax import foreign_notices
 
 SAMPLER = "DPM++ 2M"
-"""The sampler of requests that do not name one."""
+"""The default sampler of a request."""
 _SEEDS = 2**32
 _OTHER_ROLES = (
     "upscaler", "hypernetwork", "controlnet", "ip-adapter", "clip-vision", "face-restorer", "face-detector",
@@ -91,13 +91,13 @@ class Conditions:
     require: str | None = None
     """If "commercial", planning fails unless the licences of all files together permit selling the images."""
     is_device_there: bool = False
-    """Whether `device` is known to exist, so that planning need not import torch to check it."""
+    """Whether `device` is known to exist, so that planning need not import torch to check for it."""
 
 
 def plan(
     index: Index, request: RenderRequest, conditions: Conditions = Conditions(), *, on_event: OnEvent = ignore
 ) -> Planned:
-    """Resolve everything that determines the pictures of a request.
+    """Determine everything on which the pictures of a request depend.
 
     Raises:
         CannotRender: the render extra is not installed, or civman cannot render this kind of checkpoint.
@@ -105,7 +105,7 @@ def plan(
         NotFound, AmbiguousRef: a ref matches no file, or several.
         Incompatible: the parts cannot work together.
         IntegrityError: a file does not have the SHA-256 in the index.
-        NotAllowed (`licence`): the licences do not permit what `conditions.require` names.
+        NotAllowed (`licence`): the licences do not permit the use in `conditions.require`.
     """
     require_render_extra()
     texts = (request.prompt, request.negative_prompt)
@@ -245,7 +245,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
         vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
         checkpoint = read_checkpoint(found, vae=vae, config=recipe.config, prediction=recipe.prediction)
     parts = [finder.with_digest("lora", digest) for digest in recipe.digests["lora"]]
-    # leave out embeddings that are packed in an adapter's file, which is in the list already
+    # leave out embeddings that are packed in an adapter's file: that file is already in the list
     adapters = {part.sha256 for part in parts}
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
@@ -287,13 +287,12 @@ def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *,
     planned = plan_recipe(index, recipe_of(source), pictures, on_event=on_event)
     record = source.record
     parent, typed = (record.parent, record.typed) if record else (None, None)
-    return replace(
-        planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed
-    )  # a replay refuses nothing, because the comparison with the original shows whether the result is the same
+    # accept partial adapters and pure noise: the comparison with the original shows whether the result is the same
+    return replace(planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed)
 
 
 def _rules_for(request: RenderRequest, passes: Sequence[PassParts]) -> str:
-    """Return the rules for reading prompts that the prompts of all passes need; empty if none needs any."""
+    """Return the rules for reading the prompts of all passes; empty if none needs rules."""
     found = [prompt_stages.rules_for(each.prompt, each.negative, request.prompt_rules) for each in passes]
     return next(filter(None, found), "")
 
@@ -328,7 +327,7 @@ def _embeddings(
 
 
 def _named_second_pass(request: RenderRequest, sampler: samplers.Sampler) -> RenderRequest:
-    """Replace the names of the second pass's own sampler and schedule by civman's.
+    """Replace the names of the second pass's own sampler and schedule with civman's.
 
     If the request gives noise levels, the number of steps is set to fit them.
     """
@@ -368,7 +367,7 @@ def _without_what_has_no_effect(
 
 
 def _prompt_notices(texts: tuple[str, str], passes: Sequence[PassParts], recipe: Recipe) -> tuple[str, ...]:
-    """Notices about how the prompts are read, and about parts that other programs would read as syntax.
+    """Notices about how the prompts are read, and about words that other programs would read as syntax.
 
     `texts`: the first pass's prompts as requested.
     """
@@ -393,7 +392,7 @@ def _fitting(
     checkpoint: Found, passes: Sequence[PassParts], further: FurtherCheckpoints, shared: Sequence[Found],
     conditions: Conditions,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Check that each checkpoint fits the files that act on it, and return the cautions of the checks.
+    """Check that each checkpoint fits the files that act on it, and return the cautions from these checks.
 
     `shared`: the files that act in all passes.
     """

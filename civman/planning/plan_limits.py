@@ -15,7 +15,7 @@ from civman.planning.input_pictures import InputPicture, cropped, size_like
 from civman.planning.plan_stages import FurtherCheckpoints
 
 _INPAINTING: Final = 9
-"""The number of channels that the UNet of an inpainting checkpoint takes as input."""
+"""The number of input channels of an inpainting checkpoint's UNet."""
 _XL_LAYERS: Final = 12
 """The number of layers of SDXL's smaller text encoder."""
 
@@ -50,7 +50,7 @@ def within_limits(
         request = replace(request, told_sizes=None)
     skip, layers = request.clip_skip, checkpoint.clip_layers
     if checkpoint.family.is_xl and request.emphasis == "comfyui":
-        # for SDXL, ComfyUI takes the second-to-last layer of the text encoders unless a node says otherwise
+        # for SDXL, ComfyUI uses the second-to-last layer of the text encoders unless a node selects another layer
         layers, skip = _XL_LAYERS, 2 if skip is None else skip
         request = replace(request, clip_skip=skip)
     if skip is not None and skip != 1:
@@ -84,8 +84,8 @@ def require_channels(recipe: Recipe, checkpoint: Checkpoint) -> None:
     follows_comfyui = recipe.start is not None and recipe.start.resize_mode in COMFYUI_RESIZES
     if follows_comfyui and checkpoint.input_channels == _INPAINTING:
         raise CannotRender(
-            "ComfyUI's resize modes cannot be used with an inpainting checkpoint, which gets the mask"
-            " in another way",
+            "ComfyUI's resize modes cannot be used with an inpainting checkpoint, whose UNet takes the mask as "
+            "additional input channels",
             hint="use a checkpoint that is not for inpainting, or A1111's resize modes", code=Cause.ODD_INPUT,
             channels=checkpoint.input_channels,
         )  # fmt: skip

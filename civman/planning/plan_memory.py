@@ -17,7 +17,7 @@ from civman.planning.plan_stages import FurtherCheckpoints
 
 
 def memory_of(recipe: Recipe, checkpoint: Found, further: FurtherCheckpoints, parts: Sequence[Found]) -> Estimate:
-    """Estimate the memory for the largest of the checkpoints, because only one of them is loaded at a time."""
+    """Estimate the memory that a recipe needs with the largest of its checkpoints, because one is loaded at a time."""
     each = [_memory(recipe, found, parts) for found in (checkpoint, *further.files)]
     return max(each, key=lambda estimated: estimated.needed(MemoryPlan.RESIDENT))
 
@@ -52,7 +52,7 @@ def _numbers(file: Found) -> int:
 def _control_numbers(checkpoint: Shapes, control: Shapes) -> int:
     """Count the numbers in a loaded control model.
 
-    From a ControlLoRA, a whole ControlNet is made with the checkpoint's weights.
+    A ControlLoRA becomes a whole ControlNet when it is loaded, with weights of the checkpoint.
     """
     if is_adapter(control):
         return sum(prod(control[name]) for name in adapter_names(control).values())

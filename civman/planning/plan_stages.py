@@ -1,4 +1,4 @@
-"""Finds and checks what the second pass and the refiner have of their own: prompts, adapters and checkpoints.
+"""Finds and checks the prompts, adapters and checkpoints that only the second pass or the refiner uses.
 
 Source: A1111 1.5 to 1.10, where the tags in the second pass's prompt name all adapters of the second pass.
 """
@@ -43,9 +43,9 @@ class PassParts:
         return uses_of(self.loras, has_hires=True), tuple(use for _, use in self.networks)
 
     def after(self, first: "PassParts", *, keeps_prompts: bool) -> SecondResolved:
-        """Return the values in which this second pass differs from the first.
+        """Return the values of this second pass that differ from those of the first pass.
 
-        `keeps_prompts`: also return its prompts if they are equal to the first pass's.
+        `keeps_prompts`: also return the prompts if they are equal to the first pass's.
         """
         (loras, networks), (of_first, networks_of_first) = self.uses, first.uses
         return SecondResolved(
@@ -99,14 +99,15 @@ def second_parts(
 
 
 def _without_tags(request: RenderRequest, negative: str) -> str:
-    """Return a negative prompt. Raises: UsageError (`prompt-syntax`): the prompt contains a tag for an adapter."""
+    """Return a negative prompt after checking that it has no adapter tag. Raises: UsageError (`prompt-syntax`)."""
     return negative if request.emphasis == "comfyui" else prompt_references.read("", negative).negative
 
 
 def counts_own_steps(request: RenderRequest, rules: str | None, sampler: samplers.Sampler) -> bool:
     """Whether the recipe must repeat the prompts for the second pass so that its own sampler's steps are counted.
 
-    Otherwise, prompt editing in the second pass would follow the evaluations of the first pass's sampler.
+    Without repeated prompts, prompt editing in the second pass would follow the evaluations of the first pass's
+    sampler.
     """
     hires = request.hires
     if hires is None or not hires.sampler or rules != Rule.V1_6:
@@ -116,7 +117,7 @@ def counts_own_steps(request: RenderRequest, rules: str | None, sampler: sampler
 
 @dataclass(frozen=True, slots=True)
 class FurtherCheckpoint:
-    """A second checkpoint of a render, used for the second pass or as refiner, with the facts in its header."""
+    """A further checkpoint of a render, used for the second pass or as the refiner, and the facts from its header."""
 
     found: Found
     facts: Checkpoint
@@ -133,13 +134,13 @@ def second_checkpoint(
 ) -> FurtherCheckpoint:
     """Check that a checkpoint can be used for the second pass, and read its facts.
 
-    Raises: Incompatible (`cannot-work`): it is of another model family than the first pass's checkpoint. CannotRender.
+    Raises: Incompatible (`cannot-work`): the model families of the two passes' checkpoints differ. CannotRender.
     """
     facts = read_checkpoint(found, vae=vae, config=config, prediction=prediction)
     if not unet_family_of(found.header.shapes).is_same(first.family):
         raise Incompatible(
-            f"the second pass's checkpoint `{found.inspected.name}` is a model of {facts.title}, and the first pass's"
-            f" is one of {first.title}",
+            f"the second pass's checkpoint `{found.inspected.name}` is a model of {facts.title}, but "
+                    f"the first pass's checkpoint is a model of {first.title}",
             hint="choose two checkpoints of the same model family", code=Cause.CANNOT_WORK,
         )  # fmt: skip
     return FurtherCheckpoint(found, facts, is_same_family=True)
@@ -167,8 +168,8 @@ def refiner_checkpoint(
         )  # fmt: skip
     if facts.input_channels != first.input_channels:
         raise Incompatible(
-            f"the refiner `{name}` takes {facts.input_channels} channels, and the checkpoint"
-            f" {first.input_channels}: one of them is an inpainting model",
+            f"only one of the two models is for inpainting: the refiner `{name}` has "
+                    f"{facts.input_channels} input channels, the checkpoint {first.input_channels}",
             hint="choose two inpainting models, or none", code=Cause.CANNOT_WORK,
         )  # fmt: skip
     return FurtherCheckpoint(found, facts, is_same)
@@ -176,7 +177,7 @@ def refiner_checkpoint(
 
 @dataclass(frozen=True, slots=True)
 class FurtherCheckpoints:
-    """The checkpoints of a render besides its first one: that of the second pass, and the refiner."""
+    """The checkpoints of a render besides the first pass's: that of the second pass, and the refiner."""
 
     second: FurtherCheckpoint | None = None
     refiner: FurtherCheckpoint | None = None
@@ -229,8 +230,8 @@ def requested_checkpoints(
         return FurtherCheckpoints()
     if is_flow:
         raise UsageError(
-            "with a flow-matching model, a render has only one checkpoint: it can have no refiner, "
-            "and no other checkpoint for the second pass",
+            "a render with a flow-matching model uses one checkpoint only: no refiner, and no other "
+                    "checkpoint for the second pass",
             hint="leave out --refiner and --hires-checkpoint", code=Cause.BAD_VALUE,
         )  # fmt: skip
     if refiner is not None and (request.tiled_upscale is not None or request.ultimate_upscale is not None):

@@ -19,7 +19,7 @@ Adapters are not among them, because they can be merged and removed without relo
 
 
 PICTURE_ROLES: Final = ("picture", "mask", "control image", "reference picture")
-"""The roles of a plan's files that are images."""
+"""The roles of those files of a plan that are images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan: a recipe that can be rendered, with all its files found and verified. `notices` are for the user."""
+    """A plan: a recipe that can be rendered, and its files, all found and verified. `notices` are for the user."""
 
     recipe: Recipe
     files: tuple[PlannedFile, ...]
@@ -56,7 +56,7 @@ class Planned:
     allow_partial: bool = False
     """Whether to apply adapters even if some of their layers do not fit the model."""
     keeps_noise: bool = False
-    """Save an image even if it is nothing but noise, with a note, instead of raising an error."""
+    """Save an image that is nothing but noise, with a note, instead of raising an error."""
     typed: TypedPrompts | None = None
     parent: Sha256 | None = None
     """The SHA-256 of the recipe of which this plan's recipe is a variation."""
@@ -90,7 +90,8 @@ class Planned:
 class Applied:
     """How one adapter was applied.
 
-    `matched`: how many of the model's modules the adapter changed; `unmatched`: the adapter's modules that fit none.
+    `matched`: how many of the model's modules the adapter changed; `unmatched`: the adapter's modules that fit no
+    module of the model.
     """
 
     name: str
@@ -138,7 +139,7 @@ class Rendering:
 
     @property
     def environment(self) -> Environment:
-        """What besides the recipe determines the exact pixels: versions, device and number of threads."""
+        """The facts besides the recipe that determine the exact pixels: versions, device and number of threads."""
         return self.record.environment
 
     @property

@@ -61,8 +61,9 @@ def plan_upscales(
 ) -> list[PlannedUpscale]:
     """Plan the upscale of several images with the same settings.
 
-    Raises: NotFound, AmbiguousRef: the upscaler is not in the library, or several match. UsageError: an image cannot be
-        read, the upscaler is another kind of file, or a size is invalid. CannotRender: the render extra is missing.
+    Raises: NotFound, AmbiguousRef: the upscaler is not in the library, or several files match. UsageError: an image
+        cannot be read, the upscaler is another kind of file, or a size is invalid. CannotRender: the render extra
+            is missing.
     """
     require_render_extra()
     found, notices = any_upscaler(Finder(index, on_event), request.upscaler)
@@ -109,8 +110,8 @@ def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_eve
     if settings.others:
         raise CannotRender(
             f"the image was changed by more than one upscale: {', '.join(settings.others)}",
-            hint="only images that were changed by one upscaler can be made again; A1111 does not record "
-            "how a second one was mixed in",
+            hint="only images that were changed by one upscaler can be made again, because A1111 does not "
+                    "record how a second one was blended in",
             code=Cause.NOT_DRAWABLE,
         )  # fmt: skip
     source = read_source(picture)
@@ -122,7 +123,7 @@ def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_eve
 def plan_extras_of(
     index: Index, picture: Path, source: Path | None, *, on_event: OnEvent = ignore
 ) -> PlannedUpscale | None:
-    """Plan the upscale that A1111's settings in `picture` describe, applied to the image `source`.
+    """Plan the upscale that A1111's settings in `picture` describe, with `source` as the image to upscale.
 
     Returns None if `picture` contains no such settings. Raises: UsageError (`no-start-image`): `source` is None. The
     errors of `plan_extras`.

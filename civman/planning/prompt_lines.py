@@ -2,7 +2,7 @@
 
 A line that contains `--` is read as options: `--prompt "a boat" --steps 30 --cfg_scale 5`. Words after `--prompt` and
 `--negative_prompt` need no quotes. The options are A1111's; civman's own names for the same settings are accepted, too.
-An option that has no meaning in civman is an error, not ignored.
+An option that civman does not support is an error; it is not ignored.
 
 Source: AUTOMATIC1111's script "Prompts from file or textbox" (the rule, not its code).
 """

@@ -47,7 +47,7 @@ class ScaledLora:
         return cls(found, first, text, blocks_of(blocks) if blocks else "", changing, second)
 
     def use(self, *, has_hires: bool) -> LoraUse:
-        """Return the adapter as a recipe lists it; without a second pass, its scale there is left out."""
+        """Return the adapter as a recipe lists it; without a second pass, the scale for it is left out."""
         second = self.hires_keyframes if has_hires else ""
         return LoraUse(self.found.sha256, self.scale, self.text_scale, self.blocks, self.keyframes, second)
 
@@ -55,7 +55,7 @@ class ScaledLora:
         if any(not abs(scale) <= _MOST_SCALE for scale in (self.scale, self.text_scale)):
             raise UsageError(
                 f"the scale of `{self.found.inspected.name}` is outside ±{_MOST_SCALE:.0f}",
-                hint="choose a scale between 0 and 1.5, as usual", code=Cause.BAD_SCALE,
+                hint="choose a scale in the usual range from 0 to 1.5", code=Cause.BAD_SCALE,
             )  # fmt: skip
 
 
@@ -89,10 +89,10 @@ def read(prompt: str, negative: str) -> Words:
 def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[str, ...]]:
     """Append missing trigger words to the prompt. Returns the new prompt, and notices about what was added.
 
-    For each adapter, the first entry of its list of trigger words is added: the user's own list, else CivitAI's, else
-    the file's. Entries are usually alternatives (words that belong together share one entry), so the other entries are
-    only mentioned in the notice. Nothing is added if the prompt already contains one of the entries, if the adapter's
-    scale is 0 or negative, or if the prompt combines several prompts with `AND` or ends with a weight.
+    For each adapter, the first entry of a list of trigger words is added: the user's own list, else CivitAI's, else the
+    file's. The entries are usually alternatives (words that belong together share one entry), so the remaining entries
+    are only mentioned in the notice. Nothing is added if the prompt already contains one of the entries, if the
+    adapter's scale is 0 or negative, or if the prompt combines several prompts with `AND` or ends with a weight.
     """
     notices = []
     is_composed = editing.is_composed(prompt)
@@ -131,7 +131,7 @@ def _plain(word: str) -> str:
     text = text if "\\" in text else emphasis.escape(text)
     try:
         return "" if emphasis.parse(text).loras or editing.is_composed(text) else text
-    except UsageError:  # the trigger word contains a tag or weight that cannot be read
+    except UsageError:  # skip a trigger word that contains an unreadable tag or weight
         return ""
 
 
@@ -154,9 +154,9 @@ def embeddings(
 ) -> tuple[list[Found], list[EmbeddingUse]]:
     """Find the embeddings in use: the requested ones, stored ones whose name occurs in a prompt, and packed ones.
 
-    A stored embedding's names are its file name, its alias and its trigger words. `called` are words with the refs of
-    the embeddings that they stand for, which take precedence over such names. Packed embeddings are inside the files of
-    `loras`; a file of its own takes precedence over a packed embedding with the same name. `fits` returns whether a
+    A stored embedding's names are its file name, its alias and its trigger words. `called`: pairs of a word and the ref
+    of the embedding that this word means, which take precedence over such names. Packed embeddings are inside the files
+    of `loras`; a separate file takes precedence over a packed embedding with the same name. `fits` returns whether a
     file fits the checkpoint; stored embeddings that do not fit are ignored.
 
     Raises: UsageError (`embedding-unused`): a requested embedding's name occurs in neither prompt. AmbiguousRef: two
@@ -198,7 +198,7 @@ def embeddings(
 def _names(candidates: Sequence[Found], prompts: Sequence[str], bound: Mapping[str, Found]) -> dict[str, Found]:
     """Map each embedding name that occurs in a prompt to its embedding.
 
-    `bound`: names whose embedding the request states.
+    `bound`: the names for which the request states the embedding.
     """
     names = dict(bound)
     certain = {_folded(word) for word in bound}
@@ -226,7 +226,7 @@ def _used(words: Mapping[str, Found], prompts: Sequence[str]) -> set[str]:
     """Return the names that the prompts actually use, found with the parser that rendering uses."""
     if not words:
         return set()
-    # imported here, because importing the tokenizer takes 0.3 s and most prompts use no embedding
+    # imported here: the tokenizer takes 0.3 s to import, and most prompts use no embedding
     from civman.prompts.token_chunks import cut
     from civman.prompts.tokenizer import clip_tokenizer
 
@@ -276,6 +276,6 @@ def _stems(name: str, alias: str | None) -> tuple[str, ...]:
 
 
 def _called(prompts: Sequence[str], name: str) -> bool:
-    """Whether `name` may occur in a prompt: a fast test that never misses a name but may find too much."""
+    """Whether `name` may occur in a prompt: a fast test that finds every name, but may have false positives."""
     plain = _folded(name).strip()
     return bool(plain) and any(plain in _folded(prompt) for prompt in prompts)

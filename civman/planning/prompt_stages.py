@@ -1,6 +1,6 @@
-"""Computes the texts of each pass that result from prompt editing, alternation and `AND`, by the prompt rules.
+"""Computes, by the prompt rules, the texts of each pass that result from prompt editing, alternation and `AND`.
 
-Planning uses them to find embeddings and to refuse what cannot be rendered; rendering encodes the same texts.
+Planning uses the texts to find embeddings and to refuse what cannot be rendered; rendering encodes the same texts.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from civman.prompts.editing import Part, Rule, Stage, Timing
 _WITHOUT_AND = ("DDIM", "PLMS")
 """Samplers with which A1111 before version 1.6 could not combine prompts with `AND`."""
 _EVER = 2**31
-"""A number of evaluations that no pass reaches, for texts that never change."""
+"""The number of evaluations after which a text changes that never changes: more than any pass has."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassPrompts:
-    """The texts of one pass: the stages of each part of the prompt, with its weight, and of the negative prompt."""
+    """The texts of one pass: the weight and stages of each part of the prompt, and the negative prompt's stages."""
 
     parts: tuple[tuple[float, tuple[Stage, ...]], ...]
     negative: tuple[Stage, ...]
@@ -36,8 +36,8 @@ class PassPrompts:
 def rules_for(prompt: str, negative: str, wanted: str | None) -> str:
     """Return the rules for reading prompts that a recipe needs: `wanted`, or the newest ones if it is None.
 
-    Empty if the prompts neither change during the steps nor are combined. If `wanted` is empty, a number at the end of
-    a prompt is read as text, as in recipes before schema 4.
+    The result is empty if the prompts neither change during the steps nor are combined. If `wanted` is empty, a number
+    at the end of a prompt is read as text, as in recipes before schema 4.
 
     Raises: UsageError (`bad-value`): the rules `wanted` do not exist.
     """
@@ -67,7 +67,7 @@ def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class SecondPass:
-    """What determines the texts of the second pass. Prompts that are None are the first pass's.
+    """The values that determine the texts of the second pass. A prompt that is None is the same as the first pass's.
 
     If the second pass has prompts of its own, its prompt editing counts the evaluations of its own sampler, as in
     A1111. Otherwise, it counts those of the first pass's sampler, as recipes before schema 10 did.
@@ -87,7 +87,7 @@ class SecondPass:
 def passes(
     prompt: str, negative: str, rules: str, *, sampler: samplers.Sampler, steps: int, second: SecondPass | None
 ) -> tuple[PassPrompts, PassPrompts | None]:
-    """Compute the texts of the first pass and of the second pass; None for the second if both have the same.
+    """Compute the texts of the first pass and of the second pass; None for the second pass if both have the same texts.
 
     Raises: UsageError (`prompt-syntax`): brackets are nested too deeply.
     """
@@ -114,7 +114,7 @@ def passes(
 
 
 def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
-    """Compute the texts of a recipe's first and second pass; None for the second if both have the same."""
+    """Compute the texts of a recipe's two passes; None for the second pass if both have the same texts."""
     hires = recipe.hires
     second = None
     if hires is not None:
@@ -151,11 +151,12 @@ def _require_readable(recipe: Recipe, prompt: str, negative: str, sampler: str) 
     if recipe.guidance_rescale:
         raise UsageError(
             "CFG rescale does not work with prompts that are combined with AND",
-            hint="leave out --cfg-rescale, or combine the prompts in another way", code=Cause.PROMPT_SYNTAX,
+            hint="leave out --cfg-rescale, or combine the prompts without AND", code=Cause.PROMPT_SYNTAX,
         )  # fmt: skip
     if recipe.prompt_rules != Rule.V1_6 and sampler in _WITHOUT_AND:
         raise UsageError(
-            f"the sampler {sampler} of A1111 before version 1.6 could not combine prompts with AND",
+            "A1111 before version 1.6 could not combine prompts with AND when it used the sampler "
+                    f"{sampler}",
             hint="use --prompt-rules a1111-1.6, or another sampler", code=Cause.PROMPT_SYNTAX,
         )  # fmt: skip
 

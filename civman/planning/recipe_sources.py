@@ -76,7 +76,7 @@ def find_recipe(index: Index, what: str) -> RecipeSource:
         found = index.pictures(PictureFilter(recipe=what.lower()))
         if len({each.record.recipe.sha256 for each in found}) > 1:
             raise AmbiguousRef(
-                f"several recipes have a SHA-256 that starts with `{what}`", hint="give more digits of the SHA-256",
+                f"several recipes have a SHA-256 that starts with `{what}`", hint="pass more digits of the SHA-256",
                 candidates=sorted({str(each.record.recipe.sha256) for each in found}),
             )  # fmt: skip
         if found:
@@ -129,7 +129,7 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
 
 
 def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageError:
-    """Return the error for a contact sheet, which has no recipe of its own; it lists the cells' pictures."""
+    """Return the error for a contact sheet, which has no recipe of its own. The message lists the cells' pictures."""
     lines, refs = [], []
     for values, digest in sheet.cells:
         made = index.pictures(PictureFilter(recipe=digest), limit=1) if _DIGEST.fullmatch(digest) else []
@@ -144,7 +144,7 @@ def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageE
 
 
 def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPicture | None:
-    """Return the index row of this file, else the row of another file with the same recipe and the same pixels."""
+    """Return the index row of this file or, without one, the row of another file with the same pixels."""
     alike = sorted(
         (each for each in known if each.record.pixel_sha256 == origin.pixel_sha256), key=lambda each: not each.is_here
     )
@@ -168,7 +168,7 @@ def _text(path: Path) -> str:
 
 
 def pixel_sha256(pixels: Any) -> Sha256:
-    """Return the SHA-256 of (H, W, 3) or (H, W, 4) uint8 pixels in row order, as records state it."""
+    """Return the SHA-256 of (H, W, 3) or (H, W, 4) uint8 pixels in row order, in the form that records contain."""
     import numpy as np
 
     return Sha256(hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest())
@@ -224,7 +224,8 @@ def recipe_of(source: RecipeSource) -> Recipe:
     """
     if source.origin.upscaled is not None:
         raise UsageError(
-            f"`{source.name}` was upscaled from another image, so it has no recipe of a render",
+            f"`{source.name}` was upscaled from another image, so it contains an upscale recipe, not a"
+                    " render recipe",
             hint="use `civman replay` to repeat the upscale, or `civman upscale` to upscale another image",
             code=Cause.BAD_RECIPE,
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Turns the settings of another program's image into a recipe that renders it again, or says why it cannot.
+"""Turns the settings of another program's image into a recipe that renders it again, or explains why it cannot.
 
 Each setting is expressed exactly, or with a difference that is reported, or needs an image that no metadata contains,
-or cannot be expressed. Unknown entries are reported, too. A missing setting has the value that the A1111 version of the
-image gives it.
+or cannot be expressed. Unknown entries are reported, too. A missing setting has the value that was the default in the
+A1111 version that made the image.
 """
 
 import json
@@ -53,7 +53,7 @@ from civman.prompts import editing
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
 _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
 _PRIVATE: Final = re.compile(r" (alt|MOD|Test|Sharp|v2)\b(?=( Karras)?$)")
-"""Endings of sampler names that come from users' own changes to A1111, as a regular expression."""
+"""A regular expression for the endings of sampler names that come from users' own changes to A1111."""
 _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 
@@ -64,8 +64,8 @@ class _Missing(Exception):
 def redraw(row: dict[str, Any]) -> Redraw:
     """Plan one row: an object with `id`, `meta` (settings as in CivitAI's API) and `baseModel`.
 
-    `meta` may also contain a ComfyUI graph (`comfy`). Instead of `meta` and `baseModel`, `foreign` may hold the JSON
-    text that another program wrote into an image. `by_comfyui` says that the settings follow ComfyUI's rules. The files
+    `meta` may also contain a ComfyUI graph (`comfy`). Instead of `meta` and `baseModel`, `foreign` may contain the JSON
+    text that another program wrote into an image. `by_comfyui`: whether the settings follow ComfyUI's rules. The files
     that the row names are assumed to be present.
     """
     if isinstance(text := row.get("foreign"), str):
@@ -133,7 +133,7 @@ class _Reader:
 
     def __init__(self, entries: Entries, base_model: str, pixels: tuple[int | None, int | None]) -> None:
         self._entries, self._base_model, self._pixels = entries, base_model, pixels
-        # A1111 has stated its version since 1.2, so an image without one is read as one of 1.2
+        # read an image without a version as one of A1111 1.2: later versions state their number
         self._version = entries.version or (1, 2)
         self._is_own = entries.is_own
         self.by_comfyui = entries.follows_comfyui
@@ -242,7 +242,7 @@ class _Reader:
         return read.text, unwanted, loras, networks
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
-        """List exactly the LoRAs that the prompts use among the files, with their weights."""
+        """Limit the LoRAs among the files to those that the prompts use, and add their weights."""
         weights = {each.name: each.unet for each in loras}
         known: dict[tuple[str, str], NamedFile] = {}
         for each in self.resources:
@@ -318,7 +318,7 @@ class _Reader:
         return found[1]
 
     def _old_passes(self, first: tuple[int, int], final: tuple[int, int], steps: int) -> tuple[tuple[int, int], Hires]:
-        """Return the size of the first pass, and the second pass, by the rules of A1111 before 2023."""
+        """Return the first pass's size, and the second pass, by the rules of A1111 before 2023."""
         size, trim = old_first_pass(first, final)
         strength = self._entries.number("Denoising strength")
         self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
@@ -360,7 +360,7 @@ class _Reader:
         )
 
     def _last_upscale(self, hires: Hires | None, width: int, height: int) -> Enlargement | None:
-        """Return how the finished image was enlarged by A1111's Extras tab or as a last step; None if it was not."""
+        """Return how A1111's postprocessing enlarged the finished image; None if it did not."""
         drawn_size = (hires.width, hires.height) if hires else (width // 8 * 8, height // 8 * 8)
         settings = extras_in({name: self._entries.text(name) for name in KEYS if name in self._entries})
         if settings is None:
@@ -465,7 +465,7 @@ class _Reader:
             self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)
 
     def _value(self, made: Recipe, loras: list[TaggedLora], networks: list[tuple[str, float]]) -> dict[str, Any]:
-        """Return the recipe as JSON, with names and hashes for digests, and without values that the checkpoint sets."""
+        """Return the recipe as JSON, with files by name and hash, and without values that depend on the checkpoint."""
         value = asdict(made)
         if made.hires:
             name = self._entries.text("Hires upscaler") or ("None" if made.hires.stretches else "Latent")

@@ -33,25 +33,27 @@ _TORN: Final = {
 }
 """The first name of a torn entry, and a pattern for the names of its parts.
 
-Of several torn units, the parts of only one are left. The current form names the unit's model `Model`, which overwrites
-the checkpoint's name.
+If several units were torn, the parts of only one are left. In the current form, the entry for the unit's model is named
+`Model`, so it overwrites the checkpoint's name.
 """
 _ANY: Final = re.compile("ControlNet")
 _MODEL: Final = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]{8,64})\])?", re.DOTALL)
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _SIGNED: Final = re.compile(r"-?\d+(?:\.\d+)?")
 _IP_ADAPTERS: Final = ("ip-adapter_clip", "ip-adapter-auto")
-"""Beginnings of the names of modules for IP-Adapters. Modules for faces are missing, as they need insightface."""
+"""The beginnings of the names of modules for IP-Adapters. Modules for faces are left out, because they need
+insightface.
+"""
 _Request = TypeVar("_Request", ControlRequest, ReferenceRequest)
 _SIZED: Final = ("canny", "blur", "xdog")
-"""Preprocessors whose result depends on the size of the image that they process, which A1111 chooses."""
+"""Preprocessors whose result depends on the size of the image that they process. A1111 chooses that size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Controls:
     """The ControlNet units in an image's settings: requests, the models they name, and why they are not exact.
 
-    The ref of a request is the name of a model.
+    Each request has the name of a model as its ref.
     """
 
     requests: tuple[ControlRequest, ...] = ()
@@ -73,7 +75,7 @@ class Controls:
 def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[str, Any]) -> Controls:
     """Read the ControlNet units. `source`: the pictures that the user passes, the start image first if there is one.
 
-    `started`: the fields of the recipe for the start image and for tiles.
+    `started`: the fields of the recipe that describe the start image and the tiles.
     """
     units = _units(entries)
     entries.take(_ANY)
@@ -101,7 +103,7 @@ def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[s
 
 
 def _units(entries: Entries) -> list[dict[str, str]]:
-    """Return the enabled units in order, as dictionaries with field names in lower case and values as text."""
+    """Return the enabled units in order, as dictionaries with lower-case field names and values as text."""
     found: dict[int, dict[str, str]] = {}
     for name in entries.names():
         if match := _QUOTED.match(name):
@@ -110,13 +112,13 @@ def _units(entries: Entries) -> list[dict[str, str]]:
             found.setdefault(int(match[1] or 0), {})[match[2].casefold()] = entries.text(name)
     if not found and (first := next((name for name in _TORN if name in entries), None)):
         found[0] = {name.strip('"').casefold(): entries.text(name) for name in entries.take(_TORN[first])}
-    # the oldest form also has entries for units that are switched off, so leave these out
+    # leave out units that are switched off, which only the oldest form lists
     units = [unit for _, unit in sorted(found.items()) if unit.get("enabled", "True").casefold() != "false"]
     return [unit for unit in units if _field(unit, "model", "module", "preprocessor")]
 
 
 def _fields(value: Any) -> dict[str, str]:
-    """Return the fields of a unit's entry, which is quoted text or the object that CivitAI makes of it."""
+    """Return the fields of a unit's entry, which is quoted text, or an object if CivitAI has parsed the text."""
     if isinstance(value, Mapping):
         return {str(key).casefold(): str(item) for key, item in value.items()}
     pairs = re.findall(r"(?:^|,)\s*([A-Za-z][\w/ ]*?):\s*(\([^)]*\)|[^,]*)", str(value).strip().strip('"'))
@@ -204,7 +206,7 @@ def _resize_mode(unit: Mapping[str, str]) -> str:
 
 
 def _map(unit: Mapping[str, str], module: str) -> str:
-    """Return the preprocessor with its settings as in `ControlRequest.control_map`; "none" if civman lacks it."""
+    """Return the preprocessor and its settings as a `ControlRequest.control_map`; "none" if civman lacks it."""
     name = map_named(module)
     if name is None:
         return "none"
@@ -233,5 +235,5 @@ def _differences(unit: Mapping[str, str], module: str, request: ControlRequest) 
 
 
 def with_refs(requests: Sequence[_Request], ref: Any) -> tuple[_Request, ...]:
-    """Replace the model names in requests by refs; `ref` returns the ref for a name."""
+    """Replace the model names in requests with refs; `ref` returns the ref for a name."""
     return tuple(replace(each, ref=ref(each.ref)) for each in requests)

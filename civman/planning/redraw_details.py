@@ -22,7 +22,7 @@ from civman.planning.redraw_prompts import negative_words
 from civman.planning.redraw_result import stand_in
 
 OWN_DETECTOR: Final = "retinaface"
-"""The name that civman writes for the face detector of its own detail passes."""
+"""The detector's name that civman writes for its own passes for faces."""
 _FACES: Final = re.compile(r"(face|mediapipe_face(?!_mesh_eyes))", re.IGNORECASE)
 _ANY: Final = re.compile("ADetailer ")
 _LEFT_OUT: Final = {
@@ -73,7 +73,7 @@ def _suffixes(entries: Entries) -> Iterator[str]:
 
 
 def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list[str]]:
-    """Return one pass, and reasons why it is not exact. Raises: UsageError, ValueError: a setting cannot be read."""
+    """Return one pass, and reasons why it is not exact. Raises: UsageError, ValueError: a setting is invalid."""
 
     def text(name: str) -> str:
         return _unquoted(str(entries.value(f"ADetailer {name}{suffix}") or "").strip())
@@ -130,9 +130,9 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
 
 
 def _replaces_samplers(entries: Entries) -> bool:
-    """Whether ADetailer drew with Euler if the image's sampler was PLMS or UniPC, as before its version 23.9.
+    """Whether ADetailer drew with Euler where the image's sampler was PLMS or UniPC, as it did before version 23.9.
 
-    That version appeared with A1111 1.6, whose version decides if the settings do not state ADetailer's.
+    ADetailer 23.9 appeared with A1111 1.6, so A1111's version decides if the settings do not state ADetailer's.
     """
     found = re.match(r"v?([0-9]+)\.([0-9]+)", entries.text("ADetailer version"))
     return (int(found[1]), int(found[2])) < (23, 9) if found else entries.is_before((1, 6))
@@ -145,5 +145,5 @@ def _unquoted(text: str) -> str:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UsageError("the settings contain only the beginning of a prompt of ADetailer") from error
+        raise UsageError("the settings contain only the beginning of an ADetailer prompt") from error
     return str(found)

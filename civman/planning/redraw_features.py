@@ -1,6 +1,7 @@
 """Features in other programs' settings beyond a plain render: unsupported ones, and ones without effect.
 
-Each row names entries by a pattern, the condition under which they count, and what follows for rendering the image.
+Each row contains a pattern for names of entries, the condition under which they count, and the consequence for
+rendering the image.
 """
 
 import re
@@ -61,9 +62,9 @@ def face_method(entries: Entries) -> str | None:
 NO, FINE = Drawable.NO, Drawable.EXACT
 _GRID: Final = "a script made several images in one"
 _GRID_SCRIPT: Final = re.compile(r"plot|grid|matri(x|ces)|X/Y|prompts? from (text )?file", re.IGNORECASE)
-"""The titles of scripts that make several images, as a regular expression."""
+"""A regular expression for the titles of scripts that make several images."""
 _DETECTORS: Final = "(DDetailer|YOLO) "
-"""The entries of the script DDetailer and of its successors, as a regular expression."""
+"""A regular expression for the entries of the script DDetailer and of its successors."""
 _FEATURES: Final = (
     _feature(
         "Face restoration$",

@@ -1,4 +1,4 @@
-"""Turns a ComfyUI graph into a recipe that renders its image by ComfyUI's rules, or says which node prevents it.
+"""Turns a ComfyUI graph into a recipe that renders its image by ComfyUI's rules, or names the node that prevents it.
 
 Source: ComfyUI; `docs/redraw.md` lists its rules.
 """
@@ -23,7 +23,7 @@ from civman.planning.redraw_tiles import SourceImage
 from civman.prompts import comfyui_syntax
 
 _SAMPLERS: Final = {"ddim": "Euler"}
-"""Samplers that ComfyUI and civman name differently: ComfyUI's name, then civman's."""
+"""Samplers with different names in ComfyUI and civman: ComfyUI's name, then civman's."""
 _TREES: Final = ("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE")
 _NOISELESS: Final = ("DPM fast", "DPM adaptive")
 """Samplers that add noise in A1111, but not in ComfyUI (eta 0)."""
@@ -73,7 +73,7 @@ class _Builder:
     digests: Mapping[str, str]
     files: dict[tuple[str, str], NamedFile] = field(default_factory=dict)
     leaves: list[str] = field(default_factory=lambda: list(OPEN))
-    """The fields of a request that depend on the checkpoint because the graph does not set them."""
+    """The fields of a request that the graph does not set, so that they depend on the checkpoint."""
     made: Recipe | None = None
 
     def add(self, verdict: Drawable, words: str) -> None:
@@ -148,7 +148,7 @@ class _Builder:
         return plain
 
     def _loras(self, model: Model, clip: Clip) -> list[LoraUse]:
-        """Return the LoRAs of the model and of the text encoders, one for each node, with the scales for both."""
+        """Return the LoRAs, one for each LoRA node, with the scales for the UNet and for the text encoders."""
         names = {node: name for node, name, _ in (*model.loras, *clip.loras)}
         unet = {node: strength for node, _, strength in model.loras}
         text = {node: strength for node, _, strength in clip.loras}
@@ -171,7 +171,7 @@ class _Builder:
         return sampler
 
     def _step_rng(self, first: Sampled, second: Sampled | None) -> str:
-        """Return where the steps' noise is generated: "nv" for a GPU, "cpu", or "" if the samplers need none.
+        """Return where the noise of the steps is generated: "nv" for a GPU, "cpu", or "" if the samplers add no noise.
 
         The SDE samplers in `_TREES` use the CPU unless their names end with `_gpu`.
         """
@@ -213,7 +213,7 @@ class _Builder:
         return self._file("vae", file) if file else ""
 
     def _sizes(self, texts: Sequence[Text], found: Passes) -> str:
-        """Return SDXL's size conditioning; empty if it is not stated, or what the image's size gives anyway."""
+        """Return SDXL's size conditioning; empty if it is missing, or the same as the image's size implies."""
         stated = {text.sizes for text in texts}
         if len(stated) > 1:
             raise Stopped(
@@ -307,9 +307,9 @@ def _start(found: Passes, first: Sampled, *, has_second: bool) -> StartImage | N
 
 
 def _with_levels(first: Sampled) -> Sampled:
-    """Replace a strength below 1 in the first pass by the noise levels that it selects.
+    """Replace a strength below 1 in the first pass with the noise levels that it selects.
 
-    In the first pass, the latents are empty, so a strength only shortens the schedule.
+    The first pass starts from empty latents, so a strength only shortens its schedule.
     """
     if first.sigmas or first.strength > _FULL:
         return first

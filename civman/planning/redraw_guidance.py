@@ -1,4 +1,4 @@
-"""Converts settings of guidance and attention in other programs' images to values of a recipe."""
+"""Converts the guidance and attention settings in other programs' images to values of a recipe."""
 
 import re
 from typing import Any, Final
@@ -14,7 +14,7 @@ _THRESHOLDING = re.compile(
 )
 
 NOT_FROM_IMAGES: Final = ("PLMS", "UniPC")
-"""The samplers that could not start from an image in A1111 before 1.6, so that another one replaced them there."""
+"""The samplers that A1111 before 1.6 replaced with another one when it started from an image."""
 
 
 def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
 def second_sampling(entries: Entries, first: str) -> dict[str, Any]:
     """Return the recipe's fields for a sampler, schedule or CFG scale that only the second pass uses.
 
-    `first`: the sampler of the first pass. A second pass without a schedule of its own uses the first pass's. A1111
-    before 1.6 ran the second pass with DDIM if the first pass's sampler was PLMS or UniPC, and did not say so.
+    `first`: the sampler of the first pass. A second pass without a schedule of its own uses the first pass's. If the
+    first pass's sampler was PLMS or UniPC, A1111 before 1.6 ran the second pass with DDIM without recording that.
 
     Raises: UsageError: the sampler or the schedule is unknown.
     """

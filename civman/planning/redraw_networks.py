@@ -1,4 +1,4 @@
-"""Reads the LoRAs and hypernetworks that settings name in entries of their own instead of in the prompt."""
+"""Reads the LoRAs and hypernetworks that are named in separate entries of the settings instead of in the prompt."""
 
 import re
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from civman.planning.redraw_prompts import TaggedLora
 
 
 def old_hypernetworks(entries: Entries) -> Iterator[tuple[str, float]]:
-    """Return the hypernetwork in the entry that A1111 wrote until February 2023, with its strength."""
+    """Yield the hypernetwork that A1111 wrote as a separate entry until February 2023, with its strength."""
     name, strength = entries.text("Hypernet"), entries.number("Hypernet strength")
     if name.casefold() not in ("", "none"):
         yield re.sub(r"\([0-9a-fA-F]{8}\)$", "", name).strip(), 1.0 if strength is None else strength
 
     name, strength = entries.text("Hypernetworks"), entries.number("Hypernetworks Strengths")
-    # an extension writes this entry; with only one hypernetwork, it means the same as A1111's own entry
+    # read the entry of an extension: with a single hypernetwork, it means the same as A1111's own entry
     if name and "," not in name:
         yield name, 1.0 if strength is None else strength
 
 
 def network_hash(entries: Entries, name: str) -> str:
-    """Return the hash of a hypernetwork if entries of old versions of A1111 state it; else ""."""
+    """Return the hash of a hypernetwork from the entry that old versions of A1111 wrote; "" if there is none."""
     digest = entries.text("Hypernet hash")
     found = digest.casefold() if name == entries.text("Hypernet") else ""
     return found if re.fullmatch("[0-9a-f]{8,64}", found) else ""
@@ -56,9 +56,9 @@ def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedF
 
 
 def _listed_with(entries: Entries, weight: float, name: str, *, alone: bool) -> tuple[str, str]:
-    """Return the name and hash of the only LoRA in the API's list with this weight; if there is none, `name`.
+    """Return the name and hash of the only LoRA in the API's list with this weight; otherwise `name` and "".
 
-    `alone`: the settings name no other LoRA, so the only LoRA that is listed without a weight counts, too.
+    `alone`: the settings name no other LoRA, so the only listed LoRA without a weight is accepted, too.
     """
     listed = entries.listed_loras()
     found = [each for each in listed if each.weight == weight]

@@ -1,4 +1,4 @@
-"""Computes the second pass of A1111 before 2023, which settings describe by `First pass size`."""
+"""Computes the second pass of A1111 before 2023 from the entry `First pass size` in the settings."""
 
 import math
 

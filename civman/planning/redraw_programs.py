@@ -45,7 +45,7 @@ _SWARM_TAG: Final = re.compile(r"<(\w+)[:\[>]")
 
 
 def texts_in(entries: Mapping[str, str]) -> Iterator[str]:
-    """Return the texts in an image's metadata that may be another program's JSON, in the order to try them."""
+    """Yield the texts in an image's metadata that may be another program's JSON, the likeliest first."""
     for name in _TEXTS:
         if entries.get(name, "").lstrip().startswith("{"):
             yield entries[name]
@@ -79,7 +79,7 @@ def redraw_program(text: str, name: object = None, source: SourceImage | None = 
 
 
 def _program(text: str) -> str:
-    """Return which program wrote a JSON text, unless it was ComfyUI; "" if the program is not recognised."""
+    """Return the name of the program that wrote a JSON text; "" for ComfyUI and unknown programs."""
     value = Loose(loads(text))
     if "sui_image_params" in value:
         return "SwarmUI"

@@ -1,4 +1,4 @@
-"""Reads A1111's tags in a prompt and removes them, by the rules of the version that made the image."""
+"""Reads and removes A1111's tags in a prompt, by the rules of the version that made the image."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ class TaggedLora:
     blocks: str = ""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """The scale for the UNet over the steps of the second pass, in canonical form; "" if it is as in the first."""
+    """The scale for the UNet over the steps of the second pass, in canonical form; "" if the same as in the first pass.
+    """
 
     def use(self, sha256: Sha256, *, has_hires: bool) -> LoraUse:
         """Return the LoRA as a recipe lists it, with the digest of its file."""
@@ -46,7 +47,7 @@ class _Scales:
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """A prompt without its tags, the LoRAs and hypernetworks that they name, and why tags cannot be expressed."""
+    """A prompt without its tags, the LoRAs and hypernetworks in the tags, and why some tags cannot be expressed."""
 
     text: str
     loras: tuple[TaggedLora, ...]
@@ -103,10 +104,10 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
 
 
 def negative_words(prompt: str, emphasis: str) -> tuple[str, tuple[Reason, ...]]:
-    """Return a negative prompt so that its tags are read as words, as A1111 and ComfyUI do, and why that is not exact.
+    """Return a negative prompt whose tags are read as words, as in A1111 and ComfyUI, and why this is not exact.
 
-    A1111 removes tags only from the prompts of the first and the second pass. `emphasis`: the recipe's rule for
-    emphasis.
+    A1111 removes tags only from the (positive) prompts of the first and the second pass. `emphasis`: the recipe's rule
+    for emphasis.
     """
     words = prompt if emphasis == "comfyui" else tags_as_words(prompt)
     if words == prompt or emphasis != "none":
@@ -118,7 +119,7 @@ def negative_words(prompt: str, emphasis: str) -> tuple[str, tuple[Reason, ...]]
 
 
 def _blocks(words: str) -> tuple[str, str]:
-    """Return block weights in canonical form and "", or "" and the name of a preset that civman does not know."""
+    """Return block weights in canonical form and ""; for a preset that civman does not know, return "" and its name."""
     try:
         return blocks_of(words), ""
     except UsageError:
@@ -126,7 +127,7 @@ def _blocks(words: str) -> tuple[str, str]:
 
 
 def _scales(arguments: list[str], *, takes_both: bool) -> _Scales | str:
-    """Return the scales for the UNet and for the text encoders, or a text that says why they cannot be expressed."""
+    """Return the scales for the UNet and for the text encoders, or the reason why they cannot be expressed."""
     if any(is_changing(each) or each.strip().startswith("hr") for each in arguments):
         return _changing_scales(arguments)
     named = {match[1]: match[2] for each in arguments if (match := _NAMED.fullmatch(each))}
@@ -152,7 +153,7 @@ def _scales(arguments: list[str], *, takes_both: bool) -> _Scales | str:
 
 
 def _changing_scales(arguments: list[str]) -> _Scales | str:
-    """Read the scales of a tag for the extension sd-webui-loractl, or say why they cannot be expressed."""
+    """Read the scales of a tag for the extension sd-webui-loractl, or return why they cannot be expressed."""
     named = {match[1]: match[2].strip() for each in arguments if (match := _NAMED.fullmatch(each))}
     positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
     text_words = named.get("te", positional[0] if positional else "1")

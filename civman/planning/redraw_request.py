@@ -1,4 +1,4 @@
-"""Turns the settings in other programs' images into render requests, with the named files found in the library.
+"""Turns the settings in other programs' images into render requests that use files in the library.
 
 A file is found by its hash if the settings state one, else by its version on CivitAI, else by its name. A notice
 reports files that were found by their names.
@@ -113,7 +113,7 @@ def understood(index: Index | None, settings: "str | SiteImage", source: SourceI
 def request_of(
     index: Index, prepared: Prepared, source: SourceImage | None = None
 ) -> tuple[RenderRequest, str, tuple[str, ...]]:
-    """Return the request that renders an image again, how to round its pixels, and notices.
+    """Return the request that renders an image again, the rounding rule for its pixels, and notices.
 
     The notices say how the result may differ from the original.
 
@@ -174,7 +174,7 @@ def request_of(
 
 
 def _with_files(asked: HiresRequest, made: Hires, ref: Callable[[Sha256], str]) -> HiresRequest:
-    """Return the request for the second pass with refs of its own adapters, hypernetworks and checkpoint."""
+    """Return the second pass's request, with refs for the adapters, hypernetworks and checkpoint of its own."""
     networks = made.hypernetworks
     return replace(
         asked, checkpoint=ref(made.checkpoint.sha256) if made.checkpoint is not None else None,

@@ -1,4 +1,4 @@
-"""The result of converting another program's settings: a recipe, or why there is none."""
+"""The result of converting another program's settings: a recipe, or the reasons why there is none."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ OPEN: Final = ("prediction", "is_zero_snr", "precision", "config")
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """What became of one image's settings: a verdict with reasons and, if possible, a recipe.
+    """The result of converting one image's settings: a verdict with reasons and, if possible, a recipe.
 
     `recipe` is a JSON object with the names and hashes that the settings state.
     """
@@ -53,14 +53,14 @@ class Redraw:
 
 
 def verdict_of(found: Sequence[Reason]) -> tuple[Drawable, tuple[str, ...]]:
-    """Return the worst verdict of all reasons, and the reasons in words, the most serious ones first."""
+    """Return the worst verdict among the reasons, and the reasons as sentences, the most serious ones first."""
     ordered = sorted(found, key=lambda each: -RANK.index(each.verdict))
     verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
     return verdict, tuple(dict.fromkeys(each.words for each in ordered))
 
 
 def require_plannable(made: Recipe) -> None:
-    """Check whatever in a recipe does not depend on its models. Raises: UsageError: no model could render it."""
+    """Check everything in a recipe that does not depend on its models. Raises: UsageError: no model can render it."""
     prompt_stages.require_readable(made)
     sampler, schedule, levels = sampler_names.of_recipe(made)
     sampling_plan.plan(sampler, schedule, made.steps, levels, sigmas=made.sampling.sigmas)

@@ -1,4 +1,4 @@
-"""Reads from other programs' settings a second pass with values of its own, and a refiner.
+"""Reads, from other programs' settings, a refiner and the values that only the second pass uses.
 
 Source: A1111 1.3 (prompts of the second pass), 1.5 (the second pass's LoRAs are those in its own prompt), 1.6 (a
 checkpoint for the second pass, and refiners) and 1.8 (switches to the refiner at a noise level); Forge switches after a
@@ -24,13 +24,16 @@ HIRES_CHECKPOINT: Final = "hires-checkpoint"
 REFINER: Final = "refiner"
 """The role of a refiner's checkpoint among the files that settings name."""
 SECOND_ENTRIES: Final = re.compile("Hires (checkpoint|prompt|negative prompt)$")
-"""The entries of settings that state values of the second pass's own, as a regular expression."""
+"""A regular expression for the entries of settings that only concern the second pass."""
 _NAMED: Final = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
 
 
 @dataclass(slots=True)
 class OwnTexts:
-    """The second pass's own prompts without tags, and its own LoRAs and hypernetworks; None: the first pass's."""
+    """The second pass's own prompts without tags, and its own LoRAs and hypernetworks.
+
+    None means that the first pass's are used.
+    """
 
     prompt: str | None = None
     negative: str | None = None
@@ -39,7 +42,7 @@ class OwnTexts:
     reasons: list[Reason] = field(default_factory=list)
 
     def of_hires(self, hires: Hires) -> Hires:
-        """Return the second pass with these values, and with placeholders for the digests of files."""
+        """Return the second pass with these prompts and adapters, and with placeholders for the digests of files."""
         loras, networks = self.loras, self.networks
         return replace(
             hires, prompt=self.prompt, negative_prompt=self.negative,
@@ -56,8 +59,8 @@ def own_texts(
 ) -> OwnTexts:  # fmt: skip
     """Read the second pass's own prompts.
 
-    `emphasis`: the recipe's rule for emphasis. `loras` and `networks` are named outside prompts, so they act in both
-    passes.
+    `emphasis`: the recipe's rule for emphasis. `loras` and `networks` are named outside the prompts, so they act in
+    both passes.
     """
     found = OwnTexts()
     prompt, negative = (_whole(entries, name, found) for name in ("Hires prompt", "Hires negative prompt"))
@@ -73,7 +76,7 @@ def own_texts(
 
 
 def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
-    """Return a prompt of the second pass as it was written; None if the settings state none."""
+    """Return a prompt of the second pass with its tags; None if the settings contain no complete prompt."""
     text = entries.value(name)
     if not isinstance(text, str) or not text:
         return None
@@ -85,7 +88,7 @@ def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
 
 
 def counted_for_own_sampler(hires: Hires, prompt: str, rules: str, sampler: samplers.Sampler) -> Hires:
-    """Repeat the prompt for the second pass if its own sampler needs another number of evaluations per step.
+    """Repeat the prompt in the second pass if its own sampler needs a different number of evaluations per step.
 
     A recipe counts the evaluations of the second pass's own sampler only if the second pass has a prompt of its own.
     """
@@ -103,7 +106,7 @@ def second_checkpoint(entries: Entries) -> NamedFile | None:
 def refiner(entries: Entries, version: tuple[int, int], *, has_hires: bool) -> tuple[NamedFile, Refiner] | None:
     """Return the refiner's checkpoint and when it takes over; None if there is no refiner.
 
-    The refiner has a placeholder for the checkpoint's digest.
+    The second value contains a placeholder for the checkpoint's digest.
     """
     entries.take(re.compile("Refiner|Hires refiner$"))
     file = _named(entries.text("Refiner"), REFINER)
@@ -120,12 +123,12 @@ def refiner(entries: Entries, version: tuple[int, int], *, has_hires: bool) -> t
 
 
 def with_second_checkpoint(hires: Hires, file: NamedFile | None) -> Hires:
-    """Return the second pass with a placeholder for the digest of its checkpoint `file`, if that is not None."""
+    """Return the second pass with a placeholder for the digest of its own checkpoint `file`, if it has one."""
     return hires if file is None else replace(hires, checkpoint=_use(file))
 
 
 def stand_in_of(file: NamedFile) -> Sha256:
-    """Return the placeholder that recipes contain for the digest of a file that settings name."""
+    """Return the placeholder that recipes contain for the digest of a file as long as only its name is known."""
     if file.role in (HIRES_CHECKPOINT, REFINER):
         return stand_in(f"{file.role} {file.name} {file.hash}")
     return stand_in("checkpoint" if file.role == "checkpoint" else file.name)

@@ -27,7 +27,7 @@ _FACTORS: Final = tuple(number / 20 for number in range(20, 81))
 _SD: Final = re.compile("SD upscale ")
 _ULTIMATE: Final = re.compile("Ultimate SD upscale ")
 _OF_MASK: Final = re.compile("Mask blur|Inpaint area|Masked area padding|Masked content")
-"""A1111's entries for a mask, which Ultimate SD upscale also causes because it makes masks for its tiles."""
+"""A1111's entries for a mask. Ultimate SD upscale causes them, too, because it makes masks for its tiles."""
 _OF_IMAGE: Final = re.compile(
     "Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG|Resize mode"
 )
@@ -39,7 +39,7 @@ _INPAINTED: Final = (
     "Conditional mask weight",
     "Image CFG scale",
 )
-"""A1111's entries that only images with a user's mask, or of a model that edits images by instructions, have."""
+"""A1111's entries that occur only with a user's mask or with a model that edits images by instructions."""
 _NOISE: Final = "Noise multiplier"
 _RESIZE: Final = "Resize mode"
 
@@ -48,9 +48,9 @@ _RESIZE: Final = "Resize mode"
 class SourceImage:
     """An image given for a redraw: its input image or a control image. Sizes are width and height in pixels.
 
-    `final_size`: the size of the image that is drawn again, None if unknown. `node`: the node of a ComfyUI graph that
-    loads this image, by its id or by the name of its file, or "" if that was not stated. `others`: further images, in
-    the order in which the user passed them.
+    `final_size`: the size of the image that is drawn again, None if unknown. `node`: the id of the node in a ComfyUI
+    graph that loads this image, or the file name in that node; "" if the user stated neither. `others`: further images,
+    in the order in which the user passed them.
     """
 
     path: Path
@@ -68,14 +68,14 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Fields of the recipe for the input image and its tiles, and why they are not exact."""
+    """The recipe's fields for the input image and its tiles, and the reasons why they are not exact."""
 
     recipe: dict[str, Any]
     reasons: tuple[Reason, ...] = ()
 
 
 FindUpscaler = Callable[[str], tuple[str, Sha256 | None]]
-"""A function from A1111's name of an upscaler to civman's name and a placeholder for its model's digest."""
+"""A function that maps A1111's name of an upscaler to civman's name and a placeholder for its model's digest."""
 _ENCODED: Final = Reason(
     Drawable.DIFFERS, "A1111 encodes the input image from a distribution, and civman takes the mean of that"
 )
@@ -85,9 +85,9 @@ def started(
     entries: Entries, source: SourceImage | None, upscaler: FindUpscaler, version: tuple[int, int],
     size: tuple[int, int], *, has_passes: bool,
 ) -> Tiles:  # fmt: skip
-    """Read which input image an image of this size was made from, and how that was enlarged.
+    """Read from which input image an image of this size was made, and how the input image was enlarged.
 
-    `has_passes`: the image has a second pass, which may be what a stated strength belongs to.
+    `has_passes`: the image has a second pass, so a stated strength may be that of the second pass.
     """
     tiles = redraw_in_tiles(entries, source, upscaler)
     if tiles.reasons:
@@ -143,7 +143,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _without_noise(entries: Entries) -> Iterator[Reason]:
-    """Name a stated noise multiplier that is not in the recipe because the recipe has no input image."""
+    """Yield a reason for a stated noise multiplier that the recipe lacks because it has no input image."""
     stated = entries.number(_NOISE)
     if stated is not None:
         words = f"the recipe lacks the noise multiplier {stated:g}, since it has no input image yet"
@@ -151,7 +151,7 @@ def _without_noise(entries: Entries) -> Iterator[Reason]:
 
 
 def _resized(entries: Entries, start: StartImage, reasons: list[Reason]) -> StartImage:
-    """Return the start image with the stated way of resizing; one that civman does not know becomes a reason."""
+    """Return the start image with the stated resize mode; a resize mode that civman does not know becomes a reason."""
     stated = entries.text(_RESIZE).casefold()
     if stated in RESIZE_MODES:
         return replace(start, resize_mode=stated)
@@ -195,7 +195,7 @@ def _larger(
 
 
 def redraw_in_tiles(entries: Entries, source: SourceImage | None, upscaler: FindUpscaler) -> Tiles:
-    """Read the settings of the script that redrew the image in tiles; the result is empty if there was none."""
+    """Read the settings of the script that redrew the image in tiles; the result is empty if no script did."""
     read = _ultimate if entries.take(_ULTIMATE) else _sd_upscale if entries.take(_SD) else None
     if read is None:
         return Tiles({})
@@ -211,13 +211,13 @@ def redraw_in_tiles(entries: Entries, source: SourceImage | None, upscaler: Find
 
 
 def _enlarging(entries: Entries, name: str, upscaler: FindUpscaler) -> tuple[str, Sha256 | None]:
-    """Return civman's name of the upscaler in the entry `name`, and a placeholder for its model's digest."""
+    """Return civman's name of the upscaler that the entry `name` states, and a placeholder for its model's digest."""
     found = entries.text(name) or "None"
     return ("none", None) if found.casefold() == "none" else upscaler(found)
 
 
 def _begun(entries: Entries, source: SourceImage, reasons: list[Reason]) -> StartImage:
-    """Return the start image with its strength and the multiplier of its noise.
+    """Return the start image with its strength and its noise multiplier.
 
     If the strength is not stated, a reason is added and 0.75 is used.
     """
@@ -230,7 +230,7 @@ def _begun(entries: Entries, source: SourceImage, reasons: list[Reason]) -> Star
 
 
 def _ultimate(entries: Entries, source: SourceImage, upscaler: FindUpscaler) -> Tiles:
-    """Read the settings of Ultimate SD upscale. The stated size is that of the finished image."""
+    """Read the settings of Ultimate SD upscale. The size in the settings is that of the finished image."""
     reasons = [_ENCODED, Reason(
         Drawable.DIFFERS,
         "Ultimate SD upscale does not state in which order it redrew the tiles and whether it redrew the seams: drawn "
@@ -242,7 +242,7 @@ def _ultimate(entries: Entries, source: SourceImage, upscaler: FindUpscaler) -> 
         return usual if stated is None else stated
 
     method, model = _enlarging(entries, "Ultimate SD upscale upscaler", upscaler)
-    side = number("tile_size", 0)  # tile_size is the name that the script used for this entry in January 2023
+    side = number("tile_size", 0)  # in January 2023, the script named this entry tile_size
     width, height = number("tile_width", side), number("tile_height", side)
     made = UltimateUpscale(
         method, model, width or height or 512, height or width or 512, number("mask_blur", 8), number("padding", 32)

@@ -12,15 +12,15 @@ from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning.redraw_features import Drawable, Reason
 
 _OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
-"""Names of upscalers that are neither ESRGAN, Real-ESRGAN nor SwinIR networks, as a regular expression."""
+"""A regular expression for the names of upscalers that are neither ESRGAN, Real-ESRGAN nor SwinIR networks."""
 
 _ENLARGING: Final = re.compile(r"(?!hires ).*upscale|postprocess|extras|script", re.IGNORECASE)
-"""Names of entries that may say why a finished image is larger than its passes, as a regular expression."""
+"""A regular expression for the names of entries that may explain why an image is larger than its passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedUpscaler:
-    """The upscaler that a name refers to: a built-in one, or "model" with a file; and why it may differ."""
+    """The upscaler that a name means: a built-in one, or "model" with a file; and the reasons why it may differ."""
 
     method: str
     file: NamedFile | None = None
@@ -52,10 +52,10 @@ def upscaler_named(name: str, version: tuple[int, int]) -> NamedUpscaler:
 
 
 def enlarged_afterwards(entries: Entries, made: Recipe, pixels: tuple[int | None, int | None]) -> Iterator[Reason]:
-    """Say that an image of this size in pixels was enlarged after the last step that its settings describe.
+    """Yield a reason if the image is larger than its settings describe, so that it was enlarged afterwards.
 
-    Nothing is said if the size is not known, if the image has another shape than the recipe draws, or if an entry of
-    the settings may explain the size.
+    There is no reason if the size is unknown, if the image has another aspect ratio than the recipe's, or if an entry
+    of the settings may explain the size.
     """
     last = made.upscale.final_size if made.upscale else made.drawn_size
     width, height = pixels

@@ -29,16 +29,18 @@ _ROLES: Final = {
 }  # fmt: skip
 _AIR: Final = re.compile(r"urn:air:[\w.:@-]{1,200}")
 _LISTS: Final = ("civitaiResources", "Civitai resources", "additionalResources")
-"""The entries of an image's settings that list model versions on CivitAI by their ids."""
+"""The entries of an image's settings that list model versions by their ids on CivitAI."""
 _ADDNET: Final = re.compile(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)")
 
 
 @dataclass(frozen=True, slots=True)
 class SiteImage:
-    """An image on CivitAI. `path`: the downloaded original; `has_recipe`: whether it contains a civman recipe.
+    """An image on CivitAI.
 
-    `text`: A1111's `parameters` in the original, or None. The text is preferred to `meta`, the API's response, in which
-    CivitAI splits some entries wrongly. `version_ids`: the model versions that CivitAI found in the image.
+    `path`: the downloaded original; `has_recipe`: whether the original contains a civman recipe.
+
+    `text`: A1111's `parameters` in the original, or None. This text is preferred to `meta`, the API's response, in
+    which CivitAI splits some entries wrongly. `version_ids`: the model versions that CivitAI found in the image.
     """
 
     id: int
@@ -71,8 +73,8 @@ class NamedVersion:
 class SettingsRow:
     """The settings of an image as a row for `civman.planning.redraw.redraw`.
 
-    `versions`: the version that the image names for a file, by the file's role and name in the row. `notices`: notices
-    about the settings for the user.
+    `versions`: maps a file's role and name in the row to the model version that the image names for the file.
+    `notices`: notices about the settings for the user.
     """
 
     row: dict[str, Any]
@@ -81,7 +83,7 @@ class SettingsRow:
 
 
 def row_of(text: str) -> dict[str, Any]:
-    """Convert A1111's `parameters` text to a row as in CivitAI's API, for `civman.planning.redraw.redraw`."""
+    """Convert A1111's `parameters` text to a row for `civman.planning.redraw.redraw`, in the form of CivitAI's API."""
     parsed = infotext.read(text)
     meta: dict[str, Any] = dict(parsed.details)
     return {"meta": meta | {"prompt": parsed.prompt, "negativePrompt": parsed.negative, "hashes": parsed.hashes}}
@@ -91,7 +93,7 @@ def settings_row(index: Index | None, settings: "str | SiteImage") -> SettingsRo
     """Join the settings of a `parameters` text or of an image on CivitAI with the model versions that they list.
 
     CivitAI's generator writes no tags, so a listed LoRA that the prompt does not name gets a tag in the prompt. The
-    contents of a version come from the index; an unknown version is called "version 123".
+    files of a version come from the index; an unknown version is named "version 123", for example.
     """
     if isinstance(settings, str) and is_known(settings):
         versions = {(each.role, stem(air)): each for air, each in _named_in(settings)}
@@ -210,12 +212,12 @@ class _Known:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that stand for an embedding in a prompt: the names of its files and its trigger words."""
+        """The words by which a prompt may name an embedding: the names of its files and its trigger words."""
         return (*self.names, *(self.version.trained_words if self.version is not None else ()))
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the default file or, if only another file of the version is stored, of that file."""
+        """The SHA-256 of the version's default file, or of another file of the version if only that one is stored."""
         default = self._default
         declared = str(default.hashes.sha256 or "") if default is not None else ""
         stored = {str(asset.blob.sha256) for asset in self.held}
@@ -241,7 +243,7 @@ class _Known:
 
 
 class _Join:
-    """Assigns model versions to the files in the settings, and adds files for versions without one to the settings."""
+    """Assigns model versions to the files in the settings, and adds a file to the settings for every other version."""
 
     def __init__(self, meta: dict[str, Any]) -> None:
         self._meta = meta
@@ -322,5 +324,5 @@ class _Join:
 
 
 def role_of(kind: ModelType) -> str:
-    """Return the role that a model of this type has in an image: "checkpoint", "lora", "vae" …; "" for other types."""
+    """Return the role of a model of this type in an image: "checkpoint", "lora", "vae" …; "" for other types."""
     return "lora" if kind.is_adapter else _ROLES.get(kind.value.casefold(), "")

@@ -14,9 +14,9 @@ def slot_groups(plans: Sequence[Planned]) -> list[tuple[int, ...]]:
     """Group plans whose images can share slots. Returns the positions of the plans in each group, from 0.
 
     Images share slots if their recipes have the same number of slots and need the same model with the same adapters,
-    hypernetworks and FreeU. Prompts, seeds, sizes, samplers, steps, guidance and everything else may differ. Images of
-    the same shape become neighbours, because one call of the UNet can compute only images of the same size. A plan
-    without slots is a group of its own.
+    hypernetworks and FreeU. Prompts, seeds, sizes, samplers, steps, guidance and everything else may differ. Plans with
+    images of the same shape are adjacent in a group, because one call of the UNet can compute only images of the same
+    size. A plan without slots is a group of its own.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, planned in enumerate(plans):
@@ -43,7 +43,7 @@ def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
 
 
 def beside(plans: Sequence[Planned]) -> list[int]:
-    """Return for each plan with how many images of other plans it can share slots."""
+    """For each plan, return the number of images of other plans with which it can share slots."""
     others = [0] * len(plans)
     for numbers in slot_groups(plans):
         images = sum(plans[number].recipe.count for number in numbers)

@@ -83,7 +83,7 @@ def _eight_bit(image: Any) -> tuple[Any, list[str]]:
 
 
 def _texts(data: bytes) -> tuple[str | None, Sha256 | None]:
-    """Return A1111's text in an image, and the SHA-256 of its civman recipe. Damaged texts are ignored."""
+    """Return A1111's `parameters` text in an image, and the SHA-256 of its civman recipe. Damaged texts are ignored."""
     try:
         carried = image_text.texts(data)
     except UsageError:
@@ -97,7 +97,7 @@ def _texts(data: bytes) -> tuple[str | None, Sha256 | None]:
 
 
 def pictures_in(paths: Iterable[Path]) -> Iterator[Path]:
-    """Replace each folder by the image files directly in it, ordered by name.
+    """Replace each folder with the image files directly in it, ordered by name.
 
     Raises: UsageError: a folder contains no images.
     """

@@ -77,7 +77,7 @@ _HIRES: Final = (
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_AS_FIRST: Final = ("hires_prompt", "hires_negative_prompt", "hires_checkpoint")
-"""Fields of the second pass that an empty text resets to the first pass's value."""
+"""Fields of the second pass that an empty value resets to the first pass's value."""
 _HIRES_TEXTS: Final = (
     "upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize", *_HIRES_AS_FIRST,
 )  # fmt: skip
@@ -87,7 +87,7 @@ _LAST: Final = (
     "init_upscale",
 )  # fmt: skip
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_REFERENCE, *_LAST, "lora:REF")
-"""The fields of a recipe that can be changed; some also have short names, as the options of `civman render` do."""
+"""The fields of a recipe that can be changed. Some also have short names, those of the options of `civman render`."""
 
 Change = tuple[str, str]
 DigestOf = Callable[[str], Sha256]
@@ -105,7 +105,7 @@ def vary(
     """
     finder = Finder(index, on_event)
     request = as_request(recipe, pictures)
-    # leave the prediction type to the new checkpoint, because the old one's may not apply to it
+    # reset the prediction type, because the old checkpoint's may not apply to the new one
     if any(field_of(name) == "checkpoint" for name, _ in changes):
         request = replace(request, prediction=None, is_zero_snr=None, file=None)
     for name, text in changes:
@@ -129,7 +129,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
     start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
-    # leave out embeddings that are packed in an adapter's file, because the adapter brings them
+    # leave out embeddings that are packed in an adapter's file: the adapter adds them
     adapters = {use.sha256 for use in recipe.loras}
     own = [use for use in recipe.embeddings if use.sha256 not in adapters]
     return RenderRequest(
@@ -206,7 +206,7 @@ def _network_texts(uses: Sequence[HypernetworkUse]) -> tuple[str, ...]:
 
 
 def _upscale_request(recipe: Recipe, pictures: Mapping[Sha256, Path]) -> UpscaleRequest | None:
-    """Return the enlargement of the finished image as a request: by a factor, or to a cropped size."""
+    """Return the recipe's enlargement of the finished image as a request: by a factor, or to a cropped size."""
     made = recipe.upscale
     if made is None:
         return None
@@ -250,7 +250,7 @@ def _ultimate_request(recipe: Recipe) -> UltimateRequest | None:
 
 
 def _faces_text(recipe: Recipe) -> str | None:
-    """Return the face restoration as the text of a request, with the model's SHA-256; None if there is none."""
+    """Return the recipe's face restoration as a request's text, with the model's SHA-256; None if there is none."""
     faces = recipe.faces
     if faces is None:
         return None
@@ -393,7 +393,7 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
         return tuple(kept)
 
     hires = request.hires
-    # the second pass has adapters of its own, perhaps with this one among them
+    # also change the second pass's own adapters, which may contain this one
     if hires is not None and hires.loras is not None:
         hires = replace(hires, loras=rescaled(hires.loras, adds=False))
     return replace(request, loras=rescaled(request.loras, adds=True), hires=hires)

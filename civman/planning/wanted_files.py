@@ -21,7 +21,7 @@ _TITLES = {"lora": "LoRA", "vae": "VAE", "hires-checkpoint": "checkpoint of the 
 
 
 class By(StrEnum):
-    """What a stored file was recognised by: hash, version or name."""
+    """How a stored file was recognised: by its hash, its version or its name."""
 
     HASH = "its hash"
     VERSION = "its version's id"
@@ -31,9 +31,9 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A file that settings name. `version`: the version on CivitAI that they name for this file, or None.
+    """A file that settings name. `version`: the version on CivitAI that the settings name for this file, or None.
 
-    `held`: the stored file that is used for it, or None; `by`: what that stored file was recognised by.
+    `held`: the stored file that is used for it, or None; `by`: how that stored file was recognised.
     """
 
     file: NamedFile
@@ -72,7 +72,7 @@ def wanted_files(
 ) -> list[Wanted]:
     """Find the files that settings name in the library.
 
-    `versions`: the version on CivitAI that the settings name for a file, by the file's role and name.
+    `versions`: maps a file's role and name to the version on CivitAI that the settings name for it.
     """
     return [_wanted(index, each, versions.get((each.role, each.name))) for each in named]
 
@@ -108,9 +108,9 @@ def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
 
 
 def _by_name(index: Index, wanted: NamedFile) -> Sequence[Asset]:
-    """Return the stored file of the right kind with exactly this name; empty if there is none, or several.
+    """Return the stored file of the right kind with exactly this name; empty if no file or several files match.
 
-    For an upscaler, A1111's name and the names of the published file count, too.
+    For an upscaler, A1111's name and the names of the published file are accepted, too.
     """
     known = known_upscaler(wanted.name) if wanted.role == "upscaler" else None
     for name in (wanted.name, *(known.files if known is not None else ())):

@@ -33,7 +33,7 @@ def spoilt(
         ("sd1", {"replace": {TO_K: (16, 20)}}, 8, "text conditioning"),
         ("sd1", {"replace": {TO_K.replace("weight", "scale_weight"): (3,)}}, 6, "which does not fit a weight"),
         ("sdxl", {"drop": ("model.diffusion_model.label_emb.",)}, 8, "label_emb.0.0.weight"),
-        ("sd2", {"replace": {"model.diffusion_model.label_emb.0.0.weight": (64, 48)}}, 8, "takes a further input"),
+        ("sd2", {"replace": {"model.diffusion_model.label_emb.0.0.weight": (64, 48)}}, 8, "has an additional input"),
         ("sd1", {"replace": {f"{TEXT}token_embedding.weight": (64, 24)}}, 8, "64 tokens and 77 positions"),
         ("sd1", {"replace": {f"{TEXT}position_embedding.weight": (40, 24)}}, 8, "49408 tokens and 40 positions"),
     ],
