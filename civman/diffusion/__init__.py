@@ -1,1 +1,1 @@
-"""Render images from model files. The only package that imports torch, transformers or diffusers."""
+"""Renders images from model files. No other package imports torch, transformers or diffusers."""

@@ -1,4 +1,4 @@
-"""One adapter's change to one weight of a model: reads its tensors, and computes what they add to the weight."""
+"""One adapter's change to one weight of a model: reads the adapter's tensors and computes what to add to the weight."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ class Change:
     scale: float
     device: torch.device
     layer: Callable[[Tensor], Tensor]
-    """A function from this parameter to the weight of the layer that the adapter was trained on.
+    """Maps the parameter's value to the weight of the layer that the adapter was trained on.
 
-    That layer is the parameter's own or, if the adapter treats several layers as one (such as q, k and v), the joint
-    layer.
+    That layer is usually the parameter's own. If the adapter treats several layers as one (such as q, k and v), it is
+    the joint layer.
     """
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        """The change as (up, down, strength) if it is a low-rank product up · down, else None.
+        """The change as (up, down, strength) if it is a low-rank product strength · up · down, else None.
 
-        Strength includes the adapter's scale.
+        The strength includes the adapter's scale.
         """
         found = None if self.act.is_bias else weight_change.low_rank(self.act.kind, self.parts)
         return None if found is None else (self._taken(found[0]), found[1], found[2] * self.scale)
@@ -45,7 +45,7 @@ class Change:
         return torch.cat([rows[first : first + count] for first, count in self.act.rows])
 
     def add_to(self, total: Tensor, weight: Tensor) -> float:
-        """Add scale · Δ(weight) to `total` in place, and return the sum of squares of what was added."""
+        """Add scale · Δ(weight) to `total` in place, and return the sum of squares of the added values."""
         if (factors := self.factors) is not None:
             total.flatten(1).addmm_(factors[0], factors[1], alpha=factors[2])
             return square_of(*factors)
@@ -63,7 +63,7 @@ class Change:
 
 
 def square_of(up: Tensor, down: Tensor, strength: float) -> float:
-    """Compute the squared Frobenius norm of strength · U · D without the product: |UD|² = tr(UᵀU · DDᵀ)."""
+    """Compute the squared Frobenius norm of strength · U · D without computing U · D: |UD|² = tr(UᵀU · DDᵀ)."""
     return float(((up.T @ up) * (down @ down.T)).sum(dtype=_precise(up)).clamp(min=0)) * strength**2
 
 
@@ -75,7 +75,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: Base) -> Change:
     """Read the adapter's change of the parameter at `place`, and put its tensors on `device`."""
     act = plan.acts[place]
-    # read tensors with one element (alpha, IA3's flag) to the CPU, because Python needs their values
+    # keep tensors with one element (alpha, IA3's flag) on the CPU, because Python code needs their values
     parts = {
         part: plan.file.get_tensor(key).to("cpu" if part in ("alpha", "on_input") else device).float()
         for part, key in act.parts.items()
@@ -86,7 +86,7 @@ def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: 
 
 
 def _layer(act: Act, component: str, parts: Mapping[str, Tensor], base: Base) -> Callable[[Tensor], Tensor]:
-    """Return a function from a parameter to the float32 weight of the layer that the adapter was trained on."""
+    """Return a function that maps the parameter to the float32 weight of the layer that the adapter was trained on."""
     if not act.joint:
         return lambda weight: weight
 

@@ -1,12 +1,11 @@
 """The formula of each adapter kind: computes the change of one weight from an adapter's tensors.
 
-Which tensors make up a kind, and whether their shapes fit the weight, is decided in
+Which tensors a kind consists of, and whether their shapes fit the weight, is decided in
 `civman.domain.adapters.adapter_kinds`.
 
 Formulas: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), LoKr (Yeh et al. 2024, LyCORIS, 3), OFT
-(Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et al. 2022, 3.3). A
-missing `alpha` counts as equal to the rank; an `alpha` of 0 disables the change. Both are as in A1111, Forge and
-ComfyUI.
+(Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et al. 2022, 3.3). As in
+A1111, Forge and ComfyUI, a missing `alpha` counts as equal to the rank, and an `alpha` of 0 disables the change.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ def strength(parts: Parts, rank: int) -> float:
 
 
 def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Multiply out a Tucker decomposition: core (r, r, kh, kw), up (out, r), down (r, in) to (out, in, kh, kw)."""
+    """Multiply out a Tucker decomposition: core (r, r, kh, kw), up (out, r) and down (r, in) give (out, in, kh, kw)."""
     return torch.einsum("rs...,or,si->oi...", core, up, down)
 
 
@@ -39,8 +38,8 @@ def _lora(parts: Parts, _weight: Tensor) -> Tensor:
 def bias(parts: Parts, rank: int | None, base: Tensor) -> Tensor:
     """Compute the change of a module's bias; `base` is the bias without the adapter.
 
-    Three forms exist: a stored difference, the bias of a LoRA's up layer times alpha / rank, and PEFT's IA3 factors on
-    a layer's outputs.
+    It is a stored difference, or the bias of a LoRA's up layer times alpha / rank, or follows from PEFT's IA3 factors
+    on a layer's outputs.
     """
     if "ia3_l" in parts:
         return base * (parts["ia3_l"].reshape(-1) - 1)
@@ -77,7 +76,7 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
     second = second if second.ndim > 2 else second.reshape(second.shape[0], -1, *(ones if wide else kernel))
     product = torch.kron(first.contiguous(), second.contiguous())
     thin = [parts[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in parts]
-    # without a low-rank factor, there is no rank by which alpha could be divided
+    # without a low-rank factor, there is no rank to divide alpha by
     return product * strength(parts, thin[0].shape[0]) if thin else product
 
 
@@ -87,8 +86,8 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
 def _rotations(parts: Parts, rows: int) -> Tensor:
     """Return the rotation matrices of the blocks (…, b, b).
 
-    Early LyCORIS files store the matrices directly (`oft_diag`). Later files store the input of the Cayley transform
-    that yields them; alpha times the number of rows limits the norm of that input.
+    Early LyCORIS files store the matrices directly (`oft_diag`). Later files store blocks from which the Cayley
+    transform computes the matrices; alpha times the number of rows limits the norm of these blocks.
     """
     if "oft_diag" in parts:
         return parts["oft_diag"]
@@ -119,10 +118,10 @@ def _oft(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _boft(turn: Tensor, parts: Parts, weight: Tensor) -> Tensor:
-    """Compute BOFT, a product of stages of rotations.
+    """Compute BOFT, a product of several stages of block rotations.
 
-    Stage i mixes rows that are 2^i · b/2 apart (b: the size of a block), so that after all stages every row depends on
-    all others.
+    Stage i mixes rows that are 2^i · b/2 apart (b: the size of a block), so that after all stages each row depends on
+    all other rows.
     """
     stages, blocks, size, _ = turn.shape
     rows = weight.flatten(1)

@@ -1,7 +1,7 @@
-"""Measures how much an adapter changes each block of a model, weight by weight, without merging the adapter.
+"""Measures how much an adapter changes each block of a model, without merging the adapter.
 
-The norm of a plain LoRA's change is computed from its two factors. Other kinds need the whole change of a weight; only
-one is in memory at a time.
+The norm of a plain LoRA's change is computed from its two factors. For other kinds, the whole change of one weight at a
+time is computed in memory.
 """
 
 import math
@@ -20,7 +20,7 @@ from civman.domain.adapters.block_weights import block_name, block_order
 
 @dataclass(frozen=True, slots=True)
 class BlockNorm:
-    """Frobenius norms for one block: of an adapter's change (`norm`), and of the weights that it changes (`base`)."""
+    """The Frobenius norms of an adapter's change to one block (`norm`) and of the weights that it changes (`base`)."""
 
     block: str
     """The name of the block as used in block weights, see `block_weights.block_name`."""
@@ -29,14 +29,14 @@ class BlockNorm:
     norm: float
     base: float
     share: float
-    """`norm` divided by `base`; 0 if the weights are all 0."""
+    """`norm` divided by `base`; 0 if all weights are 0."""
 
 
 def block_norms(model: LoadedModel, adapter: Adapter) -> tuple[BlockNorm, ...]:
     """Measure how much an adapter changes each block of a model, at the adapter's scales.
 
-    The model's weights may be left in its file. Modules that do not fit the model are left out. Raises:
-    InvalidModelFile, Refused: the adapter cannot be read.
+    The model's weights need not be loaded from its file. Modules of the adapter that do not fit the model are ignored.
+    Raises: InvalidModelFile, Refused: the adapter cannot be read.
     """
     components = {name: component for name, component in model.components.items() if name != "vae"}
     counts: defaultdict[str, int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""Encoded prompts that change during sampling (prompt editing) or combine several texts with `AND`."""
+"""Encoded prompts that change during sampling (prompt editing) or combine several texts (`AND`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class EncodedStages:
     weight: float = 1.0
 
     def index_at(self, call: int) -> int:
-        """Return the index of the encoding used in evaluation `call`; once all have ended, 0, as in A1111."""
+        """Return the index of the encoding for evaluation `call`; after the last encoding's end, 0, as in A1111."""
         return next((place for place, (last, _) in enumerate(self.stages) if call <= last), 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChangingConditioning:
-    """The conditioning of one pass: texts combined with `AND`, and a negative prompt, which change independently."""
+    """The conditioning of one pass: a prompt's texts combined with `AND`, and a negative prompt; each may change."""
 
     parts: tuple[EncodedStages, ...]
     negative: EncodedStages
@@ -41,7 +41,7 @@ class ChangingConditioning:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CombinedConditioning:
-    """The conditioning of one pass whose prompt combines several texts: the predictions for them are averaged."""
+    """The conditioning of one pass whose prompt combines several texts: the predictions for the texts are averaged."""
 
     conds: tuple[Encoded, ...]
     uncond: Encoded | None
@@ -58,10 +58,10 @@ class CombinedConditioning:
 def joined(first: Encoded, others: Sequence[tuple[str, float, Encoded]]) -> tuple[Encoded, ...]:
     """Join encoded texts in order, as ComfyUI's conditioning nodes do.
 
-    Each entry of `others` consists of the way to join it ("combine", "concat" or "average", see
-    `civman.domain.recipes.prompt_parts`), the weight of the preceding texts in an average, and the text. "average" cuts
-    the later text to the length of the earlier one, or pads it with zeros; "concat" keeps the pooled vector of the
-    earlier one.
+    Each entry of `others` is a tuple: how to join the text ("combine", "concat" or "average", see
+    `civman.domain.recipes.prompt_parts`), the weight of the preceding texts in an average, and the encoded text.
+    "average" cuts the later text to the length of the earlier one, or pads it with zeros; "concat" keeps the pooled
+    vector of the earlier one.
     """
     found = [first]
     for how, kept, other in others:

@@ -19,18 +19,18 @@ METADATA_KEY: Final = "civman.config"
 TITLES: Final = {
     "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
 }  # fmt: skip
-"""Maps each component to the name by which messages call it."""
+"""Maps each component to its name in messages."""
 
 
 def stated_in(metadata: Mapping[str, str]) -> dict[str, Config]:
-    """Read the dimensions that no tensor shape shows from the file's metadata, as options of each component.
+    """Read from the file's metadata the dimensions that no tensor shape shows: options by component.
 
-    Raises: InvalidModelFile: the metadata entry is not a JSON object of objects.
+    Raises: InvalidModelFile: the metadata entry is not a JSON object that contains only objects.
     """
     try:
         words = json.loads(metadata.get(METADATA_KEY, "{}"))
     except ValueError as error:
         raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not JSON") from error
     if not isinstance(words, dict) or not all(isinstance(value, dict) for value in words.values()):
-        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not a JSON object of objects")
+        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not a JSON object that contains only objects")
     return words

@@ -55,8 +55,8 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         "hidden_act": usual["hidden_act"],
         "layer_norm_eps": 1e-5,
         "bos_token_id": 49406,
-        # not 2 as in the configs on Hugging Face: with 2, transformers would pool at the highest token id, which may be
-        # that of an added embedding
+        # unlike the configs on Hugging Face, which state 2: with 2, transformers would pool at the highest token id,
+        # which may be an added embedding's
         "eos_token_id": 49407,
         "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
     }
@@ -73,12 +73,12 @@ def divisor(wanted: int, number: int) -> int:
 
 
 def fits(groups: int, channels: list[int]) -> bool:
-    """Whether all of these channel counts are divisible by `groups`."""
+    """Whether all `channels` (channel counts) are divisible by `groups`."""
     return all(width % groups == 0 for width in channels)
 
 
 def groups(wanted: int, channels: list[int]) -> int:
-    """Return the largest number of groups, at most `wanted`, that divides all of these channel counts."""
+    """Return the largest number of groups, up to `wanted`, by which all `channels` (channel counts) are divisible."""
     return next(n for n in range(wanted, 0, -1) if fits(n, channels))
 
 

@@ -24,8 +24,8 @@ DEFAULTS: Final[dict[str, Any]] = {
 class Encoded:
     """A text encoder's output for token ids (B, tokens).
 
-    `hidden_states` holds the token embeddings and each layer's output, (B, tokens, width); `last_hidden_state` is the
-    last layer's output after the final norm.
+    `hidden_states` contains the token embeddings and each layer's output, (B, tokens, width); `last_hidden_state` is
+    the last layer's output after the final norm.
     """
 
     last_hidden_state: Tensor
@@ -51,7 +51,7 @@ class ClipText(nn.Module):
 
 
 class ClipTextWithProjection(nn.Module):
-    """CLIP's text encoder with the weights of the projection, which the caller applies to the pooled output."""
+    """CLIP's text encoder with the weights of the projection, which the caller has to apply to the pooled output."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()

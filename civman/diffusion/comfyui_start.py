@@ -1,9 +1,9 @@
-"""Prepare an input image and its mask as ComfyUI does.
+"""Prepares an input image and its mask as ComfyUI does.
 
 The image stays in floating point: it is centre-cropped to the render size, or resized to it with one of torch's
 filters. The mask stays grey-scale and is resized to the latents' size bilinearly. In each evaluation, latents where the
-mask is black are replaced with those of the image, noised with the render's own noise. With `grow_mask`, the masked
-area is painted grey before the image is encoded, and the mask is dilated.
+mask is black are replaced with the input image's latents plus the render's own noise. With `grow_mask`, the masked area
+is painted grey before the image is encoded, and the mask is dilated.
 
 Source: ComfyUI, the nodes LoadImage, ImageScale, VAEEncode, SetLatentNoiseMask and VAEEncodeForInpaint.
 """
@@ -21,7 +21,7 @@ from civman.domain.recipes.recipe import StartImage
 from civman.domain.recipes.recipe_limits import COMFYUI_CROP
 
 _CELL = 8
-"""The number of pixels that one latent covers in each direction."""
+"""The width and height in pixels of the square that one latent covers."""
 
 
 def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
@@ -43,13 +43,13 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
 
 
 def _cropped(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Centre-crop pixels (…, H, W) to `size`; if an odd number is cut, the right or bottom loses one more."""
+    """Centre-crop pixels (…, H, W) to `size`; if an odd number is cut, one more pixel is cut at the right or bottom."""
     top, left = (values.shape[-2] - size[1]) // 2, (values.shape[-1] - size[0]) // 2
     return values[..., top : top + size[1], left : left + size[0]]
 
 
 def _grown(mask: Tensor, pixels: int) -> Tensor:
-    """Dilate a mask (1, 1, H, W) by a square of `pixels` × `pixels`; the result has the mask's size."""
+    """Dilate a mask (1, 1, H, W) with a square of `pixels` × `pixels`, without changing the mask's size."""
     if pixels == 0:
         return mask
     kernel = torch.ones(1, 1, pixels, pixels)

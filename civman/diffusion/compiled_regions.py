@@ -1,11 +1,12 @@
-"""Compiles the blocks that a UNet or transformer repeats; records name this engine "inductor/…".
+"""Compiles the repeated blocks of a UNet or transformer; records call this engine "inductor/…".
 
-Only blocks that occur many times are compiled, each as one graph: that is as fast as compiling the whole network and
-takes a fraction of the time. The compiler's results are cached on disk.
+Only blocks that occur many times are compiled, each as one graph: this makes rendering as fast as compiling the whole
+network, in a fraction of the compile time. The compiler's results are cached on disk.
 
 An image must depend only on its recipe and the environment, bit for bit. Therefore, each image size gets its own
-graphs, whatever was rendered before; a graph with dynamic sizes would depend on the first one. Graphs do not depend on
-weights, noise levels or the length of a UNet's prompt. Kernels are chosen by fixed rules, not by timing them.
+graphs, whatever was rendered before; graphs with dynamic sizes would depend on the size that was rendered first. Graphs
+do not depend on weights, noise levels or the length of a UNet's prompt. Kernels are chosen by fixed rules, not by
+timing them.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
 _CONVOLUTIONS: Final = "ResnetBlock2D"
 """The UNet's convolution blocks, which diffusers does not list among its repeated blocks."""
 _WANTED: Final = {"deterministic": True, "batch_invariant": True, "max_autotune": False, "freezing": False}
-"""Settings for the compiler; those that this version of torch does not know are left out."""
+"""Settings for the compiler; settings that the installed version of torch does not know are left out."""
 _CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -39,7 +40,7 @@ class CompiledRegions:
     """The compiled blocks of one network, and the number of graphs compiled for them."""
 
     def __init__(self, network: nn.Module, device: torch.device, backend: Backend | None = None) -> None:
-        """Make the network's repeated blocks compile themselves when they are first called.
+        """Prepare the network's repeated blocks to be compiled when they are first called.
 
         `backend`: None uses torch's compiler, inductor.
 
@@ -50,8 +51,8 @@ class CompiledRegions:
         # imported here, because importing torch's compiler takes 2 s and is only needed for compiling
         import torch._dynamo.config as tracing
 
-        # allow many graphs: each size and each kind of block needs its own, and beyond the default limit of 8, torch
-        # raises an error
+        # allow many graphs: each size and each kind of block needs its own, and beyond torch's default limit of 8,
+        # compiling fails
         tracing.recompile_limit = tracing.accumulated_recompile_limit = 100_000
         options = _options()
         self.name = f"inductor/{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}"
@@ -91,7 +92,7 @@ def compiler_of(device: torch.device) -> str:
 
 
 def _cpp_compiler() -> str:
-    # torch's compiler will call this program
+    # torch's compiler will call the same program
     name = os.environ.get("CXX", DEFAULT_CPP_COMPILER)
     path = shutil.which(name)
     if path is not None:
@@ -125,7 +126,7 @@ def _inductor(options: dict[str, Any]) -> Backend:
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """List the blocks to compile: those that diffusers lists as repeated or as indivisible, and convolutions."""
+    """List the blocks to compile: convolutions, and the blocks that diffusers lists as repeated or as indivisible."""
     lists = (getattr(network, name, None) or () for name in ("_repeated_blocks", "_no_split_modules"))
     names = {*next(filter(None, lists), ()), _CONVOLUTIONS}
     found = [module for module in network.modules() if type(module).__name__ in names]
@@ -139,7 +140,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def _of_any_length(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the same graph of a UNet's block take prompts of any length."""
+    """Wrap a UNet block's compiled `forward` so that one graph serves prompts of any length."""
     from torch._dynamo import maybe_mark_dynamic
     from torch._dynamo.exc import TorchDynamoException
 

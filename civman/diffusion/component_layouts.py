@@ -1,7 +1,7 @@
-"""Map each parameter of a component from diffusers' layout to a tensor of a file in the original layout.
+"""Maps each parameter of a component in diffusers' layout to a tensor of a file in the original layout.
 
-Derived from the dimensions alone, so that UNets, VAEs and text encoders of any depth and width are mapped without a
-list of keys.
+The mapping follows from the dimensions alone, so that UNets, VAEs and text encoders of any depth and width are mapped
+without a list of keys.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,9 +14,10 @@ from civman.errors import CannotRender, Cause
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The tensor of a parameter: its name, which third of its rows (q, k or v) to take, and whether to transpose it.
+    """Where a parameter's values are stored.
 
-    `rows`: the first row and the number of rows to take; `swaps_halves`: the second half of the rows comes first.
+    `name`: the tensor's name; `third`: which third of its rows to take (query, key or value); `rows`: the first row and
+    the number of rows to take; `swaps_halves`: the second half of the rows comes first.
     """
 
     name: str
@@ -55,7 +56,7 @@ def unet_sources(parameters: Iterable[str], config: Mapping[str, Any]) -> dict[s
 
 
 def unet_modules(config: Mapping[str, Any]) -> dict[str, str]:
-    """Map modules of UNet2DConditionModel, down to resnets and attentions, to their names in the original layout."""
+    """Map modules of UNet2DConditionModel (down to resnets and attentions) to their names in the original layout."""
     levels = len(config["block_out_channels"])
     layers = config["layers_per_block"]
     per_level = [layers] * levels if isinstance(layers, int) else list(layers)
@@ -98,7 +99,7 @@ def vae_sources(parameters: Iterable[str], config: Mapping[str, Any], prefix: st
 
 
 def own_vae_names(names: Iterable[str], file: str) -> dict[str, str]:
-    """Map the original tensor names of a VAE to those in its own file, which may be in either layout.
+    """Map the original tensor names of a VAE to the names in a separate VAE file, which may be in either layout.
 
     Raises: CannotRender (`missing-part`): the file is not a Stable Diffusion VAE.
     """
@@ -142,7 +143,7 @@ def text_sources(parameters: Iterable[str], layout: str, prefix: str, names: Map
     """Map parameters of CLIPTextModel[WithProjection] to tensors; `layout` is "transformers" or "open_clip"."""
     result = {}
     for parameter in parameters:
-        # leave out the level `text_model`, which transformers 5.6 removed from one of the two classes
+        # leave out the prefix `text_model.`, which transformers 5.6 removed in one of the two classes
         plain = parameter.removeprefix("text_model.")
         result[parameter] = Source(prefix + plain) if layout == "transformers" else _open_clip(plain, prefix, names)
     return result

@@ -1,7 +1,8 @@
-"""Compute the shape of every parameter of a component from its config, so that a plan can check a file's header.
+"""Computes the shape of every parameter of a component from its config, so that a plan can check a file's header.
 
-Covers three architectures, for the options that civman's configs use: diffusers' UNet2DConditionModel and
-AutoencoderKL, and transformers' CLIP text models. A test compares each with the class itself. Does not import torch.
+Supports three architectures, as far as civman's configs need them: diffusers' UNet2DConditionModel and AutoencoderKL,
+and transformers' CLIP text models. A test compares the shapes with those of the classes themselves. Does not import
+torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,9 +33,9 @@ def parameter_shapes(component: str, config: Config) -> dict[str, Shape]:
 def require_tensors(
     component: str, wanted: Mapping[str, Shape], sources: Mapping[str, Source], shapes: Mapping[str, Shape], file: str
 ) -> None:
-    """Check that the file has every tensor that the component needs, in the right size.
+    """Check that the file has every tensor that the component needs, in the right shape.
 
-    Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: a tensor has the wrong size.
+    Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: a tensor has the wrong shape.
 
     Args:
         component: the component to check.
@@ -53,7 +54,7 @@ def require_tensors(
     for parameter, source in sources.items():
         found = shapes[source.name]
         needed = wanted[parameter]
-        if source.third is not None:  # the tensor joins three parts of this size: query, key and value
+        if source.third is not None:  # the tensor consists of three parts of the parameter's size: query, key and value
             needed = (3 * needed[0], *needed[1:])
         if _size(found) != _size(needed):
             raise InvalidModelFile(
@@ -225,14 +226,14 @@ def _text(config: Config, *, projects: bool) -> _Pairs:
 
 
 _VOCABULARY, _PLACES = 49408, 77
-"""The size of CLIP's vocabulary, and the number of tokens (77) that a text encoder takes at once."""
+"""The size of CLIP's vocabulary, and its maximum number of tokens per call."""
 
 
 def require_widths(configs: Mapping[str, Config], file: str) -> None:
     """Check the sizes that must match between the components.
 
-    Raises: CannotRender (`mismatched-parts`): a text encoder does not take CLIP's tokens, or the UNet's input widths do
-        not match the text encoders or the VAE.
+    Raises: CannotRender (`mismatched-parts`): a text encoder is too small for CLIP's tokens, or the UNet's input widths
+    do not match the text encoders or the VAE.
     """
     unet = configs["unet"]
     named = {name: config for name, config in configs.items() if name.startswith("text_encoder")}

@@ -1,4 +1,4 @@
-"""What control models add to a UNet, and computations that all kinds of control models share."""
+"""The tensors that control models add to a UNet, and computations that all kinds of control models share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from civman.domain.recipes.control import ControlUse
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Additions:
-    """What control models add inside the UNet, each tensor (k·B, channels, h, w) for k prompts and B images.
+    """The tensors that control models add inside the UNet, each (k·B, channels, h, w) for k prompts and B images.
 
-    `residuals`, from ControlNets: one for each skip connection, and last for the output of the middle block.
-    `features`, from T2I-Adapters: one for each level of the UNet's first half.
+    `residuals`, from ControlNets: one for each skip connection, then one for the middle block's output. `features`,
+    from T2I-Adapters: one for each level of the UNet's first half.
     """
 
     residuals: tuple[Tensor, ...] = ()
@@ -32,22 +32,22 @@ class ActiveControl(Protocol):
     """A control model during one pass, with its control image at the size of the pass."""
 
     def at(self, step: int, steps: int) -> "ActiveControl | None":
-        """Return the part of this control that acts in step `step`, counted from 0; None if nothing acts."""
+        """Return the part of this control that acts in step `step` (counted from 0), or None."""
         ...
 
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """Compute what the model adds to the UNet in one call.
+        """Compute what the control model adds to the UNet in one call.
 
-        `latents` (k·B, 4, h, w) and `contexts` (k·B, tokens, width) are the UNet's inputs: a batch of B for each entry
-        of `positive`, which is True if the batch is for a positive prompt.
+        `latents` (k·B, 4, h, w) and `contexts` (k·B, tokens, width) are the UNet's inputs for k prompts and B images.
+        `positive` states for each prompt whether it is a positive one.
         """
         ...
 
 
 def marked(outputs: Sequence[Tensor], use: ControlUse, positive: Sequence[bool]) -> tuple[Tensor, ...]:
-    """Set the outputs (k·B, channels, h, w) for negative prompts to 0 if only positive prompts are controlled."""
+    """Set the outputs (k·B, channels, h, w) for negative prompts to 0 if the control acts only on positive prompts."""
     if use.mode != "control" and not use.pools:
         return tuple(outputs)
     each = len(outputs[0]) // len(positive)
@@ -56,7 +56,7 @@ def marked(outputs: Sequence[Tensor], use: ControlUse, positive: Sequence[bool])
 
 
 def control_tensor(pixels: Pixels, size: tuple[int, int], mode: str, device: torch.device) -> Tensor:
-    """Resize a control image (H, W, 3) uint8 to `size` (width, height), and convert it to (1, 3, H, W) in 0 … 1."""
+    """Resize a control image (H, W, 3) uint8 to `size` (width, height); return it as (1, 3, H, W) in 0 … 1."""
     from PIL import Image
 
     from civman.diffusion.start_picture import fitted

@@ -1,8 +1,9 @@
 """Recognises ControlNets that are stored as changes to a UNet, and checks whether they fit a checkpoint.
 
-Two forms exist. A ControlLoRA (Stability AI) has two factors `up` and `down` for most weights; their product is added
-to the UNet's weight. Its other tensors replace the UNet's. A ControlNet that was saved as a difference has the marker
-`difference`, and each of its weights that the UNet also has is added to the UNet's. This module does not import torch.
+There are two formats. A ControlLoRA (Stability AI) has two factors `up` and `down` for most weights; their product is
+added to the UNet's weight. Its other tensors replace the UNet's. A ControlNet that was saved as a difference has a
+tensor named `difference`; each of its weights that the UNet also has is added to the UNet's weight. This module does
+not import torch.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ def is_difference(shapes: Mapping[str, object]) -> bool:
 
 
 def factors(name: str, names: Mapping[str, object]) -> tuple[str, str] | None:
-    """Return the names of the factors (up, down) that change a weight in a ControlLoRA; None if it has none."""
+    """Return the names of the factors (up, down) of a weight in a ControlLoRA; None if the weight has no factors."""
     module = name.removesuffix(".weight")
     for tail in ("", ".weight"):
         if f"{module}.up{tail}" in names and f"{module}.down{tail}" in names:
@@ -38,7 +39,7 @@ def factors(name: str, names: Mapping[str, object]) -> tuple[str, str] | None:
 
 
 def whole_shapes(checkpoint: Shapes, lora: Shapes) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the ControlNet that results from a ControlLoRA and a checkpoint, under original names."""
+    """Return the shapes, by original name, of the ControlNet that a ControlLoRA and a checkpoint result in."""
     base = {name.removeprefix(UNET): shape for name, shape in checkpoint.items() if name.startswith(UNET)}
     half = {name: shape for name, shape in base.items() if name.startswith(_HALF)}
     return {**half, **{name: shape for name, shape in lora.items() if name.endswith((".weight", ".bias"))
@@ -46,7 +47,7 @@ def whole_shapes(checkpoint: Shapes, lora: Shapes) -> dict[str, tuple[int, ...]]
 
 
 def require_lora_fits(checkpoint: Shapes, lora: Shapes, name: str) -> None:
-    """Check that all changes of a ControlLoRA have the shapes of the checkpoint's weights.
+    """Check that all changes in a ControlLoRA have the shapes of the checkpoint's weights.
 
     Raises: Incompatible (`cannot-work`): shapes differ, or the UNet lacks a weight that the ControlLoRA changes.
     """

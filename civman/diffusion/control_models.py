@@ -1,4 +1,4 @@
-"""Loads control models of all kinds, recognised by their tensors, and prepares them for a pass."""
+"""Loads control models of any kind, which is recognised by their tensors, and prepares them for a pass."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +23,7 @@ def active_controls(
 ) -> list[ActiveControl]:
     """Prepare control models and their images (H, W, 3) uint8 for a pass of this size in pixels.
 
-    Several uses of the same union ControlNet are joined.
+    Several uses of the same union ControlNet are joined into one.
     """
     found: list[ActiveControl] = []
     for model, use, pixels in controls:

@@ -1,4 +1,4 @@
-"""What a ControlNet's header shows: tensor names in the original layout, dimensions, and whether it fits a checkpoint.
+"""Reads a ControlNet's header: original tensor names, dimensions, and whether the ControlNet fits a checkpoint.
 
 Does not import torch.
 """
@@ -31,9 +31,9 @@ def original_names(shapes: Mapping[str, object]) -> dict[str, str]:
 
 
 def union_size(shapes: Shapes) -> int:
-    """Return how many kinds of control image a union ControlNet distinguishes; 0 if it is not a union.
+    """Return how many kinds of control image a union ControlNet supports; 0 if the ControlNet is not a union.
 
-    `shapes` are under original names without prefix.
+    `shapes` are by original name without prefix.
     """
     return shapes[_KINDS][0] if _KINDS in shapes else 0
 
@@ -62,8 +62,8 @@ def _from_diffusers(plain: Mapping[str, str]) -> dict[str, str]:
 def original_name(name: str, modules: Mapping[str, str], last_hint: int) -> str:
     """Translate a parameter of diffusers' ControlNetModel to its original name, without prefix.
 
-    `modules` is the result of `unet_modules`; `last_hint` is the index of the last block of the control image's
-    embedding.
+    `modules` is the result of `unet_modules`; `last_hint` is the index of the last block in the network that embeds the
+    control image.
     """
     if name.startswith(_HINT):
         module, _, leaf = name.removeprefix(_HINT).rpartition(".")
@@ -98,16 +98,16 @@ _SHARED = (
     "attention_head_dim", "use_linear_projection", "addition_embed_type", "addition_time_embed_dim", "upcast_attention",
     "resnet_time_scale_shift", "projection_class_embeddings_input_dim",
 )  # fmt: skip
-"""The arguments that a ControlNet has in common with the UNet that it was made for."""
+"""The config arguments whose values a ControlNet shares with the UNet that it was made for."""
 
 
 def control_config(unet: Config, shapes: Shapes) -> Config:
     """Build the arguments of diffusers' ControlNetModel, or ControlNetUnionModel, for a UNet with the arguments `unet`.
 
-    `shapes` are the ControlNet's, under original names without prefix. Its attention may have fewer layers than the
-    UNet's.
+    `shapes` are the ControlNet's, by original name without prefix. A ControlNet's attention may have fewer layers than
+    the UNet's.
 
-    Raises: CannotRender (`missing-tensor`): a tensor that shows the structure is missing.
+    Raises: CannotRender (`missing-tensor`): a tensor that determines the structure is missing.
     """
     try:
         hint = [shapes[f"input_hint_block.{number}.weight"] for number in _hint_numbers(shapes)]
@@ -129,7 +129,7 @@ def control_config(unet: Config, shapes: Shapes) -> Config:
 
 
 _UNION_HEADS = 8
-"""The number of attention heads in the layers that only union ControlNets have, which no tensor shape shows."""
+"""The number of attention heads in the layers that only union ControlNets have; no tensor shape shows it."""
 
 
 def _union_config(unet: Config, shapes: Shapes) -> Config:
@@ -166,7 +166,7 @@ def skip_channels(shapes: Shapes, prefix: str = UNET) -> list[int]:
 def require_control_fits(checkpoint: Shapes, control: Mapping[str, Any], name: str) -> None:
     """Check that a ControlNet's inputs and outputs match the sizes of a checkpoint's UNet.
 
-    `control` has the ControlNet's shapes under original names without prefix.
+    `control` has the ControlNet's shapes by original name without prefix.
 
     Raises: Incompatible (`cannot-work`): the sizes differ.
     """

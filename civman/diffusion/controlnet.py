@@ -1,7 +1,8 @@
 """ControlNets of Stable Diffusion 1, 2 and XL: load one from a single file, and compute what it adds to the UNet.
 
 A file has the original layout (`control_model.`, with or without this prefix) or diffusers' layout. As for checkpoints,
-all dimensions follow from the tensors' shapes, except for attention heads and norm groups, which are the family's.
+all dimensions follow from the tensors' shapes, except for attention heads and norm groups, which are those of the model
+family.
 
 Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models".
 """
@@ -49,9 +50,10 @@ class ControlNet:
 def load_controlnet(
     path: Path, model: LoadedModel, *, device: torch.device, dtype: torch.dtype | None
 ) -> ControlNet | ControlNetUnion:
-    """Load a ControlNet, or a ControlNet union, for the UNet of a loaded model.
+    """Load a ControlNet, which may be a union, for the UNet of a loaded model.
 
-    If the ControlNet is stored as changes, they are added to the UNet's original weights in the checkpoint's file.
+    If the ControlNet is stored as changes, they are added to the UNet's original weights, read from the checkpoint's
+    file.
 
     Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: the file cannot be read.
     """
@@ -86,7 +88,9 @@ def load_controlnet(
 
 
 def _tensor(weights: Weights, names: Mapping[str, str], plain: str, parameter: str, model: LoadedModel) -> Tensor:
-    """Read a parameter of a ControlNet; if the file stores a change instead, add it to the UNet's parameter.
+    """Read a parameter of a ControlNet.
+
+    If the file stores a change instead, return the UNet's parameter plus the change.
 
     `plain` is the parameter's original name without prefix.
     """
@@ -105,14 +109,14 @@ def _tensor(weights: Weights, names: Mapping[str, str], plain: str, parameter: s
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveControlNet:
-    """A ControlNet during one pass: its use in the recipe, and the control image (1, 3, H, W) in 0 … 1."""
+    """A ControlNet during one pass: its settings from the recipe, and its control image (1, 3, H, W) in 0 … 1."""
 
     net: ControlNet
     use: ControlUse
     image: Tensor
 
     def at(self, step: int, steps: int) -> "ActiveControlNet | None":
-        """Return this control model if it acts in step `step`, counted from 0; otherwise None."""
+        """Return this ControlNet if it acts in step `step` (counted from 0), else None."""
         return self if self.use.acts_at(step, steps) else None
 
     def additions(

@@ -1,4 +1,4 @@
-"""Union ControlNets for SDXL: networks that read several kinds of control image, each marked with its kind.
+"""Union ControlNets for SDXL: networks for several kinds of control image, each marked with its kind.
 
 If several control images of one union act in the same step, they are computed together in one call, as in diffusers,
 and the network itself weighs them against each other. In this case, the weights of the images apply to the network's
@@ -34,7 +34,7 @@ class ControlNetUnion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveUnion:
-    """A union ControlNet during one pass: its uses, all in the same control mode, and their images (1, 3, H, W)."""
+    """A union ControlNet during one pass: its uses, all in one control mode, and their images (1, 3, H, W)."""
 
     net: ControlNetUnion
     parts: tuple[tuple[ControlUse, Tensor], ...]
@@ -46,7 +46,7 @@ class ActiveUnion:
         return replace(self, parts=(*self.parts, *other.parts))
 
     def at(self, step: int, steps: int) -> "ActiveUnion | None":
-        """Return the union with the control images that act in step `step`, counted from 0; None if none acts."""
+        """Return the union with only the control images that act in step `step` (counted from 0); None if none acts."""
         acting = tuple(part for part in self.parts if part[0].acts_at(step, steps))
         return replace(self, parts=acting) if acting else None
 

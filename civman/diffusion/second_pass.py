@@ -20,7 +20,7 @@ It takes a Pillow image and the minimum width and height of the result or, for a
 _PLAIN = ("nearest-exact", "bilinear", "bicubic", "area")
 """Upscalers that resize floating-point pixels in one step."""
 _CELL = 8
-"""The number of pixels that one latent covers in each direction."""
+"""The width and height in pixels of the square that one latent covers."""
 
 
 def enlarged(
