@@ -1,4 +1,4 @@
-"""The Python API: `Library` has the everyday methods, and one attribute for each further subject.
+"""The Python API: `Library` has the everyday methods, and attributes such as `files` group the other methods.
 
 `Library` contains no logic of its own; its methods call the modules that do the work, in the right order. Everything
 that needs the network, write access to the database or torch is imported on first use, so that listing files only opens
@@ -60,11 +60,11 @@ __all__ = ["Library", "Shown"]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The information about one ref.
+    """What is known about a ref.
 
     `resolved`: its model and version; None if CivitAI does not know the file, or lists no version of the model.
-    `assets`: the stored files of the model, or the one file that CivitAI does not know. `model`: the model, if CivitAI
-    lists no version of it.
+    `assets`: the stored files of the model, or the one stored file that CivitAI does not know. `model`: the model, if
+    CivitAI lists no version of it.
     """
 
     resolved: "ResolvedVersion | None"
@@ -75,8 +75,8 @@ class Shown:
 class Library:
     """A library: a folder of verified model files, their index, and access to CivitAI. Usable as a context manager.
 
-    Use it from one thread; downloads start threads of their own. Every method may raise a CivmanError. `context` is
-    what all parts share: settings, store, index and client.
+    Use a `Library` from one thread only; downloads start their own threads. Every method may raise a CivmanError.
+    `context` contains what all parts share: settings, store, index and client.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Library:
         clock: Callable[[], datetime] = utc_now,
         patience: Patience = PATIENT,
     ) -> None:
-        """Nothing is opened or created until a method needs it. `on_notice` receives messages that are not errors."""
+        """Open nothing yet; methods open what they need. `on_notice` receives messages that are not errors."""
         self.context = LibraryContext(settings, on_notice=on_notice, clock=clock, patience=patience)
         self.files = FilesPart(self.context)
         self.downloads = DownloadsPart(self.context)
@@ -130,10 +130,10 @@ class Library:
     def search(
         self, query: "SearchQuery", *, fits: str | None = None, before_page: "Callable[[], None]" = lambda: None
     ) -> "Iterator[ModelPage]":
-        """Search CivitAI for models, page by page; each page is requested when it is needed.
+        """Search CivitAI for models, page by page. Each page is requested only when it is needed.
 
-        `fits`: only models with a version that works, at least in part, with this checkpoint (a ref as for `inspect`).
-        This is judged by CivitAI's base model labels, whereas `civman download --for` compares the tensors.
+        `fits`: return only models with a version that works, at least in part, with this checkpoint (a ref as for
+        `inspect`). This is judged by CivitAI's base model labels, whereas `civman download --for` compares the tensors.
         `before_page` is called before each page after the first is requested.
         """
         if fits is None:
@@ -143,9 +143,9 @@ class Library:
         return search_fitting(self.context.client, query, label_of(self.inspect(fits)), before_page)
 
     def show(self, ref: str) -> Shown:
-        """Return CivitAI's information about `ref` (offline: as last saved), and the stored files of that model.
+        """Return CivitAI's information about `ref` (offline: as last saved), and the stored files of the model.
 
-        For a stored file that CivitAI does not know: what the library knows about it.
+        For a stored file that CivitAI does not know, return what the library knows about it.
         """
         from civman.manage.find_assets import find_unlisted
         from civman.manage.resolve import remember
@@ -163,12 +163,12 @@ class Library:
             return Shown(None, (asset,))
         try:
             remember(context.index, resolved, context.clock())
-        except LibraryError as error:  # ignore the error: a read-only library can still be listed and searched
+        except LibraryError as error:  # continue without saving: a read-only library can still be listed and searched
             context.on_notice(f"CivitAI's information could not be saved: {error.message}")
         return Shown(resolved, tuple(context.index.find_by_model(resolved.page.model.id)))
 
     def _without_versions(self, model_id: ModelId) -> Shown:
-        """Return CivitAI's information (offline: as last saved) about a model of which it lists no version."""
+        """Return CivitAI's information (offline: as last saved) about a model without any listed version."""
         context = self.context
         saved = context.index.model(model_id)
         model = saved[0] if context.settings.offline and saved is not None else context.client.model(model_id).model
@@ -183,11 +183,11 @@ class Library:
         options: "DownloadOptions | None" = None,
         on_event: OnEvent = ignore,
     ) -> Asset:
-        """Download the file that `ref` means, verify it, store it and index it.
+        """Download the file that `ref` refers to, verify it, store it and index it.
 
-        A file already in the library is returned. Raises: NotFound, NotAllowed, Refused: the file cannot be downloaded.
-        IntegrityError: the bytes are not what CivitAI declares. NetworkError, StoreError: the bytes received so far are
-        kept for the next attempt.
+        A file that is already in the library is returned without downloading. Raises: NotFound, NotAllowed, Refused:
+        the file cannot be downloaded. IntegrityError: the bytes do not match CivitAI's digests. NetworkError,
+        StoreError: the bytes received so far are kept for the next attempt.
         """
         return self.downloads.fetch(ref, file=file, permits=permits, options=options, on_event=on_event)
 
@@ -199,9 +199,9 @@ class Library:
         limit: int | None = None,
         offset: int = 0,
     ) -> Sequence[Asset]:
-        """List the stored files that pass the filter. Needs no network.
+        """List the stored files that match the filter. Needs no network.
 
-        Without `sort`: the best match first if the filter has search words, otherwise the newest first.
+        If `sort` is None: best match first if the filter has search words, else newest first.
         """
         return self.context.index.assets(wanted, sort=sort, limit=limit, offset=offset)
 
@@ -213,7 +213,7 @@ class Library:
         return self.files.inspect(ref, file=file)
 
     def check(self, checkpoint: str, parts: Sequence[str], *, file: str | None = None) -> "Compatibility":
-        """Check how adapters, embeddings and VAEs fit a checkpoint, module by module. Takes refs as `inspect` does.
+        """Check how adapters, embeddings and VAEs fit a checkpoint, module by module. Refs are as for `inspect`.
 
         `file` selects one of the checkpoint's files.
         """
@@ -231,8 +231,8 @@ class Library:
     ) -> "Iterator[Verdict]":
         """Verify stored files (default: all) by reading those that changed since they were last verified.
 
-        Yields a verdict for each file. `is_full`: read every byte of every file. `on_event` is called from several
-        threads.
+        Yields a verdict for each file. With `is_full`, every byte of every file is read. `on_event` is called from
+        several threads.
         """
         from civman.manage.verify import verify
 
@@ -240,7 +240,7 @@ class Library:
         return verify(context.index, context.store, assets, is_full=is_full, on_event=on_event, clock=context.clock)
 
     def remove(self, what: "Sequence[str] | RemovalPlan", *, force: bool = False) -> "Removal | None":
-        """Move files to the trash: the files that the refs mean, or those of a plan (`trash.plan_removal`).
+        """Move files to the trash: those that the refs refer to, or those of a plan (`trash.plan_removal`).
 
         Raises: Refused (`pinned`): a file is pinned, and `force` is not set. NotFound, AmbiguousRef: a ref cannot be
         resolved.
@@ -259,11 +259,10 @@ class Library:
         pictures: Sequence[Path] = (),
         on_event: OnEvent = ignore,
     ) -> "Planned":
-        """Resolve everything that determines the pictures, before any weights are loaded. Needs no network.
+        """Resolve everything that determines the images, before any weights are loaded. Needs no network.
 
-        A recipe is planned unchanged, and its files are found by SHA-256; `pictures` are the files of its input image
-        and mask.
-        Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: a file is not available or cannot be used.
+        A recipe is planned unchanged, with its files found by SHA-256; `pictures` are the files of its input image and
+        mask. Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: a file is not available or cannot be used.
         UsageError: a value is invalid. CannotRender: civman cannot render this combination.
         """
         from civman.domain.recipes.recipe import Recipe
@@ -285,15 +284,14 @@ class Library:
         on_event: OnEvent = ignore,
         on_failure: "Callable[[Planned, CivmanError], None] | None" = None,
     ) -> "Sequence[Rendering]":
-        """Render a plan, a recipe or several plans and save the pictures in `output` (default: the library's renders/).
+        """Render one plan, a recipe or several plans and save the images in `output` (default: the library's renders/).
 
         `on`: the workers to render on: "auto", a number of processes, "ray" or "ray://HOST:PORT"; None: this process.
-        `resume`: leave out images that were rendered before, with the same recipe in the same folder. `on_failure`,
-        with `on` or `resume`: is called with each plan that fails and its error, while the other plans are still
-        rendered.
+        `resume`: skip images that were already rendered with the same recipe to the same folder. `on_failure` (only
+        with `on` or `resume`) is called with each plan that fails and its error; the other plans are still rendered.
 
-        Uses the network only for Ray. Raises: CannotRender, Incompatible, StoreError; Interrupted: pictures finished
-        before are kept.
+        Uses the network only for Ray. Raises: CannotRender, Incompatible, StoreError. Interrupted: images that were
+        finished before are kept.
         """
         from civman.domain.recipes.machine import Machine
         from civman.domain.recipes.recipe import Recipe
@@ -316,7 +314,7 @@ class Library:
                 on_failure=None if on_failure is None else lambda task, error: on_failure(plans[task.plan], error),
             )  # fmt: skip
             return [each for each in made if isinstance(each, Rendering)]
-        from civman.rendering.render_and_save import render  # importing torch takes 2 s or more, so do it last
+        from civman.rendering.render_and_save import render  # importing torch takes 2 s or more, so it comes last
 
         return render(
             context.index, context.root, plans, place, machine=machine or Machine(), clock=context.clock,
@@ -333,30 +331,29 @@ class Library:
     ) -> Any:
         """Create a diffusers pipeline for a plan's model, with its adapters merged and its sampler as the scheduler.
 
-        `pipe(**library.pipeline_call(planned, pipe))` draws the plan's images; pixel values (0 to 255) differ by at
-        most 2 from those of `render`. `kind`: "txt2img", "img2img" or "inpaint"; None: the one that the plan needs.
-        Nothing is saved.
-        Raises: CannotRender (`no-pipeline`, `no-pipeline-sampler`): the plan needs something that diffusers' pipelines
-        cannot do. Incompatible. UsageError: `kind` is unknown.
+        `pipe(**library.pipeline_call(planned, pipe))` renders the plan's images; their pixel values (0 to 255) differ
+        by at most 2 from those of `render`. `kind`: "txt2img", "img2img" or "inpaint"; None: whichever the plan needs.
+        Nothing is saved. Raises: CannotRender (`no-pipeline`, `no-pipeline-sampler`): the plan needs something that
+        diffusers' pipelines cannot do. Incompatible. UsageError: `kind` is unknown.
         """
         from civman.domain.recipes.machine import Machine
 
-        # imported on first use, because the import of torch takes 2 s or more
+        # imported on first use, because importing torch takes 2 s or more
         from civman.rendering.plan_pipeline import pipeline
 
         return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
 
     def pipeline_call(self, planned: "Planned", pipe: Any) -> dict[str, Any]:
-        """Return the arguments with which a pipeline from `library.pipeline` draws a plan's images, in seed order.
+        """Return the arguments with which a pipeline from `library.pipeline` renders a plan's images, in seed order.
 
-        They are the embeddings, steps, guidance scale, number of images and a generator for each image, and either
-        size and initial latents or, for an input image, its latents and the strength. The plan may differ from the
-        pipeline's in prompts, embeddings, clip skip, seed, size, steps and guidance. A call advances the generators,
-        so create new arguments for each call.
+        The arguments are the embeddings, steps, guidance scale, number of images and a generator for each image, and
+        either size and initial latents or, if there is an input image, its latents and the strength. The plan may
+        differ from the pipeline's plan in prompts, embeddings, clip skip, seed, size, steps and guidance. A call
+        advances the generators, so create new arguments for each call.
 
-        Raises: CannotRender: the pipeline has another model or other LoRAs, or cannot draw the plan.
+        Raises: CannotRender: the pipeline has another model or other LoRAs, or cannot render the plan.
         """
-        # imported on first use, because the import of torch takes 2 s or more
+        # imported on first use, because importing torch takes 2 s or more
         from civman.rendering.plan_pipeline import call
 
         return call(planned, pipe)
@@ -372,16 +369,16 @@ class Library:
         """Encode a plan's prompts as civman does. Returns keyword arguments for the call of any diffusers pipeline.
 
         Clip skip, emphasis, textual inversions and prompts of any length are taken into account. `prompt_embeds` and
-        `negative_prompt_embeds` are (1, 77·n, width), where the width is 768 for SD 1, 1024 for SD 2 and 2048 for SDXL;
-        the shorter of the two is repeated to the same length, which does not change the image. For SDXL also
-        `pooled_prompt_embeds` and `negative_pooled_prompt_embeds`, (1, 1280). Their dtype and device are those of the
-        text encoders: those of `pipe` (made by `pipeline`), or without `pipe` those of the plan's model, which is then
-        loaded. At a guidance scale of 1 there are no negative embeddings.
-        Raises: CannotRender: `pipe` has another model or other LoRAs. Incompatible: an embedding does not fit.
+        `negative_prompt_embeds` have the shape (1, 77·n, width), where the width is 768 for SD 1, 1024 for SD 2 and
+        2048 for SDXL; the shorter of the two is repeated to the same length, which does not change the image. For SDXL,
+        there are also `pooled_prompt_embeds` and `negative_pooled_prompt_embeds`, (1, 1280). At a guidance scale of 1
+        there are no negative embeddings. Dtype and device are those of the text encoders of `pipe` (made by
+        `pipeline`); without `pipe`, the plan's own text encoders are loaded. Raises: CannotRender: `pipe` has another
+        model or other LoRAs. Incompatible: an embedding does not fit.
         """
         from civman.domain.recipes.machine import Machine
 
-        # imported on first use, because the import of torch takes 2 s or more
+        # imported on first use, because importing torch takes 2 s or more
         from civman.rendering.plan_pipeline import embeddings
 
         return embeddings(planned, pipe, machine=machine or Machine(), on_event=on_event)
@@ -394,10 +391,10 @@ class Library:
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[ReplayResult]":
-        """Render a recipe again and compare the pictures with the originals. Saves nothing; `pictures.save` does.
+        """Render a recipe again and compare the images with the originals. Saves nothing; `pictures.save` does.
 
         `source` comes from `pictures.find_recipe`. Raises: NotFound (`missing-files`): `pictures.fetch_missing` can
-        download them; CannotRender, Incompatible, IntegrityError.
+        download the files. CannotRender, Incompatible, IntegrityError.
         """
         from civman.domain.recipes.machine import Machine
         from civman.planning.input_pictures import kept_inputs
@@ -407,6 +404,6 @@ class Library:
         require_all(self.pictures.missing_files(source))
         inputs = kept_inputs(self.context.root, recipe_of(source), pictures)
         planned = plan_replay(self.context.index, source, tuple(inputs.values()), on_event=on_event)
-        from civman.rendering.replay import replay  # importing torch takes 2 s or more, so do it last
+        from civman.rendering.replay import replay  # importing torch takes 2 s or more, so it comes last
 
         return replay(source, planned, machine=machine or Machine(), on_event=on_event)

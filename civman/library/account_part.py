@@ -13,7 +13,9 @@ class AccountPart(Part):
     """Log in to CivitAI, log out, and show the current account."""
 
     def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
-        """Check the API key `token` with CivitAI and store it. Returns its account and where the key is stored.
+        """Check the API key `token` with CivitAI and store it.
+
+        Returns its account and a description of where it is stored.
 
         Raises: NotAllowed (`bad-key`): CivitAI rejects the key. UsageError: civman is offline. ConfigError: `token`
         does not look like an API key.
@@ -32,7 +34,7 @@ class AccountPart(Part):
         return account, credentials.save(settings, token, use_keyring=use_keyring)
 
     def current(self) -> "Account":
-        """The account that the API key in use belongs to. Raises: NotAllowed: `no-key` or `bad-key`."""
+        """Return the account of the API key in use. Raises: NotAllowed: `no-key` or `bad-key`."""
         return self._context.client.me()
 
     def logout(self) -> bool:

@@ -1,4 +1,4 @@
-"""`library.bundles`: models packed into one file, for machines without a network."""
+"""`library.bundles`: models packed into one file, for machines without network access."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ class BundlesPart(Part):
         replace: bool = False,
         on_event: OnEvent = ignore,
     ) -> "Exported":
-        """Write a bundle of `refs`, or of the files that a project's lock lists, or of the whole library.
+        """Write a bundle of `refs`, of the files in a project's lock file, or of the whole library.
 
         `file` selects some of a version's files.
 
@@ -50,7 +50,7 @@ class BundlesPart(Part):
     def import_bundle(
         self, path: Path, *, permits: Permits | None = None, on_event: OnEvent = ignore
     ) -> "Sequence[ImportedFile]":
-        """Import the files of a bundle into the library, verifying each. Needs no network.
+        """Verify the files of a bundle and import them into the library. Needs no network.
 
         Raises: IntegrityError: the bundle is corrupt or was modified. Refused: it contains pickle files.
         """

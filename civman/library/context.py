@@ -1,4 +1,4 @@
-"""What all parts of the library share: settings, store, index and CivitAI client, each opened on first use."""
+"""The objects that all parts of the library share: settings, store, index and client, each opened on first use."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -25,11 +25,11 @@ def utc_now() -> datetime:
 
 
 def ignore_notice(notice: str) -> None:
-    """Ignore a notice: the default for callers that do not show notices."""
+    """Ignore a notice. The default for callers that do not show notices."""
 
 
 class LibraryContext:
-    """A library's folder with its store, its index and its CivitAI client, each opened on first use."""
+    """A library's folder, with its store, its index and its CivitAI client. Each is opened on first use."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class LibraryContext:
         clock: Callable[[], datetime] = utc_now,
         patience: Patience = PATIENT,
     ) -> None:
-        """`on_notice` receives messages that are not errors; `patience` sets the timeouts."""
+        """`on_notice` receives messages that are not errors; `patience` sets the network timeouts."""
         self.settings = settings
         self.root = settings.library
         self.renders = self.root / "renders"
@@ -61,7 +61,7 @@ class LibraryContext:
 
         try:
             write_due(self.store, self.index)
-        # keep the sidecar files pending: the next command that writes tries again
+        # the sidecar files stay marked as pending, so the next command that writes tries again
         except (StoreError, LibraryError) as error:
             self.on_notice(f"the sidecar files could not be updated: {error.message}")
 
@@ -113,7 +113,7 @@ class LibraryContext:
         )
 
     def resolve(self, ref: str) -> "ResolvedVersion":
-        """Resolve `ref` to a model version, by asking CivitAI or, offline, from the index.
+        """Resolve `ref` to a model version, by a request to CivitAI or, if offline, from the index.
 
         Raises: NotFound, AmbiguousRef, UsageError; NetworkError.
         """
@@ -127,10 +127,10 @@ class LibraryContext:
         return resolved
 
     def find(self, refs: Sequence[str], *, file: str | None = None) -> list[Asset]:
-        """Find the stored files that `refs` mean; a version means all its files, a model all its versions.
+        """Find the stored files that `refs` refer to: for a version, all its files; for a model, all its versions.
 
-        Needs no network. `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
-        Raises: NotFound: no stored file matches a ref. AmbiguousRef: a number, name or digest matches several models.
+        Needs no network. `file` selects some of them by file id, file name, or words such as "fp16 pruned". Raises:
+        NotFound: no stored file matches a ref. AmbiguousRef: a number, name or digest matches several models.
         """
         from civman.manage.find_assets import find_assets
 
@@ -138,7 +138,7 @@ class LibraryContext:
 
 
 class Part:
-    """A part of the library: the operations on one subject, using the shared context."""
+    """A part of the library: the operations on one subject, which use the shared context."""
 
     def __init__(self, context: LibraryContext) -> None:
         self._context = context

@@ -23,14 +23,14 @@ class DownloadsPart(Part):
     """Plan downloads, and download several files at once."""
 
     def __init__(self, context: LibraryContext, resolve: "Callable[[str], ResolvedVersion] | None" = None) -> None:
-        """`resolve` looks up refs; None: the library's context looks them up."""
+        """`resolve` looks up refs. If it is None, the library's context does."""
         super().__init__(context)
         self._resolve = resolve or context.resolve
 
     def plan(
         self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
     ) -> "Job":
-        """Find out which file `ref` means, whether it may be downloaded, and whether it is stored. Downloads nothing.
+        """Find out which file `ref` refers to, whether it may be downloaded and whether it is stored; download nothing.
 
         Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused.
         """
@@ -39,7 +39,7 @@ class DownloadsPart(Part):
     def plan_or_find(
         self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
     ) -> "Job | Outcome":
-        """Plan a download as `plan` does. Returns an outcome instead if only the library has the file, not CivitAI."""
+        """Plan a download as `plan` does, or return the stored file's outcome if CivitAI does not know the file."""
         downloads = self._downloads()
         try:
             return downloads.plan(ref, file=file, permits=permits or Permits(), examine=examine)
@@ -50,7 +50,7 @@ class DownloadsPart(Part):
             return stored
 
     def place_of(self, job: "Job | Outcome") -> Path | None:
-        """Where a job's file is or will be stored; None if that is unknown because CivitAI declares no SHA-256."""
+        """Where a job's file is or will be stored; None if CivitAI declares no SHA-256, which decides the path."""
         # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.download.job import Outcome
 
@@ -70,7 +70,7 @@ class DownloadsPart(Part):
         options: "DownloadOptions | None" = None,
         on_event: OnEvent = ignore,
     ) -> Asset:
-        """Download the file that `ref` means, verify it, store it and index it, as `Library.download` does."""
+        """Download the file that `ref` refers to, verify it, store it and index it, as `Library.download` does."""
         outcome = self.fetch_all([ref], file=file, permits=permits, options=options, on_event=on_event)[0]
         if outcome.error is not None:
             raise outcome.error
@@ -89,7 +89,7 @@ class DownloadsPart(Part):
     ) -> "Sequence[Outcome]":
         """Download the files of several refs, a few at a time.
 
-        Returns an outcome for each, failed or not, in the same order.
+        Returns an outcome for each ref, failed or not, in the same order.
 
         `on_event` is called from several threads. A KeyboardInterrupt stops all downloads; the bytes received so far
         are kept.
@@ -106,7 +106,7 @@ class DownloadsPart(Part):
     def require_fit(self, checkpoint: str, *, force: bool = False) -> "Examine":
         """Create a check for `DownloadOptions.examine` that refuses files that cannot work with `checkpoint`.
 
-        `force`: return a notice instead of refusing.
+        With `force`, the check returns a notice instead of refusing.
         """
         # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.manage.remote_headers import require_fit
@@ -118,8 +118,8 @@ class DownloadsPart(Part):
     def needed_parts(self, asset: Asset) -> "tuple[NeededPart, ...]":
         """List the text encoders and the VAE that a checkpoint lacks, or the image encoder that an IP-Adapter needs.
 
-        `asset` is the stored checkpoint or IP-Adapter. CivitAI is asked for published files of the parts that the
-        library does not have; if it cannot be reached, their `was_asked` is False.
+        `asset` is the stored checkpoint or IP-Adapter. For parts that the library does not have, CivitAI is asked for
+        published files; if it cannot be reached, `was_asked` of these parts is False.
 
         Raises: the errors of reading the file.
         """
@@ -137,7 +137,7 @@ class DownloadsPart(Part):
             return parts
 
     def preview_bytes(self, preview: "Preview") -> bytes:
-        """Download an image that CivitAI shows for a version. Raises: NetworkError, NotFound, UnsafeRedirect."""
+        """Download a version's preview image. Raises: NetworkError, NotFound, UnsafeRedirect."""
         return self._downloads().preview_bytes(preview)
 
     def _downloads(self) -> "Downloads":

@@ -1,4 +1,4 @@
-"""`library.files`: the stored model files, facts about them, and the user's notes on them."""
+"""`library.files`: the stored model files, facts about them, and the user's annotations."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -28,9 +28,9 @@ class FilesPart(Part):
     """Find, count, import, inspect and annotate model files."""
 
     def find(self, ref: str, *, file: str | None = None) -> Sequence[Asset]:
-        """Find the stored files that `ref` means; a version means all its files, a model all its versions.
+        """Find the stored files that `ref` refers to: for a version, all its files; for a model, all its versions.
 
-        Needs no network. `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
+        Needs no network. `file` selects some of them by file id, file name, or words such as "fp16 pruned".
 
         Raises: NotFound: no stored file matches. AmbiguousRef: a number, name or digest matches several models.
         """
@@ -41,7 +41,7 @@ class FilesPart(Part):
         return self._context.index.find_by_model(model_id)
 
     def default_of(self, model_id: ModelId) -> Asset | None:
-        """The stored file that the model's id alone means where one file is needed; None if it is ambiguous."""
+        """The stored file that a model's id refers to where a single file is needed; None if that is ambiguous."""
         from civman.manage.find_assets import find_asset
 
         try:
@@ -50,7 +50,7 @@ class FilesPart(Part):
             return None
 
     def absences(self, assets: Iterable[Asset]) -> "dict[Sha256, Presence]":
-        """Return which of the files are missing or away (on a drive that is not connected). The others are left out."""
+        """Return those of the files that do not exist, each as missing or as away (on a disconnected drive)."""
         absent = [asset for asset in assets if not os.path.exists(asset.path)]  # noqa: PTH110  # it raises nothing
         if not absent:
             return {}
@@ -59,7 +59,7 @@ class FilesPart(Part):
         return absences(self._context.index, absent)
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
-        """The number of stored files that pass the filter."""
+        """The number of stored files that match the filter."""
         return self._context.index.count(wanted)
 
     def model_ids(self) -> set[ModelId]:
@@ -68,11 +68,11 @@ class FilesPart(Part):
         return {asset.model_id for asset in found if asset.model_id is not None}
 
     def corrections(self, words: Sequence[str]) -> dict[str, str]:
-        """Corrections of search words that occur in no file: word → what a search looks for instead."""
+        """Map each search word that occurs in no file to the words that a search looks for instead."""
         return dict(self._context.index.understood(words).corrections)
 
     def edit(self, ref: str, edit: "Edit", *, file: str | None = None) -> Sequence[Asset]:
-        """Set notes, tags, ratings and aliases of stored files, in the index and in their sidecars.
+        """Set notes, tags, ratings and aliases of stored files, in the index and in their sidecar files.
 
         `file` selects some of a version's files. Raises: NotFound, UsageError.
         """
@@ -84,10 +84,10 @@ class FilesPart(Part):
     def import_files(
         self, paths: "Sequence[Path]", *, mode: "ImportMode | None" = None, on_event: OnEvent = ignore
     ) -> "ImportResult":
-        """Import files and whole folders. They stay where they are, unless `mode` says to copy or move them.
+        """Import files and whole folders. Files stay in place, unless `mode` is to copy or move them.
 
-        Every file is hashed once, and CivitAI is asked once about all of them (never when offline). After an
-        interruption, the next call continues where this one stopped.
+        Every file is hashed once, and one lookup on CivitAI identifies them all (none if offline). After an
+        interruption, the next call continues from the files that were already hashed.
         """
         # imported on first use: the import takes 0.3 s, which commands that need no network can skip
         from civman.manage.import_files import ImportMode, import_files
@@ -99,9 +99,10 @@ class FilesPart(Part):
         )  # fmt: skip
 
     def join_shards(self, index_file: "Path", *, on_event: OnEvent = ignore) -> Asset:
-        """Join a model in several safetensors files into one file in the library; the files stay as they are.
+        """Join a model's safetensors shards into one file in the library. The shards stay as they are.
 
-        `index_file`: its `….safetensors.index.json`. Raises: InvalidModelFile, NotFound, StoreError, DiskFull.
+        `index_file` is the model's `….safetensors.index.json`. Raises: InvalidModelFile, NotFound, StoreError,
+        DiskFull.
         """
         from civman.domain.catalog import Blob
         from civman.domain.events import Verifying
@@ -112,7 +113,7 @@ class FilesPart(Part):
         from civman.store.trash import blob_lock
 
         context, name = self._context, safe_name(joined_name(index_file))
-        # open the library first, so that an unusable library is reported before the files are read
+        # open the index first, so that an unusable library is reported before the files are read
         _ = context.index
         stored = join_shards(
             index_file, context.store, lambda done, total: on_event(Verifying("join", done, total, name))
@@ -157,7 +158,7 @@ class FilesPart(Part):
         return RemoteHeaders(self._context.client, lambda: StorageConnection(network, tls_context))
 
     def terms(self, models: "Sequence[Inspected]") -> "Terms":
-        """Combine the licence terms of several models for images made with all of them."""
+        """Combine the licence terms of several models for images that are made with all of them."""
         from civman.domain import licence
 
         parts = []
@@ -174,7 +175,7 @@ class FilesPart(Part):
         self, checkpoint: str, loras: Sequence[str], *, file: str | None = None, vae: str | None = None,
         on_event: OnEvent = ignore,
     ) -> "list[tuple[BlockNorm, ...]]":  # fmt: skip
-        """Measure how much each LoRA changes each block of a checkpoint at scale 1, without merging any.
+        """Measure how much each LoRA changes each block of a checkpoint at scale 1, without merging the LoRAs.
 
         Modules that do not fit the checkpoint are left out. Needs the render extra. Raises: NotFound: a file is not on
         this machine. CannotRender, InvalidModelFile.
@@ -185,7 +186,7 @@ class FilesPart(Part):
         request = RenderRequest(checkpoint, file=file, vae=vae, loras=tuple(map(LoraRequest, loras)))
         anyhow = Conditions("cpu", force=True, allow_partial=True, triggers=False, is_device_there=True)
         planned = plan(self._context.index, request, anyhow, on_event=on_event)
-        from civman.rendering.adapter_norms import adapter_norms  # importing torch takes 2 s or more, so do it last
+        from civman.rendering.adapter_norms import adapter_norms  # importing torch takes 2 s or more, so it comes last
 
         return adapter_norms(planned)
 

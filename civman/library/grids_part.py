@@ -1,4 +1,4 @@
-"""`library.grids`: contact sheets of pictures that vary along one or two axes."""
+"""`library.grids`: contact sheets of images that vary along one or two axes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GridsPart(Part):
-    """Plan and draw grids."""
+    """Plan and render grids."""
 
     def plan(
         self,
@@ -33,7 +33,7 @@ class GridsPart(Part):
         conditions: "Conditions | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Grid":
-        """Plan every cell of a grid of a request, or of a recipe with `changes` applied to all cells.
+        """Plan every cell of a grid, from a render request or from a recipe with `changes` applied to all cells.
 
         Raises: UsageError (`bad-grid`), and for any cell the errors of `Library.plan` and
         `PicturesPart.plan_variation`.
@@ -63,10 +63,10 @@ class GridsPart(Part):
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "DrawnGrid":
-        """Render every cell as its own picture, and a labelled contact sheet.
+        """Render every cell as an image of its own, and a labelled contact sheet.
 
         `output`: a folder, or the path of the sheet's PNG. Raises: the errors of `Library.render`. After an error, the
-        cells finished before it are kept, but there is no sheet.
+        cells that were finished are kept, but no sheet is made.
         """
         from civman.domain.recipes.machine import Machine
         from civman.planning.compiling import require_compilable

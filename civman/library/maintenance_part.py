@@ -31,7 +31,7 @@ class MaintenancePart(Part):
 
         Yields a verdict for each file.
 
-        Files that the object store in the settings has are downloaded from there, the others from CivitAI.
+        A file is downloaded from the object store in the settings if the store has it, else from CivitAI.
         """
         from civman.manage.verify import refetch, repair
 
@@ -50,7 +50,7 @@ class MaintenancePart(Part):
         )
 
     def _from_store(self, asset: Asset, on_event: OnEvent) -> Asset | None:
-        """Download a file from the object store in the settings; None if there is none or it does not have the file."""
+        """Download a file from the object store in the settings; None if no store is set or it lacks the file."""
         context, sha256 = self._context, asset.blob.sha256
         if not is_configured(context):
             return None
@@ -78,19 +78,18 @@ class MaintenancePart(Part):
         """Plan what to delete: files that are not in the index, and partial downloads and trash older than these ages.
 
         `all_copies`: also delete all safetensors copies of pickles, which are recreated when they are next needed. If
-        the settings name an object store, it is asked for copies of files that are otherwise only in old trash.
-        `trusts_store`: also delete such files if they are pinned, provided that their copy in the object store was read
-        completely and has the right SHA-256. `drops_leftovers`: also delete what interrupted uploads left in the object
-        store. Without `trusts_store` and `drops_leftovers`, errors of the object store are only reported as notices.
+        an object store is set, it is searched for copies of files that are otherwise only in old trash. `trusts_store`:
+        also delete such files if they are pinned, provided that the copy in the object store was read completely and
+        has the right SHA-256. `drops_leftovers`: also delete the remains of interrupted uploads in the object store.
+        Without `trusts_store` and `drops_leftovers`, errors of the object store are only reported as notices.
 
-        Raises, with `trusts_store` or `drops_leftovers`: UsageError: the settings name no object store. NotAllowed,
-        NetworkError.
+        Raises, with `trusts_store` or `drops_leftovers`: UsageError: no object store is set. NotAllowed, NetworkError.
         """
         from civman.manage.remove import plan_collection
 
         context = self._context
         if trusts_store or drops_leftovers:
-            open_store(context)  # raise an error if the settings name no object store
+            open_store(context)  # raises an error if no object store is set
 
         def ask(last: Some[Sha256], pinned: Some[Sha256]) -> "Some[SecondCopy]":
             return self._second_copies(last, pinned if trusts_store else (), on_event, is_needed=trusts_store)
@@ -134,8 +133,8 @@ class MaintenancePart(Part):
     def gc(self, plan: "Collection") -> int:
         """Delete what a plan lists. Returns the number of bytes freed in the library.
 
-        Raises: NetworkError, NotAllowed: what interrupted uploads left in the object store could not be deleted;
-        everything in the library was.
+        Raises: NetworkError, NotAllowed: the remains of interrupted uploads in the object store could not be deleted,
+        after everything in the library was.
         """
         from civman.manage.remove import collect
 
@@ -147,7 +146,7 @@ class MaintenancePart(Part):
         return freed
 
     def disk_usage(self, group: str) -> "Usage":
-        """Compute the disk usage by "type", "base_model", "architecture" or "used", and by kind of storage."""
+        """Compute the disk usage per type, base model, architecture or time of last use, and per kind of storage."""
         from civman.manage.disk_usage import usage
 
         return usage(self._context.index, self._context.store, group)

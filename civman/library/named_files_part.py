@@ -1,4 +1,4 @@
-"""`library.named_files`: find and download the files that the settings of another program's image name."""
+"""`library.named_files`: find and download the model files that the settings of another program's image name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class JudgedOffer:
-    """A file that an image names, as CivitAI offers it, and how it fits the image's checkpoint.
+    """CivitAI's offer for a file that an image's settings name, and how the file fits the image's checkpoint.
 
-    `fit`: the verdict from the file's header; None for the checkpoint, or if the fit is unknown; `why` has the reason.
+    `fit` is the verdict from the file's header. It is None for the checkpoint itself, or if the fit is unknown; `why`
+    then gives the reason.
     """
 
     offer: "Offer"
@@ -35,17 +36,17 @@ class JudgedOffer:
 
 
 class NamedFilesPart(Part):
-    """Find on CivitAI what an image's settings name: by hash, by version id, and by name last."""
+    """Find the model files that an image's settings name on CivitAI: by hash, else by version id, else by name."""
 
     def prepare(
         self, settings: "str | SiteImage", *, asks_site: bool = False, must_draw: bool = True,
         source: "SourceImage | None" = None,
     ) -> "Prepared":  # fmt: skip
-        """Read an image's settings and find the files that they name in the library.
+        """Parse an image's settings and find the files that they name in the library.
 
-        `settings`: A1111's `parameters` text, or an image on CivitAI. `asks_site`: if the settings name model versions
-        by ids that the library does not know, ask CivitAI which files these versions contain. `must_draw=False`: also
-        return settings with which the image cannot be drawn again.
+        `settings`: A1111's `parameters` text, or an image on CivitAI. `asks_site`: if the settings contain ids of model
+        versions that the library does not know, ask CivitAI which files these versions contain. `must_draw=False`: also
+        return settings from which the image cannot be rendered again.
 
         Raises: CannotRender (`not-drawable`); NotFound (`no-recipe`): CivitAI shows no settings; NetworkError.
         """
@@ -62,7 +63,7 @@ class NamedFilesPart(Part):
         )
 
     def offers(self, prepared: "Prepared") -> "Sequence[JudgedOffer]":
-        """Find on CivitAI the files that may not be in the library, and check how they fit the checkpoint.
+        """Find the files that are not known to be in the library on CivitAI, and check how they fit the checkpoint.
 
         Only headers are downloaded. Raises: NetworkError: CivitAI cannot be reached.
         """
@@ -79,7 +80,7 @@ class NamedFilesPart(Part):
     def fetch(
         self, offers: "Sequence[JudgedOffer]", *, permits: Permits | None = None, on_event: OnEvent = ignore
     ) -> Sequence[Asset]:
-        """Download the files of the offers, verified by SHA-256. Raises: the first error of a download."""
+        """Download the files of the offers and verify their SHA-256. Raises: the first error of a download."""
         from civman.domain.printed_refs import file_ref
 
         refs = [file_ref(each.offer.job.version, each.offer.job.file) for each in offers if each.offer.job is not None]
@@ -110,7 +111,7 @@ class NamedFilesPart(Part):
         return [_judged(each, base, reason) for each in headers]
 
     def _header(self, offer: "Offer") -> "_Read":
-        """Read the header of a file on CivitAI. If CivitAI refuses the file to this account, the offer is withdrawn."""
+        """Read the header of a file on CivitAI. If CivitAI refuses this account the file, the offer is an error."""
         if offer.job is None:
             return _Read(offer)
         try:
@@ -137,7 +138,7 @@ class NamedFilesPart(Part):
 class _Read:
     """An offer with the header of its file.
 
-    The header is None if it could not be read in advance; `why` gives the reason.
+    If the header could not be read, `part` is None and `why` gives the reason.
     """
 
     offer: "Offer"
@@ -146,7 +147,7 @@ class _Read:
 
 
 def _judged(read: _Read, base: "ModelPart | None", reason: str) -> JudgedOffer:
-    """Check how a file fits the checkpoint `base`. `reason` explains why if the checkpoint is unknown."""
+    """Check how a file fits the checkpoint `base`. `reason` says why the fit is unknown if `base` is None."""
     role = read.offer.wanted.file.role
     if read.offer.job is None or role in ("checkpoint", "upscaler", "hypernetwork"):
         return JudgedOffer(read.offer)

@@ -1,4 +1,4 @@
-"""`library.object_store`: the same files in an S3-compatible object store, which several libraries may share."""
+"""`library.object_store`: a copy of the files in an S3-compatible object store, which several libraries may share."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class ObjectStorePart(Part):
     """Push files to an object store, pull them from it, and verify them there.
 
-    `url` is the store's URL, such as `s3://bucket/models`; None: the one in the settings (`object_store`).
+    `url` is the store's URL, such as `s3://bucket/models`; None: the URL in the settings (`object_store`).
 
-    All methods raise UsageError: `url` is invalid, or no URL is given; NotAllowed: no access; NetworkError: the store
+    All methods raise UsageError: `url` is invalid, or there is no URL; NotAllowed: no access; NetworkError: the store
     cannot be reached.
     """
 
@@ -35,9 +35,9 @@ class ObjectStorePart(Part):
         with_notes: bool = False,
         on_event: OnEvent = ignore,
     ) -> "Iterator[Moved]":
-        """Upload the files that `refs` mean, or that the project's lock lists, or (without both) the whole library.
+        """Upload the files that `refs` refer to or that the project's lock lists; with neither, the whole library.
 
-        Files that the store has already are not uploaded again. Yields a result for each file.
+        Files that are already in the store are not uploaded again. Yields a result for each file.
         """
         from civman.exchange.second_home import push
 
@@ -56,7 +56,7 @@ class ObjectStorePart(Part):
         )
 
     def offers(self, refs: Sequence[str] = (), *, url: str | None = None, file: str | None = None) -> "Sequence[Offer]":
-        """List the files in the store that `refs` mean, or all of them.
+        """List the files in the store that `refs` refer to, or all files in it.
 
         Refs follow the same rules as for files in the library. Raises: NotFound, AmbiguousRef: a ref matches no file or
         several.
@@ -83,9 +83,9 @@ class ObjectStorePart(Part):
     def pull_locked(
         self, folder: Path, *, url: str | None = None, permits: Permits | None = None, on_event: OnEvent = ignore
     ) -> "Iterator[Moved]":
-        """Download the files that the lock of the project in `folder` lists and the library lacks.
+        """Download the files that the lock of the project in `folder` lists but the library does not have.
 
-        Files that the store does not have are left out. Raises also: ConfigError: the lock cannot be used.
+        Files that the store does not have are left out. Also raises ConfigError: the lock file cannot be used.
         """
         synced = ProjectPart(self._context).sync(folder=folder, check=True)
         return self.pull_digests(
@@ -100,15 +100,18 @@ class ObjectStorePart(Part):
         permits: Permits | None = None,
         on_event: OnEvent = ignore,
     ) -> "Iterator[Moved]":
-        """Download the files with these digests that the store has. Yields a result for each of them."""
+        """Download the files with these digests, as far as the store has them.
+
+        Yields a result for each downloaded file.
+        """
         return pull_digests(self._context, digests, url=url, permits=permits or Permits(), on_event=on_event)
 
     def verify(
         self, refs: Sequence[str] = (), *, url: str | None = None, on_event: OnEvent = ignore
     ) -> "Iterator[Moved]":
-        """Read the files in the store that `refs` mean, or all of them, and compare their SHA-256.
+        """Read the files in the store that `refs` refer to, or all files in it, and compare their SHA-256.
 
-        Yields a result for each file, with its error.
+        Yields a result for each file, with its error if there is one.
         """
         from civman.exchange.second_home import verify_remote
 

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def is_configured(context: LibraryContext) -> bool:
-    """Whether the settings name an object store and the network may be used."""
+    """Whether an object store is set and the network may be used."""
     return context.settings.object_store is not None and not context.settings.offline
 
 
 def open_store(context: LibraryContext, url: str | None = None) -> "ObjectStore":
-    """Open the object store at `url`, or the one in the settings. Nothing is sent yet.
+    """Open the object store at `url`, or the one in the settings. No request is sent yet.
 
-    Raises: UsageError: there is none, or `url` is invalid. NotAllowed: no access keys. Offline.
+    Raises: UsageError: no store is given or set, or `url` is invalid. NotAllowed: there are no access keys. Offline.
     """
     url = url or context.settings.object_store
     if url is None:
         raise UsageError(
             "no object store is given",
-            hint="pass its URL first, or set it: civman config object_store s3://bucket/models",
+            hint="give its URL as the first argument, or set it: civman config object_store s3://bucket/models",
         )
     if context.settings.offline:
         raise Offline("the object store was not contacted because civman is offline")
@@ -51,7 +51,7 @@ def puller(context: LibraryContext, remote: "ObjectStore") -> "Puller":
 def pull_digests(
     context: LibraryContext, digests: Sequence[Sha256], *, url: str | None, permits: Permits, on_event: OnEvent
 ) -> "Iterator[Moved]":
-    """Download the files with these digests that the object store has. Yields a result for each of them."""
+    """Download the files with these digests, as far as the object store has them. Yields a result for each."""
     from civman.exchange.second_home import offers
 
     remote = open_store(context, url)

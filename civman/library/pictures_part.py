@@ -1,4 +1,4 @@
-"""`library.pictures`: rendered pictures, the recipes in picture files, and the model files that recipes need."""
+"""`library.pictures`: rendered images, the recipes in image files, and the model files that recipes need."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -31,31 +31,31 @@ if TYPE_CHECKING:
 
 
 class PicturesPart(Part):
-    """List, import, describe and save pictures; read recipes and vary them."""
+    """List, import, describe and save images; read recipes and vary them."""
 
     def list(
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "Sequence[KeptPicture]":
-        """List the rendered pictures in the index that pass the filter, newest first."""
+        """List the rendered images in the index that match the filter, newest first."""
         context = self._context
         return context.index.pictures(wanted, limit=limit, offset=offset) if context.has_index else []
 
     def count(self, wanted: "PictureFilter") -> int:
-        """The number of pictures that pass the filter."""
+        """The number of images that match the filter."""
         return self._context.index.count_pictures(wanted) if self._context.has_index else 0
 
     def forget(self, pictures: "Sequence[KeptPicture]") -> None:
-        """Remove pictures from the index. Their files stay on disk."""
+        """Remove images from the index. Their files stay on disk."""
         self._context.index.forget_pictures([picture.id for picture in pictures])
 
     def import_folder(self, folder: Path) -> "ImportedPictures":
-        """Add all pictures below `folder` that contain a civman recipe to the index."""
+        """Add all images in `folder` and its subfolders that contain a civman recipe to the index."""
         from civman.rendering.import_pictures import import_pictures
 
         return import_pictures(self._context.index, folder)
 
     def describe(self, path: Path) -> "PictureReport":
-        """Report all metadata of a picture, whichever program wrote it, and which of its models are in the library.
+        """Report all metadata of an image, whichever program wrote it, and which of its models are in the library.
 
         Raises: UsageError (`bad-picture`).
         """
@@ -64,7 +64,7 @@ class PicturesPart(Part):
         return describe(self._index_if_any, path)
 
     def find_recipe(self, what: str) -> "RecipeSource":
-        """Read the recipe in a picture or a JSON file, or look up one by a picture's number or by the recipe's SHA-256.
+        """Read a recipe from an image or a JSON file, or look it up by an image's id or the recipe's SHA-256.
 
         Raises: NotFound, AmbiguousRef; UsageError (`bad-picture`, `bad-recipe`); IntegrityError (`edited-recipe`).
         """
@@ -73,13 +73,13 @@ class PicturesPart(Part):
         return find_recipe(self._context.index, what)
 
     def missing_files(self, source: "RecipeSource") -> "Sequence[Missing]":
-        """List the model files that a recipe needs and that are not on this computer."""
+        """List the model files that a recipe needs but this computer does not have."""
         from civman.planning.recipe_sources import missing
 
         return missing(self._context.index, source)
 
     def fetch_missing(self, missing: "Sequence[Missing]", *, on_event: OnEvent = ignore) -> "Sequence[Asset]":
-        """Download missing files from CivitAI by their ids, verifying each by its SHA-256.
+        """Download missing files from CivitAI by their ids, and verify their SHA-256.
 
         Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`), and the
         errors of `Library.download`.
@@ -102,7 +102,7 @@ class PicturesPart(Part):
     ) -> "Planned":
         """Plan a recipe with some fields changed (`civman.planning.vary.FIELDS`).
 
-        The original recipe is recorded as the parent if it came from a picture or file. `pictures` are the files of the
+        If the original recipe came from an image or file, it is recorded as the parent. `pictures` are the files of the
         input image and mask. Raises: UsageError: a change is invalid; and the errors of `Library.plan`.
         """
         from civman.domain.recipes.recipe import Recipe
@@ -118,25 +118,26 @@ class PicturesPart(Part):
         return planned if isinstance(of, Recipe) else replace(planned, parent=recipe.sha256)
 
     def keep_inputs(self, planned: "Planned") -> None:
-        """Copy a plan's input and control images into the library, so that variations of the recipe find them."""
+        """Copy a plan's input and control images into the library, so that variations of its recipe find them."""
         from civman.planning.input_pictures import keep_inputs
 
         keep_inputs(self._context.root, planned.files)
 
     def check_settings(self, file: Path) -> "Iterator[Redraw]":
-        """Check whether images can be rendered again, and how, from their settings in a JSON Lines file.
+        """Check for many images whether, and how, their settings allow rendering them again.
 
-        Each line is an object with `id`, `meta` (as in CivitAI's API) and `baseModel`. The model files that the
-        settings name are assumed to be present. Raises: UsageError: the file cannot be read.
+        `file` is a JSON Lines file with one image per line: an object with `id`, `meta` (as in CivitAI's API) and
+        `baseModel`. The model files that the settings name are assumed to be present. Raises: UsageError: the file
+        cannot be read.
         """
         from civman.planning.redraw import redraw_file
 
         return redraw_file(file)
 
     def foreign_settings(self, what: str) -> str | None:
-        """A1111's `parameters` text or another program's JSON, such as a ComfyUI graph, in an image, text or JSON file.
+        """Read A1111's `parameters` text or another program's JSON from an image, text or JSON file.
 
-        None if there is none, or if civman made the image.
+        The JSON may be a ComfyUI graph. Returns None if the file contains neither, or if civman made the image.
 
         An image that this library made is recognised by its pixels, even if its metadata was removed.
 
@@ -149,11 +150,11 @@ class PicturesPart(Part):
     def fetch_image(self, url: str, *, with_original: bool = True) -> "SiteImage | None":
         """Request an image on CivitAI and download its original to the library's `originals` folder.
 
-        None if `url` is not the URL of an image there. An original that was downloaded before is not requested again.
-        `with_original=False`: only its settings are requested.
+        Returns None if `url` is not the URL of an image on CivitAI. An original that was already downloaded is not
+        downloaded again. `with_original=False`: only the settings are requested.
 
         Raises: NotFound: the image is hidden from this account or was deleted. UsageError (`bad-picture`): it is a
-            video or damaged; and what `civman.download.fetch_image.fetch_image` raises.
+            video or damaged; and the errors of `civman.download.fetch_image.fetch_image`.
         """
         from civman.domain.refs import ImageRef, parse_ref
 
@@ -181,7 +182,7 @@ class PicturesPart(Part):
         )  # fmt: skip
 
     def examples(self, version: int, *, limit: int = 20) -> "Sequence[Picture]":
-        """Request images on CivitAI that were made with a model version, with their settings, of any rating."""
+        """Request images, of any rating, that were made with a model version, with their settings, from CivitAI."""
         from civman.domain.catalog import VersionId
 
         return self._context.client.images(VersionId(version), limit=limit)
@@ -192,10 +193,10 @@ class PicturesPart(Part):
     ) -> "Planned":  # fmt: skip
         """Plan the image that A1111's `parameters` text, a ComfyUI graph or an image on CivitAI describes.
 
-        `source`: the input image of A1111's script SD upscale. The plan's notices list what differs from the original.
+        `source`: the input image for A1111's script SD upscale. The plan's notices list what differs from the original.
 
-        Raises: CannotRender (`not-drawable`): the text requests what civman does not render. NotFound
-            (`missing-files`): files that it names are not in the library; and what `Library.plan` raises.
+        Raises: CannotRender (`not-drawable`): the settings request something that civman does not render. NotFound
+            (`missing-files`): files that they name are not in the library; and the errors of `Library.plan`.
         """
         from civman.planning.plan import Conditions, plan
         from civman.planning.redraw_request import prepare, request_of
@@ -212,26 +213,26 @@ class PicturesPart(Part):
     def drawn(
         self, plans: "Iterable[Planned]", *, machine: "Machine | None" = None, on_event: OnEvent = ignore
     ) -> "Iterator[Drawn]":
-        """Render plans without saving; each image is computed when the iterator reaches it. `save` saves the results.
+        """Render plans without saving. Each image is computed when the iterator reaches it; `save` saves the images.
 
         Raises: the errors of `Library.render`.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.draw import draw  # importing torch takes 2 s or more, so do it last
+        from civman.rendering.draw import draw  # importing torch takes 2 s or more, so it comes last
 
         return draw(plans, machine or Machine(), on_event)
 
     def default_checkpoint(self) -> "DefaultCheckpoint":
-        """Return the checkpoint for requests without one: the default in the settings, or the only one in the library.
+        """Return the checkpoint for requests without one: the default in the settings, or else the library's only one.
 
-        Raises: UsageError (`no-checkpoint`): there is neither.
+        Raises: UsageError (`no-checkpoint`): neither exists.
         """
         from civman.planning.default_checkpoint import default_checkpoint
 
         return default_checkpoint(self._index_if_any, self._context.settings)
 
     def is_model_name(self, text: str) -> bool:
-        """Whether `text` is a ref of a model, or the full name or alias of a stored one, rather than a prompt."""
+        """Whether `text` is a ref of a model, or the full name or alias of a stored model, rather than a prompt."""
         from civman.planning.default_checkpoint import names_a_model
 
         return names_a_model(self._index_if_any, text)
@@ -241,9 +242,9 @@ class PicturesPart(Part):
         return self._context.index if self._context.has_index else None
 
     def require_output(self, output: Path, options: "OutputOptions | None" = None) -> None:
-        """Check that images can be saved to `output`, before they are made.
+        """Check before rendering that images can be saved to `output`.
 
-        Raises: UsageError: the file name and the options disagree. StoreError: the folder cannot be written.
+        Raises: UsageError: the file name contradicts the options. StoreError: the folder cannot be written.
         """
         from civman.rendering.save_pictures import OutputOptions, Place
 
@@ -252,7 +253,7 @@ class PicturesPart(Part):
     def save(
         self, drawn: "Sequence[Drawn]", *, output: Path | None = None, options: "OutputOptions | None" = None
     ) -> "Sequence[Rendering]":
-        """Save pictures from `Library.replay` in `output` (default: the library's renders/) and in the index."""
+        """Save and record images from `Library.replay` or `drawn` in `output` (default: the library's renders/)."""
         from civman.rendering.render_and_save import save
 
         context = self._context

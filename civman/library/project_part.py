@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ProjectPart(Part):
     """Add models to a project, and download the models in its lock file.
 
-    `folder` is the project's folder or one below it.
+    `folder` is the project's folder or one of its subfolders.
     """
 
     def add(
@@ -42,9 +42,9 @@ class ProjectPart(Part):
         return self._syncing(folder, file, permits, on_event).add(refs, download=download)
 
     def drop(self, refs: Sequence[str], *, folder: Path) -> "Sequence[Locked]":
-        """Remove the entries that `refs` mean from the project's civman.toml and civman.lock.
+        """Remove the entries that `refs` refer to from the project's civman.toml and civman.lock.
 
-        Raises: NotFound: a ref has no entry there.
+        Raises: NotFound: the project has no entry for a ref.
         """
         from civman.exchange.project import Project
 
@@ -52,7 +52,7 @@ class ProjectPart(Part):
         return project.drop([ref if project.find(ref) else self._digest_of(project, ref) for ref in refs])
 
     def _digest_of(self, project: "Project", ref: str) -> str:
-        """The SHA-256 of the stored file that `ref` means, if the project's lock file lists it; else `ref` itself."""
+        """The SHA-256 of the stored file that `ref` refers to, if the project's lock lists that file; else `ref`."""
         if not self._context.has_index:
             return ref
         try:
@@ -70,12 +70,12 @@ class ProjectPart(Part):
         permits: Permits | None = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Synced]":
-        """Download exactly the files in the lock that are not stored yet. Returns an outcome for each entry.
+        """Download exactly those files in the lock that are not stored yet. Returns an outcome for each entry.
 
-        Files that the object store in the settings has are downloaded from there, the others from CivitAI.
+        A file is downloaded from the object store in the settings if the store has it, else from CivitAI.
 
-        `check`: only check, change nothing. `relock`: update the lock first. Raises: ConfigError: `lock-missing` or
-        `lock-stale`.
+        `check`: only check, change nothing. `relock`: update the lock file first. Raises: ConfigError: `lock-missing`
+        or `lock-stale`.
         """
         syncing = self._syncing(folder, None, permits, on_event)
         failed = [added for added in syncing.relock() if added.error is not None] if relock else []
@@ -91,7 +91,7 @@ class ProjectPart(Part):
         return syncing.check() if check else syncing.sync()
 
     def locked_assets(self, folder: Path) -> Sequence[Asset]:
-        """The stored files that the lock of the project in `folder` lists. Raises: an error if one is missing."""
+        """The stored files in the lock of the project in `folder`. Raises an error if one of them is missing."""
         synced = self.sync(folder=folder, check=True)
         for each in synced:
             if each.error is not None:

@@ -13,7 +13,7 @@ class UpdatesPart(Part):
     """Find newer versions of stored models."""
 
     def find(self, refs: Sequence[str] = (), *, any_base: bool = False) -> "UpdateReport":
-        """Find newer, replaced and deleted versions on CivitAI for the stored files of `refs` (default: all).
+        """Find newer, replaced and deleted versions on CivitAI for the stored files of `refs` (default: all files).
 
         `any_base`: include versions for other base models. Raises: NotFound, AmbiguousRef, NetworkError.
         """

@@ -23,7 +23,7 @@ class UpscalingPart(Part):
     def plan(
         self, pictures: Iterable[Path], request: "UpscaleRequest", *, on_event: OnEvent = ignore
     ) -> "Sequence[PlannedUpscale]":
-        """Plan the upscale of images: files, or folders, which stand for the images directly in them.
+        """Plan the upscales of image files. A folder is replaced with the images directly in it.
 
         Raises: NotFound, AmbiguousRef, UsageError: the upscaler, an image or a size cannot be used. CannotRender: the
         packages for rendering are not installed.
@@ -47,15 +47,15 @@ class UpscalingPart(Part):
         """Compute upscales and save each image in `output` (default: the library's renders/) as soon as it is finished.
 
         `on` and `resume`: as in `Library.render`. `on_event` receives a `Step` with the stage "upscale" after each
-        image if `on` or `resume` is used, otherwise after each tile. Raises: CannotRender, StoreError; Interrupted:
-        images finished before are kept.
+        tile, or after each image if `on` or `resume` is used. Raises: CannotRender, StoreError. Interrupted: images
+        that were finished before are kept.
         """
         from civman.domain.recipes.machine import Machine
         from civman.rendering.save_pictures import OutputOptions, Place
 
         context = self._context
         place = Place(output or context.renders, options or OutputOptions())
-        # imported on first use, because the import of torch takes 2 s or more
+        # imported on first use, because importing torch takes 2 s or more
         from civman.rendering.upscale import SavedUpscale, upscale_and_save
 
         if on is not None or resume:
@@ -75,9 +75,9 @@ class UpscalingPart(Part):
     def pixels(
         self, pixels: Any, request: "UpscaleRequest", *, machine: "Machine | None" = None, on_event: OnEvent = ignore
     ) -> Any:
-        """Enlarge an image in memory: (H, W, 3) or (H, W, 4) uint8 in, the same kind out. Nothing is saved.
+        """Enlarge an image in memory. Input and output are uint8 arrays (H, W, 3) or (H, W, 4). Nothing is saved.
 
-        Raises: as `plan` and `run`.
+        Raises: the errors of `plan` and `run`.
         """
         from civman.domain.recipes.machine import Machine
         from civman.rendering.upscale import upscale_pixels
@@ -92,9 +92,9 @@ class UpscalingPart(Part):
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "UpscaledAgain":
-        """Repeat the upscale of an image that civman upscaled, and compare the pixels. `save` saves the result.
+        """Repeat an upscale that civman made, and compare the pixels with the original. `save` saves the result.
 
-        The image that it was made from is found in `pictures` or among the library's copies. Raises: UsageError
+        The image that was upscaled is searched for in `pictures` and among the library's copies. Raises: UsageError
         (`no-start-image`): it is missing. NotFound (`missing-files`): the upscaler model is missing.
         """
         from civman.domain.recipes.machine import Machine
@@ -104,7 +104,7 @@ class UpscalingPart(Part):
         context = self._context
         require_all(missing(context.index, source))
         planned = plan_again(context.index, context.root, source, pictures, on_event=on_event)
-        # imported on first use, because the import of torch takes 2 s or more
+        # imported on first use, because importing torch takes 2 s or more
         from civman.rendering.upscale_again import upscale_again
 
         return upscale_again(source, planned, machine=machine or Machine(), on_event=on_event)
@@ -114,8 +114,8 @@ class UpscalingPart(Part):
     ) -> "PlannedUpscale | None":
         """Plan the upscale that A1111's Extras tab made of `source`, with the settings that `picture` contains.
 
-        None if `picture` contains no such settings. Raises: UsageError (`no-start-image`): `source` is None, but
-        needed. CannotRender (`not-drawable`): more than an upscale changed the image; and what `plan` raises.
+        Returns None if `picture` contains no such settings. Raises: UsageError (`no-start-image`): `source` is None,
+        but needed. CannotRender (`not-drawable`): the image was not only upscaled; and the errors of `plan`.
         """
         from civman.planning.plan_upscale import plan_extras_of
 

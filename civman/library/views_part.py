@@ -1,4 +1,4 @@
-"""`library.views`: the stored files shown in the folder layout of another program."""
+"""`library.views`: show the stored files in the folder layout of another program."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ class ViewsPart(Part):
     """Plan, create, refresh and remove views."""
 
     def plan(self, folder: Path, request: "ViewRequest") -> "ViewPlan":
-        """Plan which links and files to create, change and remove so that `folder` shows what `request` asks for."""
+        """Plan which links and files to create, change and remove so that `folder` shows the files of `request`."""
         from civman.exchange.view_request import plan_requested_view
 
         return plan_requested_view(self._context.index, self._context.store, self._context.root, folder, request)
@@ -27,9 +27,9 @@ class ViewsPart(Part):
         return apply(plan, self._context.store)
 
     def remove(self, folder: Path) -> "Sequence[Step]":
-        """Remove the links and files that the view created in `folder`, unless they were changed since.
+        """Remove the links and files that the view created in `folder`, except those that were changed since.
 
-        Raises: UsageError: there is no view in this folder.
+        Raises: UsageError: there is no view in `folder`.
         """
         from civman.exchange.view_links import remove_view
         from civman.exchange.view_request import tidy
