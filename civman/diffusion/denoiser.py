@@ -1,4 +1,4 @@
-"""Wrap the UNet for the samplers: from noisy latents and their noise level to a guided, denoised prediction."""
+"""Wraps the UNet for the samplers: computes a guided, denoised prediction from noisy latents and their noise level."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from civman.domain.recipes.thresholding import Thresholding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """One encoded text: its context (1, tokens, width), and for SDXL the pooled vector (1, width)."""
+    """One encoded text: its context (1, tokens, width) and, for SDXL, its pooled vector (1, width)."""
 
     context: Tensor
     pooled: Tensor | None = None
@@ -52,7 +52,7 @@ class Prompts(Protocol):
 class Conditioning:
     """The encoded prompt and negative prompt of one image: contexts (1, tokens, width), pooled (1, width) for SDXL.
 
-    The two contexts may differ in length. They are not padded; the UNet is then called once for each. If `uncond` is
+    If the two contexts differ in length, they are not padded; the UNet is called separately for each. If `uncond` is
     None, the negative prompt is never evaluated, whatever the guidance scale.
     """
 
@@ -75,10 +75,10 @@ class Conditioning:
 class Known:
     """The latents to preserve when inpainting, and how.
 
-    Where `mask` (1, 1, h, w) is 0, the denoised prediction is replaced with `latents` (1 or B, 4, h, w). If `is_shown`,
-    the UNet's input is replaced there instead, with `latents` without noise, and the prediction is left as it is: A1111
-    inpaints this way with DDIM, PLMS and UniPC. If `noise` (B, 4, h, w) is given, both are replaced there: the input
-    with `latents` plus this noise, and the prediction with `latents`. ComfyUI inpaints this way.
+    By default, the denoised prediction is replaced with `latents` (1 or B, 4, h, w) where `mask` (1, 1, h, w) is 0.
+    With `is_shown`, only the UNet's input is replaced there, with `latents` without noise: A1111 inpaints this way with
+    DDIM, PLMS and UniPC. With `noise` (B, 4, h, w), both are replaced there: the input with `latents` plus this noise,
+    and the prediction with `latents`. ComfyUI inpaints this way.
     """
 
     latents: Tensor
@@ -89,10 +89,10 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Skips:
-    """When the negative prompt is skipped: in every second evaluation, once the noise level is under `below`.
+    """When the negative prompt is skipped: in every second evaluation whose noise level is below `below`.
 
-    `always`: skip it in every evaluation under that level. `early`: also skip it in this share of the evaluations at
-    the start.
+    `always`: skip it in every evaluation below that level. `early`: also skip it during this share of the evaluations,
+    at the start.
     """
 
     below: float = 0.0
@@ -100,7 +100,7 @@ class Skips:
     early: float = 0.0
 
     def at(self, call: int, steps: int, sigma: float) -> bool:
-        """Whether evaluation `call` of `steps` at this noise level skips the negative prompt."""
+        """Whether evaluation `call` (of `steps`), at this noise level, skips the negative prompt."""
         if self.early and call / max(steps, 1) <= self.early:
             return True
         return (call % 2 == 1 or self.always) and sigma < self.below
@@ -108,11 +108,13 @@ class Skips:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Classifier-free guidance: unguided + (guided − unguided) · `scale`. A scale of 1 needs no negative pass.
+    """Classifier-free guidance: unguided + (guided − unguided) · `scale`.
 
-    `rescale`: how far the standard deviation of the guided prediction is brought back to that of the positive prompt's
-    prediction (0 to 1). `in_pairs`: return the unguided prediction together with the guided one. `follows_below_1`: a
-    scale below 1 is used as it is, instead of as 1 (from version 2 of the recipe rules on).
+    With a scale of 1, the negative prompt is not needed.
+
+    `rescale`: to what extent (0 to 1) the standard deviation of the guided prediction is reset to that of the positive
+    prompt's prediction. `in_pairs`: return the unguided prediction together with the guided one. `follows_below_1`:
+    apply a scale below 1 as it is, as from version 2 of the recipe rules on, instead of treating it as 1.
     """
 
     scale: float
@@ -124,9 +126,9 @@ class Guidance:
     """Threshold the predicted noise, as for DDIM, PLMS and UniPC, instead of the denoised prediction."""
     skips: Skips = Skips()
     fits_negative: bool = False
-    """Cut or extend the negative context to the length of the first positive one."""
+    """Cut or extend the negative context to the length of the first positive context."""
     steps: int = 0
-    """The total number of steps or evaluations, to which dynamic thresholding and `skips` relate their progress."""
+    """The total number of steps or evaluations, from which dynamic thresholding and `skips` compute the progress."""
     rescales_velocity: bool = False
     """Apply guidance and its rescaling to the velocity (v) even if the model predicts the noise."""
 
@@ -137,13 +139,13 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Group:
-    """Prompts that share one UNet call: k prompts' contexts (k·B, tokens, width) and SDXL inputs (k·B, width)."""
+    """k prompts that share one UNet call for B images: contexts (k·B, tokens, width) and SDXL inputs (k·B, width)."""
 
     contexts: Tensor
     added: Mapping[str, Tensor]
     prompts: int
     positive: tuple[bool, ...]
-    """For each prompt, whether it is a positive one."""
+    """Whether each prompt is a positive one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +157,15 @@ class _Plan:
 
 
 class Denoiser:
-    """Calls the UNet and turns its output (ε or v) into the denoised prediction.
+    """Calls the UNet and converts its output (ε or v) to the denoised prediction.
 
     Source: Karras et al. 2022, table 1 (VP).
 
-    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at` lists the
-    noise levels of all evaluations, as far as they are known; their timesteps are sent to the device in one copy.
-    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `before_call` is
-    called with the evaluation's index before each evaluation. `controls` and `references` take the evaluation's index
-    and return the control models and reference pictures that act in it.
+    `extra` contains the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at` lists the
+    known noise levels of evaluations; their timesteps are sent to the device in one copy. `on_call` is called after
+    each evaluation with the noise level and the prediction (B, 4, h, w). `before_call` is called with the evaluation's
+    index before each evaluation. `controls` and `references` take the evaluation's index and return the control models
+    and reference pictures that act in it.
     """
 
     def __init__(
@@ -188,8 +190,8 @@ class Denoiser:
     ) -> None:
         """Store the settings of one pass.
 
-        `told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`.
-        `calls_before`: how many evaluations of this pass another model has already made.
+        `told`: values for SDXL's size conditioning, in the order that the family uses; empty: derive them from `size`.
+        `calls_before`: the number of evaluations of this pass that another model has already made.
         """
         self._told = list(told)
         self._unet = model.unet
@@ -208,7 +210,7 @@ class Denoiser:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._times = self._sent_times(tuple(dict.fromkeys(called_at)))
         self._size = size
-        # the size conditioning is sent to the device when the first prompt with a pooled vector is evaluated
+        # not sent to the device until the first prompt with a pooled vector is evaluated
         self._sizes: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
@@ -245,7 +247,7 @@ class Denoiser:
         cleans = []
         for clean in wanted:
             if known is not None and known.is_shown:
-                # subtract the predicted noise from x, not from the preserved latents that the model was shown
+                # apply the predicted noise to x, not to the preserved latents that the model was shown
                 clean = clean + (x - seen)
             elif known is not None:
                 clean = clean * known.mask + known.latents * (1 - known.mask)
@@ -306,7 +308,7 @@ class Denoiser:
         return self._sizes[:1] if positive else self._sizes[1:]
 
     def _plan_of_call(self, sigma: float, batch: int) -> "_Plan":
-        """Return the UNet calls of the current evaluation; each distinct conditioning is planned only once."""
+        """Return the UNet calls of the current evaluation. Evaluations with the same conditioning share one plan."""
         is_skipped = self._guidance.skips.at(self._calls, self._guidance.steps, sigma)
         key = (*self._prompt.key_at(self._calls), int(is_skipped), batch)
         if key not in self._plans:
@@ -316,7 +318,7 @@ class Denoiser:
         return self._plans[key]
 
     def _plan(self, moment: Moment, batch: int) -> "_Plan":
-        """Plan the UNet calls of one evaluation: one call for each context, or one in all if all are equally long."""
+        """Plan the UNet calls of one evaluation: one for all contexts if they are equally long, else one for each."""
         entries = [self._entry(encoded, positive=True) for encoded in moment.conds]
         if moment.uncond is not None and self._guidance.fits_negative:
             moment = Moment(moment.conds, moment.weights, _fitted(moment.uncond, moment.conds[0]))
@@ -340,7 +342,7 @@ class Denoiser:
             return answers[0]
         if self._guidance.thresholding is not None and len(answers) > len(weights):
             return self._thresholded(answers, weights)
-        # if the negative prompt is skipped, the first prompt part is used in its place, as in A1111
+        # as in A1111, use the prompt's first part in place of a skipped negative prompt
         if len(weights) == len(answers):
             answers = [*answers, answers[0]]
         if weights != (1.0,):
@@ -352,7 +354,8 @@ class Denoiser:
         cond, uncond = answers
         mixed = uncond + (cond - uncond) * self._guidance.scale
         if self._guidance.rescale:
-            # Lin et al. 2023, section 3.4: strong guidance overexposes models trained to zero terminal SNR
+            # rescale, because strong guidance overexposes models trained to zero terminal SNR (Lin et al. 2023, section
+            # 3.4)
             dims = tuple(range(1, cond.ndim))
             fitted = mixed * (cond.std(dim=dims, keepdim=True) / mixed.std(dim=dims, keepdim=True))
             mixed = fitted * self._guidance.rescale + mixed * (1 - self._guidance.rescale)
@@ -368,7 +371,7 @@ class Denoiser:
 
 
 def _grouped(entries: Sequence[tuple[Tensor, dict[str, Tensor]]], batch: int, positive: Sequence[bool]) -> _Group:
-    """Join prompts for one call of the UNet: each prompt's inputs for all images, then the next prompt's."""
+    """Join prompts for one call of the UNet: first one prompt's inputs for all images, then the next prompt's."""
     contexts = torch.cat([context.expand(batch, -1, -1) for context, _ in entries])
     names = entries[0][1]
     added = {name: torch.cat([each[name].expand(batch, -1) for _, each in entries]) for name in names}
@@ -390,12 +393,12 @@ def _unguided(moment: Moment) -> Moment:
 
 
 def clean_picture(x: Tensor, sigma: float, answer: Tensor, *, predicts_v: bool) -> Tensor:
-    """Convert the model's output (ε, or v with `predicts_v`) to the denoised prediction; x = clean + σ · noise."""
+    """Convert the model's output (ε, or v with `predicts_v`) to the clean prediction, where x = clean + σ · noise."""
     if not predicts_v:
         return x - answer * sigma
     return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
 
 
 def velocity(x: Tensor, sigma: float, noise: Tensor) -> Tensor:
-    """Convert the predicted noise to the velocity that a v-prediction model would predict; see `clean_picture`."""
+    """Convert predicted noise to the velocity that a v-prediction model would predict for the same x and σ."""
     return noise * math.sqrt(sigma**2 + 1) - x * (sigma / math.sqrt(sigma**2 + 1))

@@ -1,7 +1,7 @@
 """The arithmetic that dequantises weights: scaled 8-bit weights, 4-bit tables, GGUF's blocks.
 
-Everything is computed in float32. Which tensors belong to a weight is decided in `civman.domain.files.packed_weights`;
-they are read in `civman.diffusion.mapped_weights`.
+Everything is computed in float32. `civman.domain.files.packed_weights` decides which tensors belong to a weight;
+`civman.diffusion.mapped_weights` reads them.
 
 Source: ComfyUI's scaled fp8 and int8 formats and stable-diffusion.cpp's description of their rotation, bitsandbytes'
 4-bit format (Dettmers et al. 2023, QLoRA, 3). GGUF's blocks are computed by the package `gguf`.
@@ -17,17 +17,17 @@ from torch import Tensor
 from civman.domain.files.gguf_types import BLOCKS
 
 _PIECE = 1 << 20
-"""The number of weights that are dequantised at a time, which limits the memory for intermediate values."""
+"""The number of weights to dequantise at a time, which limits the memory for intermediate values."""
 _ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 
 
 def scaled(values: Tensor, scale: Tensor, rotation: int = 0) -> Tensor:
-    """Multiply a weight (rows first) by its scale, a single number or one for each row, and undo its rotation.
+    """Multiply a weight by its scale, and undo its rotation.
 
     Args:
-        values: the stored numbers: 8-bit floats or integers, or any wider type.
-        scale: one number, or as many as the weight has rows.
-        rotation: the number of inputs in each group that was rotated (a power of four); 0 if none was.
+        values: the stored numbers, with rows first: 8-bit floats or integers, or any wider type.
+        scale: one number, or one for each row.
+        rotation: the number of inputs in each rotated group (a power of four); 0 if the weight is not rotated.
     """
     result = values.to(torch.float32, copy=True)
     result.mul_(scale.to(torch.float32).reshape(-1, *[1] * (values.ndim - 1)) if values.ndim else scale.reshape(()))
@@ -39,7 +39,7 @@ def scaled(values: Tensor, scale: Tensor, rotation: int = 0) -> Tensor:
 
 @cache
 def _hadamard(size: int) -> Tensor:
-    """Build the regular Hadamard matrix of this size (a power of four), normalised. It is its own inverse."""
+    """Build the normalised regular Hadamard matrix of this size (a power of four), which is its own inverse."""
     base = torch.tensor(_ROTATION, dtype=torch.float32) / 2
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
@@ -48,12 +48,12 @@ def _hadamard(size: int) -> Tensor:
 
 
 def four_bit(codes: Tensor, table: Tensor, absmax: Tensor, block: int, shape: tuple[int, ...]) -> Tensor:
-    """Dequantise 4-bit codes: look each one up in the table, and multiply each block by its `absmax`.
+    """Dequantise 4-bit codes: look up each code in a table, and multiply each block by its maximum.
 
     Args:
-        codes: bytes, in any shape, with two codes each; the first is in the upper half.
+        codes: bytes, in any shape, each with two codes; the first one is in the upper half.
         table: the value of each of the 16 codes.
-        absmax: one factor for each block.
+        absmax: the largest absolute value of each block.
         block: the number of weights in a block.
         shape: the weight's shape.
     """
@@ -77,12 +77,13 @@ def by_block(positions: Tensor, table: Tensor, factors: Tensor, block: int, shap
 
 def gguf_blocks(stored: Tensor, kind: str, shape: tuple[int, ...]) -> Tensor:
     """Dequantise the bytes of a GGUF tensor of type `kind`, such as "Q4_K", to float32."""
-    constants: Any = importlib.import_module("gguf.constants")  # imported here, because only GGUF files need it
+    # imported here, because only GGUF files need this package
+    constants: Any = importlib.import_module("gguf.constants")
     quants: Any = importlib.import_module("gguf.quants")
     block, size = BLOCKS[kind]
     blocks = stored.numpy().reshape(-1, size)
     result = torch.empty(len(blocks), block, dtype=torch.float32)
-    # unpack in pieces, because the package needs several times the memory of its result
+    # dequantise in pieces, because the package needs several times the memory of its result
     for start in range(0, len(blocks), step := max(1, _PIECE // block)):
         piece = quants.dequantize(blocks[start : start + step], constants.GGMLQuantizationType[kind])
         result[start : start + step] = torch.from_numpy(piece).view(-1, block)

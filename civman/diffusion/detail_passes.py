@@ -1,8 +1,8 @@
 """Redraws regions of finished images, as ADetailer does: inpaints each region alone and pastes it into the image.
 
-Source: Bing-su/adetailer (the rules, not the code). A mask is moved, then enlarged by a square, and drawn by A1111's
-img2img with masked content "original". The regions of a pass are found in the image as it was before the pass, and each
-region is drawn into the result of the previous one.
+Source: Bing-su/adetailer (the rules, not the code). Each region's mask is moved, then dilated with a square; the region
+is redrawn by A1111's img2img with masked content "original". All regions of a pass are found in the image as it was
+before the pass; each one is then redrawn in the result of the previous one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +25,14 @@ from civman.domain.recipes.details import DetailPass
 from civman.domain.recipes.recipe import Recipe, StartImage
 
 _UNNAMED = Sha256("0" * 64)
-"""A placeholder for the SHA-256 of an image that is not stored in a file."""
+"""A placeholder for the SHA-256 of an image that exists only in memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetailInputs:
     """What the detail passes of a recipe need besides its model.
 
-    `prompts`: for each pass, the conditioning of each region with a prompt of its own; None for a region that is left
+    `prompts`: for each pass, the conditioning of each region that has its own prompt; None for a region that is left
     unchanged.
     """
 
@@ -47,7 +47,7 @@ def redraw_details(
 ) -> Iterator[list[Picture]]:  # fmt: skip
     """Apply the recipe's detail passes to each image in `batches`, with the first pass's model, as in A1111.
 
-    `stages` and `options` are the same as for `run_recipe.iterate`.
+    `stages` and `options` are as in `run_recipe.iterate`.
     """
     drawn = 0
     for batch in batches:
@@ -88,7 +88,7 @@ def _redrawn(
 
 
 def _first_with(stages: Stages, prompt: Prompts) -> Stages:
-    """Return stages whose models are the same, but with `prompt` in place of their prompts."""
+    """Return a copy of `stages` with the same models, but with `prompt` instead of the stages' own prompts."""
     return lambda stage: replace(stages(stage), prompt=prompt)
 
 
@@ -113,7 +113,7 @@ def region_recipe(recipe: Recipe, made: DetailPass, seed: int, number: int, imag
 
 
 def _masks(made: DetailPass, pixels: Pixels, inputs: DetailInputs) -> list[Pixels]:
-    """Return the masks of the regions in an image, except those that select nothing."""
+    """Return the masks of the regions in an image, leaving out masks without any white pixel."""
     height, width = pixels.shape[:2]
     if made.mask is not None:
         masks = [resized(inputs.masks[made.mask], width, height)]
@@ -126,9 +126,9 @@ def _masks(made: DetailPass, pixels: Pixels, inputs: DetailInputs) -> list[Pixel
 
 
 def rectangle(box: Sequence[float], size: tuple[int, int]) -> Pixels:
-    """Return a mask of a size (width, height) that is white inside a box.
+    """Return a mask of this size (width, height) that is white inside a box.
 
-    The box is given by its left, top, right and bottom pixels, all of them inside.
+    `box`: the left, top, right and bottom pixels of the box, which belong to it.
     """
     from PIL import Image, ImageDraw
 
@@ -139,9 +139,9 @@ def rectangle(box: Sequence[float], size: tuple[int, int]) -> Pixels:
 
 
 def dilated(mask: Pixels, side: int) -> Pixels:
-    """Dilate the white area of a mask by a square of this side or, if `side` is negative, erode it.
+    """Dilate the white area of a mask with a square of this side or, if `side` is negative, erode it.
 
-    The square's centre is the pixel with index side // 2 in each direction, as in OpenCV.
+    The square's centre is the pixel with index |side| // 2 in each direction, as in OpenCV.
     """
     count, pick = abs(side), np.max if side > 0 else np.min
     before = count // 2
@@ -156,9 +156,9 @@ def dilated(mask: Pixels, side: int) -> Pixels:
 
 @dataclass(slots=True)
 class _Told:
-    """Reports the steps of all regions of a batch's images as one run of steps.
+    """Reports the steps for all regions of a batch's images as one sequence of steps.
 
-    The number of regions is known only when the last one is reached, so `steps` grows.
+    The number of regions is known only when the last one is reached, so the reported total grows.
     """
 
     on_event: OnEvent
@@ -166,7 +166,7 @@ class _Told:
     pictures: int
     count: int
     before: int = 0
-    """The number of steps of all earlier regions."""
+    """The total number of steps of all earlier regions."""
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, Step):

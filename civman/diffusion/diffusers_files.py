@@ -1,9 +1,9 @@
 """Imports diffusers' UNet, VAE and ControlNet from diffusers' own files, without the rest of diffusers.
 
-The files that compute are diffusers' own, under another package name. What they import to download, save, quantise and
-shard models, and to apply adapters, is replaced by the few lines that computing needs. Importing the classes takes 0.1
-s this way, instead of 0.5 s or more. The real diffusers can be imported in the same process; its pipelines need its own
-classes, which `loader.load(for_diffusers=True)` builds.
+The files that compute are diffusers' own, imported under another package name. Other modules of diffusers, which
+download, save, quantise and shard models or apply adapters, are replaced with the few lines that computing needs. This
+way, importing the classes takes 0.1 s instead of 0.5 s or more. The real diffusers can be imported in the same process;
+its pipelines need its own classes, which `loader.load(for_diffusers=True)` builds.
 """
 
 import functools
@@ -29,7 +29,7 @@ _NAME: Final = "civman_diffusers_files"
 
 def class_of(module: str, name: str) -> Any:
     """Import a class from one of diffusers' modules, such as "models.unets.unet_2d_condition"."""
-    # import with the CPU as default device, because that device also applies to tensors that the files create
+    # import with the CPU as torch's default device, which also applies to tensors that the files create
     with no_compiler(), torch.device("cpu"):
         if _NAME not in sys.modules:
             _make_packages()
@@ -37,7 +37,7 @@ def class_of(module: str, name: str) -> Any:
 
 
 class Config(dict[str, Any]):
-    """The arguments with which a model was built, as items and as attributes."""
+    """The arguments that a model was built with, accessible as items and as attributes."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
@@ -56,7 +56,7 @@ class ConfigMixin:
 
 
 def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a constructor so that its arguments, with their defaults, become the model's config."""
+    """Decorate a constructor so that its arguments, including defaults, become the model's config."""
     parameters = list(inspect.signature(init).parameters.values())[1:]
 
     @functools.wraps(init)
@@ -89,12 +89,15 @@ class _Nothing:
 
 
 def _unscaled(_name: str = "") -> Callable[[Any], Any]:
-    """Return `forward` unchanged: it would scale layers that PEFT creates, and PEFT is not used here."""
+    """Replace diffusers' decorator that scales PEFT's layers.
+
+    It returns `forward` unchanged, because PEFT is not used here.
+    """
     return lambda forward: forward
 
 
 def _before(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method of a model trigger the hook that moves the model to its device, as `forward` does."""
+    """Wrap a method so that it first triggers the hook that moves the model to its device, as `forward` does."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *given: Any, **named: Any) -> Any:
@@ -111,7 +114,7 @@ def _deprecate(*words: Any, **_: Any) -> None:
 
 
 def _is_torch_version(sign: str, wanted: str) -> bool:
-    at_least = torch.__version__ >= wanted  # torch's version object compares itself with a string as a version
+    at_least = torch.__version__ >= wanted  # torch's version object parses the string and compares versions
     return at_least if sign in (">=", ">") else not at_least
 
 
@@ -155,12 +158,12 @@ def _make_packages() -> None:
 
 
 def _base(name: str) -> type:
-    """Create a new empty base class, because a class cannot have the same base class twice."""
+    """Create a new empty base class. Each use needs its own, because a class cannot inherit from one twice."""
     return type(name, (_Nothing,), {})
 
 
 def _module(name: str, kind: type[ModuleType] = ModuleType, **values: Any) -> ModuleType:
-    """Find a module of the package or create it, and set its attributes."""
+    """Get a module of the replacement package, creating it if necessary, and set its attributes."""
     full = f"{_NAME}.{name}".rstrip(".")
     module = sys.modules.get(full)
     if module is None:

@@ -1,6 +1,6 @@
-"""Build diffusers pipelines from the components of a loaded model.
+"""Builds diffusers pipelines from the components of a loaded model.
 
-`library.render` does not use them; they are for callers who want to continue with diffusers.
+`library.render` does not use pipelines; they are for callers who want to continue with diffusers.
 """
 
 import functools
@@ -23,10 +23,10 @@ def pipeline_of(model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mappin
 
     The model must have been loaded with `for_diffusers`.
 
-    Pipelines of several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2") the pipeline
+    Pipelines of several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2"), the pipeline
     accepts only prompt embeddings. Importing diffusers' pipelines takes about 2 s, which `render` avoids.
 
-    Raises: UsageError: unknown kind.
+    Raises: UsageError: `kind` is unknown.
     """
     if not type(model.unet).__module__.startswith("diffusers."):
         raise ValueError("a pipeline needs a model that was loaded with `for_diffusers`")
@@ -36,7 +36,7 @@ def pipeline_of(model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mappin
 
 
 def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
-    import diffusers  # importing diffusers' pipelines takes 2 s, which only callers of this function pay for
+    import diffusers  # imported here, because importing diffusers' pipelines takes 2 s
 
     if (kind, model.family.is_xl) not in _KINDS:
         raise UsageError(
@@ -66,7 +66,7 @@ def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
 def _scheduler(model: LoadedModel) -> Any:
     import diffusers
 
-    # imported here, because it imports diffusers' schedulers
+    # imported here, because the module imports diffusers' schedulers, which takes up to 2 s
     from civman.diffusion.pipeline_scheduler import model_config
 
     kind: Any = diffusers.EulerDiscreteScheduler
@@ -78,8 +78,8 @@ def _scheduler(model: LoadedModel) -> Any:
 def _allow_clip_skip(pipe: Any) -> None:
     """Make `pipe(clip_skip=…)` of SD 1.x and 2.x work with transformers 5, whose encoders have no `text_model`.
 
-    diffusers 0.42 reads `text_encoder.text_model` there, but elsewhere (when loading LoRAs) takes its presence as a
-    sign of transformers 4. So the attribute is set only while a prompt is being encoded.
+    For clip skip, diffusers 0.42 reads `text_encoder.text_model`; elsewhere (when loading LoRAs), it takes the presence
+    of this attribute as a sign of transformers 4. So the attribute is set only while a prompt is being encoded.
     """
     encoder, original = pipe.text_encoder, pipe.encode_prompt
     if encoder is None or hasattr(encoder, "text_model"):

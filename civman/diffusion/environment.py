@@ -1,4 +1,4 @@
-"""Choose the device and precision to compute with, make rendering repeatable, and record what it depends on."""
+"""Chooses the device and precision, makes rendering repeatable, and records the environment that images depend on."""
 
 import os
 import platform
@@ -15,11 +15,11 @@ from civman import __version__
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import processor
 
-# cuBLAS reads this once, at its first matrix product, which may be encoding a prompt long before an image is rendered
+# set this now: cuBLAS reads it once, at its first matrix product, which may encode a prompt long before rendering
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _FILLS: Any = torch.utils.deterministic
 EAGER: Final = "eager"
-"""The name of the engine that computes each operation as soon as it is called."""
+"""The name of the engine that runs each operation immediately, without compiling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Environment:
     threads: int
     platform: str
     processor: str
-    """The CPU's name and model; empty if the device is not a CPU, since the CPU then computes no pixels."""
+    """The CPU's name and model; empty if another device computes the pixels."""
     engine: str = EAGER
-    """How the model's blocks are computed: "eager", or "inductor/" followed by a digest of the compiler's options."""
+    """The engine that computes the model's blocks: "eager", or "inductor/" and a digest of the compiler's options."""
     compiler: str = ""
-    """The program that compiled the blocks, with its version; empty if none was compiled."""
+    """The compiler of the blocks, with its version; empty if no block was compiled."""
 
     def to_facts(self) -> dict[str, str | int]:
         """Convert to a dictionary of strings and integers, for a record."""
@@ -100,10 +100,10 @@ def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype
 def deterministic(device: torch.device | None = None) -> Iterator[None]:
     """Make the same recipe give the same bytes inside this block, on this machine with these library versions.
 
-    It enables deterministic algorithms where they exist (other operations warn), and disables convolution autotuning
-    and TF32; cuBLAS has a fixed workspace. On a CUDA `device`, attention is computed by a fixed choice of kernels. The
-    previous settings are restored afterwards. The number of CPU threads and the batch size also affect the last bit;
-    keeping them the same is the caller's responsibility, and `environment` and the recipe record them.
+    Deterministic algorithms are enabled where they exist (other operations warn), convolution autotuning and TF32 are
+    disabled, and cuBLAS has a fixed workspace. On a CUDA `device`, attention is computed by a fixed choice of kernels.
+    The previous settings are restored afterwards. The number of CPU threads and the batch size also affect the last
+    bit; callers must keep them the same, and `environment` and the recipe record them.
     """
     attention = _pinned_attention() if device is not None and device.type == "cuda" else nullcontext()
     with _repeatable(), attention:
@@ -113,8 +113,8 @@ def deterministic(device: torch.device | None = None) -> Iterator[None]:
 def _pinned_attention() -> AbstractContextManager[None]:
     """Fix the order of preference of attention kernels, which torch otherwise chooses by card and version.
 
-    cuDNN's kernel is excluded: it is not deterministic, and in warn-only mode torch would use it all the same. Flash
-    attention supports half precision only; the memory-efficient kernel computes the remaining cases.
+    cuDNN's kernel is excluded: it is not deterministic, and torch would still use it while nondeterminism only causes
+    warnings. Flash attention supports half precision only; the memory-efficient kernel computes the remaining cases.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -131,7 +131,8 @@ def _repeatable() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
         _FILLS.fill_uninitialized_memory,
     )  # fmt: skip
-    # this sets the flag that use_deterministic_algorithms sets, but does not import torch's compiler, which takes 3 s
+    # use this instead of use_deterministic_algorithms: it sets the same flag without importing torch's compiler, which
+    # takes 3 s
     torch.set_deterministic_debug_mode("warn")
     # do not fill new tensors: all results are fully written, and filling would double the operations of a UNet call
     _FILLS.fill_uninitialized_memory = False

@@ -1,6 +1,6 @@
-"""CodeFormer, which restores a blurred face from a codebook of learned features.
+"""CodeFormer, a network that restores a blurred face from a codebook of learned features.
 
-Source: Zhou et al. 2022. The names are those of `codeformer.pth`. The license of CodeFormer's weights forbids
+Source: Zhou et al. 2022. Tensor names are those of `codeformer.pth`. The licence of CodeFormer's weights forbids
 commercial use.
 """
 
@@ -19,11 +19,11 @@ _VARIANCE: Final = 1e-5
 _SLOPE: Final = 0.2
 _ENCODER_BLOCK: Final = {512: 2, 256: 5, 128: 8, 64: 11, 32: 14, 16: 18}
 _GENERATOR_BLOCK: Final = {16: 6, 32: 9, 64: 12, 128: 15, 256: 18, 512: 21}
-"""Maps the side of a feature map in pixels to the generator's block after which the encoder's features are added."""
+"""Maps the side of a feature map in pixels to the generator block after which the encoder's features are added."""
 
 
 class CodeFormer:
-    """A loaded CodeFormer: its tensors under the file's names."""
+    """A loaded CodeFormer, consisting of its tensors with the names in the file."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
@@ -33,9 +33,9 @@ class CodeFormer:
 
     @torch.no_grad()
     def __call__(self, face: Tensor, weight: float = 0.5) -> Tensor:
-        """Restore a face: (1, 3, 512, 512) in -1 … 1; the result has the same shape and range.
+        """Restore a face, given and returned as (1, 3, 512, 512) in -1 … 1.
 
-        `weight`: how much of the input's details is kept, from 0 (only the codebook's features) to 1.
+        `weight`: how much of the input's details is preserved, from 0 (only the codebook's features) to 1.
         """
         x, features = face, {}
         for number in range(numbered(self._tensors, "encoder.blocks")):
@@ -51,7 +51,7 @@ class CodeFormer:
         return x
 
     def _block(self, x: Tensor, name: str, *, is_down: bool) -> Tensor:
-        """Apply one block of the encoder or generator; its kind follows from its tensors."""
+        """Apply one block of the encoder or generator; the block's tensors determine its kind."""
         tensors = self._tensors
         if f"{name}.conv1.weight" in tensors:
             return self._residual(x, name)
@@ -88,7 +88,7 @@ class CodeFormer:
         return chosen.view(1, high, wide, width).permute(0, 3, 1, 2).contiguous()
 
     def _layer(self, tokens: Tensor, places: Tensor, name: str) -> Tensor:
-        """Apply a transformer layer to (tokens, 1, width); only queries and keys get position embeddings added."""
+        """Apply a transformer layer to (tokens, 1, width). Position embeddings are added only to queries and keys."""
         tensors = self._tensors
         normed = layer_norm(tokens, tensors, f"{name}.norm1")
         weights, biases = tensors[f"{name}.self_attn.in_proj_weight"], tensors[f"{name}.self_attn.in_proj_bias"]
@@ -103,7 +103,7 @@ class CodeFormer:
         return tokens + linear(functional.gelu(inner), tensors, f"{name}.linear2")
 
     def _fused(self, encoded: Tensor, x: Tensor, name: str, weight: float) -> Tensor:
-        """Scale and shift the generator's features with values computed from the encoder's."""
+        """Scale and shift the generator's features by values that are computed from the encoder's features."""
         seen = self._residual(torch.cat([encoded, x], 1), f"{name}.encode_enc")
         scale, shift = (
             conv(functional.leaky_relu(conv(seen, self._tensors, f"{name}.{part}.0"), _SLOPE), self._tensors,

@@ -1,6 +1,6 @@
-"""RetinaFace with a ResNet-50, which finds faces and five landmarks in each: eyes, nose, corners of the mouth.
+"""RetinaFace with a ResNet-50: finds faces, and the eyes, the nose and the corners of the mouth in each.
 
-Sources: Deng et al. 2019 (RetinaFace), He et al. 2015 (ResNet). The names are those of facexlib's
+Sources: Deng et al. 2019 (RetinaFace), He et al. 2015 (ResNet). Tensor names are those of facexlib's
 `detection_Resnet50_Final.pth`.
 """
 
@@ -16,13 +16,13 @@ from civman.diffusion.face_layers import Tensors, batch_norm, conv, numbered
 
 _STEPS: Final = (8, 16, 32)
 _ANCHORS: Final = ((16, 32), (64, 128), (256, 512))
-"""The sides in pixels of the anchor boxes at each level of the pyramid; `_STEPS` has the side of a level's cells."""
+"""The sides in pixels of the anchor boxes at each pyramid level; `_STEPS` contains the side of each level's cells."""
 _VARIANCES: Final = (0.1, 0.2)
 _MEANS: Final = (104.0, 117.0, 123.0)
-"""The mean of blue, green and red, which is subtracted from the image."""
+"""The mean values of blue, green and red, which are subtracted from the image."""
 _SURE: Final = 0.97
 _OVERLAP: Final = 0.4
-"""The IoU limit of non-maximum suppression: of boxes that overlap more, only the most confident one is kept."""
+"""The IoU limit of non-maximum suppression: among boxes that overlap more, only the most confident one is kept."""
 _NARROW: Final = 64
 
 
@@ -36,12 +36,12 @@ class Detected:
 
 
 class FaceDetector:
-    """A loaded RetinaFace: its tensors under the file's names."""
+    """A loaded RetinaFace, consisting of its tensors with the names in the file."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
         self.device = tensors["fpn.output1.0.weight"].device
-        # smaller variants of RetinaFace use leaky ReLUs
+        # only smaller variants of RetinaFace use leaky ReLUs
         self._slope = 0.1 if tensors["fpn.output1.0.weight"].shape[0] <= _NARROW else 0.0
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ class FaceDetector:
         return functional.relu(x + kept)
 
     def _pyramid(self, stages: list[Tensor]) -> list[Tensor]:
-        """Bring the feature maps of all stages to the same width, and add each one to the next finer one."""
+        """Convert the feature maps of all stages to the same width, and add each one to the next finer one."""
         first, second, third = (self._unit(stage, f"fpn.output{number}") for number, stage in enumerate(stages, 1))
         second = self._unit(second + functional.interpolate(third, size=second.shape[-2:]), "fpn.merge2")
         first = self._unit(first + functional.interpolate(second, size=first.shape[-2:]), "fpn.merge1")

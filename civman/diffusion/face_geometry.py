@@ -1,4 +1,4 @@
-"""Aligning faces: compute how a face maps onto a template, cut it out, and put it back, exactly as OpenCV does.
+"""Aligns faces: computes how a face maps onto a template, cuts it out, and puts it back, exactly as OpenCV does.
 
 Sources: OpenCV 4 (its robust estimation of a similarity transform, its Lanczos resize over 8 x 8 pixels, its warp),
 facexlib (the template). Images are (H, W, C) arrays; a matrix is (2, 3) and maps (x, y, 1) of one image to (x, y) of
@@ -18,16 +18,16 @@ _TEMPLATE: Final = np.array([
 ])  # fmt: skip
 """The positions of the eyes, the nose and the corners of the mouth in an aligned face."""
 _TRIES: Final = 13
-"""The number of point pairs that OpenCV tries: enough to find two good points with a probability of 99 %."""
+"""The number of random point pairs that OpenCV tries, so that with a probability of 99 % one pair has no outlier."""
 _RANDOM: Final = 4164903690
 _BITS: Final = 2**32
 
 
 def alignment(landmarks: Any) -> Any:
-    """Find the similarity transform, as (2, 3), that maps (5, 2) landmarks onto those of the template.
+    """Find the similarity transform, as (2, 3), that maps (5, 2) landmarks onto the template's landmarks.
 
     As in OpenCV, random pairs of points each propose a transform, the one with the least median error wins, and the
-    final transform is fitted by least squares to all points that agree with it.
+    final transform is fitted by least squares to all points that agree with the winner.
     """
     points, wanted = np.asarray(landmarks, dtype=np.float64), _TEMPLATE
     best, least = None, np.inf
@@ -42,7 +42,7 @@ def alignment(landmarks: Any) -> Any:
 
 
 def _pairs(count: int) -> Iterator[tuple[int, int]]:
-    """Yield the same pairs of points as OpenCV's random generator chooses."""
+    """Yield the indices of the same pairs of points that OpenCV's random generator would choose."""
     state = 2**64 - 1
 
     def drawn() -> int:
@@ -77,9 +77,9 @@ def inverted(matrix: Any) -> Any:
 
 
 def warped(image: Any, matrix: Any, size: tuple[int, int], border: Any = 0.0) -> Any:
-    """Warp an image by an affine matrix onto a new one of this size (width, height), interpolating linearly.
+    """Warp an image by an affine matrix onto a new image of this size (width, height), interpolating linearly.
 
-    `border`: the value of pixels outside the image. The result is float64 and has the image's channels.
+    `border`: the value of pixels outside the image. The result is float64 and has as many channels as the image.
     """
     back = inverted(matrix)
     down, across = np.mgrid[: size[1], : size[0]]
@@ -117,7 +117,7 @@ def resized(image: Any, size: tuple[int, int]) -> Any:
 
 
 def _kernel(before: int, after: int) -> tuple[Any, Any]:
-    """For each pixel of a resized row or column, return the indices of its eight source pixels and their weights."""
+    """Return the indices and weights of the eight source pixels for each pixel of a resized row or column."""
     centre = (np.arange(after) + 0.5) * (before / after) - 0.5
     first = np.floor(centre).astype(int) - 3
     places = first[:, None] + np.arange(8)

@@ -1,9 +1,9 @@
-"""GFPGAN 1.3 and 1.4, which restores a blurred face with a pretrained StyleGAN2 as generator.
+"""GFPGAN 1.3 and 1.4: restores a blurred face with a pretrained StyleGAN2 as generator.
 
-A1111 adds random noise within the network. This module adds the noise that the file contains, so that the result can be
-repeated.
+A1111 adds random noise within the network. This module adds the noise that the file contains, so that results are
+repeatable.
 
-Sources: Wang et al. 2021 (GFP-GAN), Karras et al. 2020 (StyleGAN2). The names are those of the "clean" layout of
+Sources: Wang et al. 2021 (GFP-GAN), Karras et al. 2020 (StyleGAN2). Tensor names are those of the "clean" layout of
 `GFPGANv1.3.pth` and `GFPGANv1.4.pth`.
 """
 
@@ -20,7 +20,7 @@ _TINY: Final = 1e-8
 
 
 class Gfpgan:
-    """A loaded GFPGAN: its tensors under the file's names."""
+    """A loaded GFPGAN, consisting of its tensors with the names in the file."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
@@ -28,7 +28,7 @@ class Gfpgan:
 
     @torch.no_grad()
     def __call__(self, face: Tensor, weight: float = 0.5) -> Tensor:  # noqa: ARG002  # CodeFormer has a weight
-        """Restore a face: (1, 3, H, H) in -1 … 1, at the model's size; the result has the same shape and range."""
+        """Restore a face, given and returned as (1, 3, H, H) in -1 … 1, where H is the model's size."""
         tensors, skips = self._tensors, []
         x = self._act(conv(face, tensors, "conv_body_first"))
         for level in range(self._levels):
@@ -44,7 +44,7 @@ class Gfpgan:
         return self._drawn(styles, conditions)
 
     def _drawn(self, styles: Tensor, conditions: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Generate the face: each level doubles the size; the input's features scale and shift half of its channels."""
+        """Generate the face. Each level doubles the size; the input's features scale and shift half of the channels."""
         decoder = "stylegan_decoder"
         x = self._tensors[f"{decoder}.constant_input.weight"]
         x = self._styled(x, f"{decoder}.style_conv1", styles[:, 0], 0)
@@ -68,7 +68,7 @@ class Gfpgan:
         return self._modulated(x, f"{name}.modulated_conv", style, normalises=False) + self._tensors[f"{name}.bias"]
 
     def _modulated(self, x: Tensor, name: str, style: Tensor, *, normalises: bool) -> Tensor:
-        """Apply a convolution whose weights are scaled for each input channel by the style."""
+        """Apply a modulated convolution: the style scales the weights of each input channel."""
         weight = self._tensors[f"{name}.weight"] * linear(style, self._tensors, f"{name}.modulation").view(
             1, 1, -1, 1, 1
         )
@@ -77,7 +77,7 @@ class Gfpgan:
         return functional.conv2d(x, weight[0], padding=weight.shape[-1] // 2)
 
     def _resized(self, x: Tensor, name: str, factor: float) -> Tensor:
-        """Apply a residual block that resizes: two convolutions with a resize between them, and a resized shortcut."""
+        """Apply a residual block that resizes: two convolutions with a resize in between, plus a resized shortcut."""
         tensors = self._tensors
         inner = self._act(conv(x, tensors, f"{name}.conv1"))
         inner, x = (functional.interpolate(each, scale_factor=factor, mode="bilinear") for each in (inner, x))

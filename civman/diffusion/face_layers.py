@@ -1,4 +1,4 @@
-"""Layers that the face models have in common, computed from the tensors of their published files by name."""
+"""Layers that the face models have in common; each takes its weights by name from a published file's tensors."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -19,7 +19,7 @@ def conv(x: Tensor, tensors: Tensors, name: str, *, stride: int = 1, padding: in
 
 
 def batch_norm(x: Tensor, tensors: Tensors, name: str) -> Tensor:
-    """Normalise with the stored mean and variance."""
+    """Apply batch norm with the stored mean and variance."""
     mean, variance = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
     return functional.batch_norm(x, mean, variance, tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps=_NORM)
 
@@ -30,7 +30,7 @@ def linear(x: Tensor, tensors: Tensors, name: str) -> Tensor:
 
 
 def layer_norm(x: Tensor, tensors: Tensors, name: str) -> Tensor:
-    """Normalise over the last axis."""
+    """Apply layer norm over the last axis."""
     weight = tensors[f"{name}.weight"]
     return functional.layer_norm(x, tuple(weight.shape), weight, tensors[f"{name}.bias"], _NORM)
 
@@ -46,13 +46,13 @@ def numbered(tensors: Tensors, prefix: str) -> int:
 
 
 def doubled(x: Tensor, mode: str = "bilinear") -> Tensor:
-    """Double the width and height."""
+    """Double the width and height of a feature map."""
     corners = False if mode == "bilinear" else None
     return functional.interpolate(x, scale_factor=2, mode=mode, align_corners=corners)
 
 
 def unwrapped(tensors: Tensors) -> dict[str, Tensor]:
-    """Remove training programs' prefixes from all names; of two sets of weights, take the averaged one (EMA)."""
+    """Remove training programs' prefixes from all names; of two sets of weights, use the averaged one (EMA)."""
     for prefix in ("params_ema.", "params.", "state_dict.", "module."):
         if any(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,6 +1,6 @@
-"""ParseNet, which labels each pixel of an aligned face as skin, an eye, hair, a hat, background and so on.
+"""ParseNet: labels each pixel of an aligned face as skin, an eye, hair, a hat, background and so on.
 
-Source: Chen et al. 2020 (PSFR-GAN). The names are those of facexlib's `parsing_parsenet.pth`.
+Source: Chen et al. 2020 (PSFR-GAN). Tensor names are those of facexlib's `parsing_parsenet.pth`.
 """
 
 from typing import Any, Final
@@ -17,7 +17,7 @@ _SLOPE: Final = 0.2
 
 
 class FaceParser:
-    """A loaded ParseNet: its tensors under the file's names."""
+    """A loaded ParseNet, consisting of its tensors with the names in the file."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
@@ -44,7 +44,10 @@ class FaceParser:
         return self._conv(x, "out_mask_conv")
 
     def _block(self, x: Tensor, name: str, *, down: bool = False, up: bool = False) -> Tensor:
-        """Apply two convolutions; the second one halves the size, or the size is doubled before the first one."""
+        """Apply a residual block of two convolutions.
+
+        To halve the size, the second one has a stride; to double it, the input is enlarged first.
+        """
         kept = x
         if f"{name}.shortcut_func.conv2d.weight" in self._tensors:
             kept = self._conv(doubled(x, "nearest") if up else x, f"{name}.shortcut_func", stride=2 if down else 1)

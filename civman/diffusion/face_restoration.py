@@ -1,7 +1,8 @@
-"""Restore the faces in an image as A1111 does: find each face, align it, restore it, and blend it back.
+"""Restores the faces in an image as A1111 does: finds each face, aligns it, restores it, and blends it back.
 
-Source: A1111 1.8 to 1.10 with facexlib. The detector sees the image with its shorter side resized to 640 pixels; faces
-whose eyes are less than 5 pixels apart are skipped. The pixels that ParseNet labels as face are blended into the image.
+Source: A1111 1.8 to 1.10 with facexlib. The detector gets the image with its shorter side resized to 640 pixels; faces
+whose eyes are less than 5 pixels apart are skipped. Only the pixels that ParseNet labels as part of the face are
+blended into the image.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from civman.errors import CannotRender, Cause
 _SHORTER_SIDE: Final = 640
 _LEAST_EYES: Final = 5
 _BORDER: Final = (135.0, 133.0, 132.0)
-"""The colour (blue, green, red) that an aligned face gets where it extends beyond the image."""
+"""The colour (blue, green, red) of an aligned face where it extends beyond the image."""
 _RIM: Final = 10
 """The width in pixels of an aligned face's border that is never blended into the image."""
 
@@ -65,12 +66,12 @@ def load_face_model(path: Path, kind: str, device: torch.device) -> Any:
 def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
     """Restore all faces in (H, W, 3) uint8 pixels; return the new pixels and the number of faces restored.
 
-    Raises: CannotRender (`no-face-model`): the tensors of a model do not fit together.
+    Raises: CannotRender (`no-face-model`): a model's tensors are missing or do not fit together.
     """
     try:
         return _restored(pixels, models, weight)
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # an out-of-memory error is reported by the caller
+        if "memory" in str(error):  # not a broken model: the caller reports out-of-memory errors
             raise
         raise CannotRender(
             f"the face models cannot be run: {error}",
@@ -80,9 +81,9 @@ def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
 
 
 def face_boxes(pixels: Any, detector: FaceDetector) -> list[tuple[float, float, float, float]]:
-    """Find the faces in (H, W, 3) uint8 pixels, most confident first: (left, top, right, bottom) of each.
+    """Find the faces in (H, W, 3) uint8 pixels, most confident first; return (left, top, right, bottom) of each.
 
-    Raises: CannotRender (`no-face-model`): the tensors of the detector do not fit together.
+    Raises: CannotRender (`no-face-model`): the detector's tensors are missing or do not fit together.
     """
     image = np.ascontiguousarray(pixels[..., ::-1])
     height, width = image.shape[:2]
@@ -90,7 +91,7 @@ def face_boxes(pixels: Any, detector: FaceDetector) -> list[tuple[float, float, 
     try:
         found = detector(resized(image, (int(width / scale), int(height / scale))))
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # an out-of-memory error: the caller converts it
+        if "memory" in str(error):  # not a broken model: the caller reports out-of-memory errors
             raise
         raise CannotRender(
             f"the face detector cannot be run: {error}",
@@ -122,13 +123,13 @@ def _restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]
 
 
 def _tensor_of(face: Any) -> Tensor:
-    """Convert (H, W, 3) values of 0 to 255 in the order blue, green, red to (1, 3, H, W) in -1 … 1, red first."""
+    """Convert (H, W, 3) pixels of 0 to 255, blue first, to (1, 3, H, W) in -1 … 1, red first."""
     array = np.ascontiguousarray(face[..., ::-1].transpose(2, 0, 1), dtype=np.float32)
     return (torch.from_numpy(array)[None] / 255 - 0.5) / 0.5
 
 
 def _face_of(output: Tensor) -> Any:
-    """Convert (1, 3, H, W) in -1 … 1, red first, to integers from 0 to 255, rounded down, blue first."""
+    """Convert (1, 3, H, W) in -1 … 1, red first, to (H, W, 3) integers of 0 to 255, blue first, rounded down."""
     values = ((output[0].float().cpu().clamp(-1, 1) + 1) / 2).numpy()
     return np.floor(values.transpose(1, 2, 0)[..., ::-1] * 255.0)
 
