@@ -20,9 +20,9 @@ from civman.diffusion import quick_start
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 _NEED_OTHERS = ("help", "config")
-"""Commands that inspect the other commands, so that all have to be loaded."""
+"""Commands that inspect all other commands, so that these must be loaded, too."""
 _RENDERING = ("render", "replay", "upscale")
-"""Commands that import torch, which `main` starts to load early."""
+"""Commands that need torch. `main` starts loading its libraries before it reads the command line."""
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -72,7 +72,7 @@ def _needed(arguments: Sequence[str]) -> str | None:
 def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None = None) -> int:
     """Run one command and return its exit code, after printing any error.
 
-    `make_library` opens the library instead of `Library`; it is for programs that embed the commands.
+    `make_library`: a function that opens the library in place of `Library`, for programs that embed the commands.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in arguments)
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         output.failure(Interrupted("stopped", hint="run the same command again; a download continues where it stopped"))
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # the reader has closed the pipe; without this, Python would try to flush stdout at exit and print a traceback
+        # the reader has closed the pipe: redirect stdout, because Python would flush it at exit and print a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:  # noqa: BLE001  # the outermost level: every other exception is a bug
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         return ExitCode.DONE
     finally:
         MAKE_LIBRARY.reset(made)
-        if argv is None:  # only if this process exits after the command: a caller that passes `argv` goes on
+        if argv is None:  # with `argv`, the caller continues after the command; without it, the process exits
             # exclude the imported modules from garbage collection: searching them at exit takes 0.03 s
             gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Options of `civman render` that say how many images are computed at the same time."""
+"""Options of `civman render` for the number of images that are computed at the same time."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ BatchSizeOpt = Annotated[
 SlotsOpt = Annotated[
     int | None,
     typer.Option(
-        help="Number of images to compute at the same time, also of different prompts; each can be "
+        help="Number of images, even of different prompts, to compute at the same time; each can be "
         "rendered again alone.",
         show_default="1",
     ),

@@ -86,7 +86,7 @@ def check(
     """Check whether LoRAs, embeddings, control models, IP-Adapters and a VAE fit a checkpoint, from the file headers.
 
     With --blocks, the weights are read, too; for this, all files must be on this machine. Exit code 7: something cannot
-    work or applies only partly. Exit code 11: it is unknown whether it works.
+    work or applies only partly. Exit code 11: it is unknown whether the files work together.
     """
     from civman.domain.compatibility import Verdict
     from civman.domain.scales import parse_scaled

@@ -27,7 +27,7 @@ class Command:
     def epilog(self) -> str:
         """The examples, formatted for the end of a help page.
 
-        Each is a paragraph, since typer joins a paragraph's lines.
+        Each example is a paragraph of its own, because typer joins the lines of a paragraph.
         """
         return "\n\n".join(["Examples:", *(f"  $ {line}" for line in self.examples)])
 

@@ -1,7 +1,8 @@
 """Shell completion of values: refs, samplers, schedules, model types, base models, layouts.
 
-typer calls each function with the text typed so far; the function returns the values that start with it. None of them
-uses the network or changes anything; after an error they return nothing, because a shell has no place to show errors.
+typer calls each function with the text typed so far; the function returns the values that start with it. No function
+uses the network or changes anything. After an error, a function returns nothing, because a shell cannot show errors
+there.
 """
 
 import io

@@ -40,7 +40,7 @@ def config(
 ) -> Result:
     """Show the settings in effect and where each one comes from, or change one.
 
-    The first source that has a setting decides: flags, the environment, the nearest civman.toml, your config.toml.
+    A value comes from the first source that has it: flags, environment, the nearest civman.toml, your config.toml.
     """
     from civman.errors import UsageError
 

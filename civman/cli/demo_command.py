@@ -35,7 +35,9 @@ _DRAWING: tuple[tuple[str, ...], ...] = (
     ),
     ("renders", "--limit", "3"),
 )  # fmt: skip
-"""Further steps of the demo, if the packages for rendering are installed; after them, the newest image is replayed."""
+"""Further steps of the demo, if the packages for rendering are installed. The newest image is replayed after these
+steps.
+"""
 
 
 def demo(

@@ -117,7 +117,7 @@ def _needs(session: Session, outcomes: "Sequence[Outcome]") -> "Needs":
         if asset is not None:
             try:
                 found[asset.blob.sha256] = session.library.downloads.needed_parts(asset)
-            # the checkpoint was stored, but it cannot be rendered with
+            # the checkpoint was stored, but civman cannot render with it
             except (CannotRender, InvalidModelFile) as error:
                 session.output.notice(f"{clean(asset.name)}: {clean(error.message)}")
     return found

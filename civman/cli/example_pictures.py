@@ -42,7 +42,7 @@ def with_examples(
 ) -> Result:
     """Add the version's example images to a result, as a contact sheet in the terminal or in the file `output`.
 
-    Raises: UsageError: the terminal cannot show images and there is no `output`. StoreError: the file cannot be
+    Raises: UsageError: the terminal cannot show images, and `output` is not set. StoreError: the file cannot be
     written.
     """
     from dataclasses import replace

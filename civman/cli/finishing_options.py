@@ -28,7 +28,7 @@ DetailPromptOpt = Annotated[
     typer.Option(
         "--detail-prompt", metavar="TEXT",
         help="Prompt of each --detail, in order. [SEP] separates the prompts of several faces; [PROMPT] "
-        "stands for the image's prompt.",
+                "inserts the image's prompt.",
         show_default="the image's",
     ),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How `civman replay` draws images of other programs and of CivitAI again: fetch files, draw, compare."""
+"""Replays images of other programs and images on CivitAI: fetches missing files, renders, and compares."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -40,10 +40,10 @@ def fetch_named(
 ) -> None:
     """Download the files that the settings name and the library lacks, if the user agrees.
 
-    If the settings come from a local file, CivitAI is only contacted with the agreement given in advance.
+    If the settings come from a local file, CivitAI is contacted only if the user has agreed in advance (`is_agreed`).
 
     Raises: CannotRender (`not-drawable`): the image cannot be drawn again. NotFound (`missing-files`): the user does
-        not agree; and the error for a file that cannot be downloaded.
+        not agree. The error for a file that cannot be downloaded.
     """
     files, asks_site = session.library.named_files, is_agreed or not isinstance(settings, str)
     prepared = files.prepare(settings, asks_site=asks_site, source=source)
@@ -176,7 +176,7 @@ def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
     if image_text.is_picture(path):
         return image_text.pixels(path)
     if is_required:
-        raise UsageError(f"`{path}` is not an image to compare with", hint="pass a PNG, JPEG or WebP file",
+        raise UsageError(f"the file to compare with is not an image: `{path}`", hint="pass a PNG, JPEG or WebP file",
                          code=Cause.BAD_PICTURE)  # fmt: skip
     return None
 
@@ -252,7 +252,7 @@ def _best_card(session: Session, planned: "Planned", original: Any, machine: "Ma
 
 
 def _lines(judged: "JudgedOffer") -> list[str]:
-    """List what the user should know about a file before it is downloaded, one line for each fact."""
+    """List the facts that the user should know about a file before it is downloaded, one per line."""
     from civman.domain.licence import licence_words
     from civman.domain.printed_refs import file_ref
 

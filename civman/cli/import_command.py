@@ -96,11 +96,11 @@ def _fault(imported: "ImportResult") -> "CivmanError | None":
     if unread:
         count = sum(group.count for group in unread)
         return StoreError(
-            f"{'1 place' if count == 1 else f'{count:,} places'} could not be read: {unread[0].paths[0]}: "
+            f"{'1 path' if count == 1 else f'{count:,} paths'} could not be read: {unread[0].paths[0]}: "
             f"{unread[0].words}",
             code=Cause.STORE,
-            hint="everything else was imported; make these places readable, or correct their names, and "
-            "run the same command again",
+            hint="everything else was imported; make these files or folders readable, or correct their "
+            "names, and run the same command again",
             paths=[path for group in unread for path in group.paths],
         )
     if imported.broken:

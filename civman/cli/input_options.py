@@ -57,6 +57,7 @@ GrowMaskOpt = Annotated[
     int | None,
     typer.Option(
         "--grow-mask",
-        help="Paint the masked area grey and widen the mask by N pixels, as ComfyUI's VAE Encode (for Inpainting).",
+        help="Paint the masked area grey and widen the mask by N pixels, as ComfyUI's VAE Encode (for "
+        "Inpainting) does.",
     ),
 ]

@@ -85,7 +85,7 @@ class JobProgress:
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
         if step.stage in ("redraw", "upscale"):
-            # how long these last stages take compared with the steps is unknown, so they do not count as work
+            # count the image as finished: it is unknown how long these last stages take compared with the steps
             part = 1.0
         elif step.stage == "first":
             part *= share.first_pass

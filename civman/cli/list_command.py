@@ -255,7 +255,7 @@ def _table(
 def _place(asset: "Asset", same_names: "Collection[str]") -> str:
     """Return the name to show for a file that is not on CivitAI.
 
-    The file's folder precedes the name if another listed file has the same one.
+    If another listed file has the same name, the name of the file's folder precedes it.
     """
     return str(Path(Path(asset.path).parent.name, asset.name)) if asset.name in same_names else asset.name
 

@@ -43,7 +43,7 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
 
     Empty lines and text after `#` are ignored. Raises: UsageError: there are no refs, or the file cannot be read.
     """
-    # imported here, because --help does not need them
+    # imported here: --help does not need them
     from civman.domain.pasted_lists import decoded, listed_refs, split_refs
     from civman.errors import UsageError
 
@@ -59,7 +59,7 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
             hint = "save it as text in UTF-8, with one ref on each line"
             raise UsageError(f"`{from_file}` is not a text file in UTF-8 or UTF-16", hint=hint) from error
     if not found:
-        raise UsageError("no REF was given", hint="give at least one REF, for example `civman show 4384`")
+        raise UsageError("no REF was given", hint="pass at least one REF, for example `civman show 4384`")
     return found
 
 
@@ -154,6 +154,8 @@ def output_options(
     from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions
 
     if no_metadata and strip_prompt:
-        raise UsageError("--no-metadata already leaves out the prompt; --strip-prompt keeps all other metadata")
+        raise UsageError(
+            "--no-metadata and --strip-prompt cannot be combined: --no-metadata already leaves out the prompt"
+        )
     metadata = EmbeddedMetadata.NO_PROMPTS if strip_prompt else EmbeddedMetadata.ALL
     return OutputOptions(format, quality, EmbeddedMetadata.NOTHING if no_metadata else metadata)

@@ -65,8 +65,8 @@ class Output:
     def show(self, result: Result) -> None:
         """Show the result: its `value` as JSON with --json, its `ids` with --quiet, else what `human` prints.
 
-        Raises: the result's `error`, if a part of the command failed; with `--json`, the error and the value are then
-        printed as one object.
+        Raises: the result's `error`, if a part of the command failed. With `--json`, the error and the value are
+        printed as one object when the error is shown.
         """
         kind, error = result.kind, result.error
         if self.as_json and error is not None:
@@ -86,7 +86,7 @@ class Output:
             raise error
 
     def list_item(self, kind: str, value: object, position: int) -> None:
-        """With --json: write one entry of a growing list; in the end, the list looks as `show` would print it."""
+        """With --json: write one entry of a growing list. The finished list looks as if `show` had printed it."""
         begin = f'{{\n "civman": {JSON_SHAPE},\n "kind": "{kind}",\n "{kind}": [' if position == 0 else ","
         text = json.dumps(plain(value), ensure_ascii=not _holds_all(self._stdout), indent=1)
         self._stdout.write(begin + "\n" + "  " + text.replace("\n", "\n  "))

@@ -1,7 +1,7 @@
 """Small pictures in terminals that can show them: kitty's graphics protocol and iTerm2's inline images.
 
-Environment variables alone show which protocol a terminal understands. Asking the terminal would mean waiting for a
-reply that most terminals never send.
+The protocol is chosen by environment variables alone. Querying the terminal would mean waiting for a reply that most
+terminals never send.
 """
 
 import base64

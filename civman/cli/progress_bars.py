@@ -34,7 +34,8 @@ _MOMENT_S = 0.25
 """Work that takes no longer than this many seconds shows no bar."""
 _LINES_EVERY_S = 10.0
 _TEXT, _BAR, _NUMBERS, _REST = 36, 40, 17, 19
-"""Column widths in cells: the maximum for text and bar; the width of the numbers, and of speed with remaining time."""
+"""Column widths in cells: the maximum for text and bar, and the widths of the numbers and of speed with remaining time.
+"""
 _LEAST_TEXT = 10
 
 
@@ -270,7 +271,7 @@ def _columns(width: int, numbers: Any, rest: Any, *, numbers_width: int = _NUMBE
 
 
 def layout(width: int, numbers_width: int) -> tuple[int, int]:
-    """Compute the widths of text and bar in a line of `width` cells with numbers, too; 0 means no bar."""
+    """Compute the widths of text and bar for a line of `width` cells; a bar of width 0 is left out."""
     room = width - numbers_width - _REST - 3
     text = min(_TEXT, room - 9)
     if text < 24 and room >= _LEAST_TEXT:

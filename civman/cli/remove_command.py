@@ -28,7 +28,7 @@ def remove(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> Result | None:
-    """Move files to the library's trash, after asking. `civman restore` undoes it."""
+    """Move files to the library's trash, after asking. `civman restore` restores them."""
     plan = session.library.trash.plan_removal(given_refs(refs), file=file)
     question = f"Move {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash?"
     is_agreed = yes or dry_run
@@ -98,7 +98,7 @@ def _print(console: "Console", plan: "RemovalPlan") -> None:
         if asset.pins and asset.blob.sha256 in gone:
             console.print(f"    pinned: {clean(', '.join(asset.pins))}; only --force removes it")
     for asset in plan.outside:
-        console.print(f"  only removed from the index, the file stays where it is: {clean(asset.path)}")
+        console.print(f"only removed from the index; the file stays where it is: {clean(asset.path)}")
     for asset in plan.kept:
         title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
         console.print(f"  the file {asset.blob.sha256[:10]} stays: {clean(title)} needs it")

@@ -189,7 +189,7 @@ def render(
         list[str] | None,
         typer.Option(
             metavar="ROLE=REF",
-            help="An encoder that is not in the checkpoint, such as t5=REF, qwen3=REF, clip-vision=REF (repeatable).",
+            help="An encoder that the checkpoint does not contain. ROLE is t5, qwen3, clip-vision … (repeatable).",
         ),
     ] = None,
     variant: Annotated[

@@ -66,7 +66,7 @@ def replay(
         ),
     ] = None,
     assume_files: Annotated[
-        bool, typer.Option("--assume-files", help="With --settings: assume that all files that it names are available.")
+        bool, typer.Option("--assume-files", help="With --settings: treat all files named there as available.")
     ] = False,
     dry_run: Annotated[
         bool,
@@ -118,17 +118,17 @@ def replay(
         bool,
         typer.Option(
             "--try-cards",
-            help="For an image of another program: render with the noise of the common graphics cards, and keep the "
-            "image that is most like the original.",
+            help="For an image of another program: try the noise of each common graphics card, and keep "
+                    "the image most like the original.",
         ),
     ] = False,
     picture: Annotated[
         list[Path] | None,
         typer.Option(
             "--picture", metavar="[NODE=]FILE",
-            help="The input image, mask or control image of the recipe, if the library has no copy; for an image of "
-            "another program, the one it started from, those that ControlNets followed, or the one that a node of a "
-            "ComfyUI graph loads (repeatable, in order).",
+            help="An input image, mask or control image of the recipe, if the library has no copy. For an "
+                    "image of another program: its input image, a control image, or the image for a node of a"
+                    " ComfyUI graph (repeatable, in order).",
         ),
     ] = None,
     device: DeviceOpt = None,
@@ -180,7 +180,7 @@ def replay(
         many = Many(images_of, images, limit, is_agreed=fetch, only_reads=dry_run, on=on, resumes=resume)
         return _many(session, what, many, again)
     if on is not None or resume:
-        raise UsageError("--on and --resume are for many images: --images-of MODEL or --images FILE")
+        raise UsageError("--on and --resume require many images: --images-of MODEL or --images FILE")
     if extras := _extras_again(session, Path(what), inputs, machine, output, options):
         return extras
     image = fetched_image(session, what)
@@ -236,7 +236,7 @@ def _varied(
 
 
 def _require_own_comparison(what: str, how: Again) -> None:
-    """Check that no option requests a comparison that only images of other programs have. Raises: UsageError."""
+    """Check that no option is used that only applies to images of other programs. Raises: UsageError."""
     from civman.errors import UsageError
 
     if how.other is not None or how.sheet is not None or how.tries_cards:
@@ -337,7 +337,7 @@ def _save(
     library: "Library", source: "RecipeSource", results: "Sequence[ReplayResult]", output: Path | None,
     options: "OutputOptions", *, always: bool,
 ) -> "Sequence[Rendering]":  # fmt: skip
-    """Save the new images, unless the replayed file already has the same pixels and nothing else demands a new file."""
+    """Save the new images, unless the replayed file has the same pixels and neither `output` nor `always` is set."""
     from civman.rendering.replay_values import is_unchanged
 
     if is_unchanged(source, results) and output is None and not always:

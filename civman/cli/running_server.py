@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _HANDED_OVER = ("render", "replay")
 _STAYS_HERE = ("--here", "--help", "-h", "--on", "--resume", "--images")
-"""Options that keep a command in its own process: it starts workers, reads stdin or only prints help."""
+"""Options that keep a command in its own process, because it starts workers, reads stdin or only prints help."""
 
 HereOpt = Annotated[
     bool, typer.Option("--here", help="Render in this process, even if `civman serve` is running for the library.")

@@ -45,8 +45,8 @@ HiresResizeOpt = Annotated[
     str | None,
     typer.Option(
         "--hires-resize",
-        help="Run the upscaler model in ComfyUI's tiles and resize its result by nearest-exact, bilinear, bicubic, "
-        "area or lanczos.",
+        help="Run the upscaler model in ComfyUI's tiles and resize its result with nearest-exact, "
+        "bilinear, bicubic, area or lanczos.",
         show_default="as A1111",
     ),
 ]

@@ -115,7 +115,7 @@ def show(
     )
     if not pictures:
         return result
-    from civman.cli.example_pictures import with_examples  # imported here, because only --pictures needs it
+    from civman.cli.example_pictures import with_examples  # imported here: only --pictures needs it
 
     return with_examples(session, result, resolved.version, shows_all=unblurred, output=output)
 

@@ -21,7 +21,7 @@ _LONGEST_WORD = 18
 
 
 _LEAST_TEXT = 18
-"""The minimum width of a text column in characters; rather than make it narrower, other columns are left out."""
+"""The minimum width of a text column in characters. Other columns are left out before it becomes narrower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _print_rows(
     before: Sequence[int],
 ) -> list[int]:
     """Print rows and return the width of each column; `before`: the widths of the columns in the rows above."""
-    from rich.table import Table  # importing this takes 0.02 s, which --json and --quiet can skip
+    from rich.table import Table  # imported here: it takes 0.02 s, which --json and --quiet need not spend
     from rich.text import Text
 
     cells = [[clean(cell) for cell in row] for row in rows]

@@ -58,7 +58,8 @@ def verify(
             f"{counted(len(away), 'file')} of {len(verdicts)} could not be verified, because their drive is not "
             f"connected: {', '.join(verdict.path for verdict in away[:3])}{' …' if len(away) > 3 else ''}",
             code=Cause.AWAY,
-            hint="connect the drive and run `civman verify` again; if files were moved, `civman import` their folder",
+            hint="connect the drive and run `civman verify` again; if files were moved, run `civman "
+            "import` with their new folder",
             sha256=[str(verdict.sha256) for verdict in away],
         )
     if bad:
