@@ -80,7 +80,7 @@ def bash_words() -> Iterator[None]:
     joined, cursor = _joined(words, place)
     os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(joined), str(cursor)
     incomplete = joined[cursor] if cursor < len(joined) else ""
-    # bash replaces only what follows `:` or `=`, but it replaces `@` together with the word after it
+    # remove the part that bash keeps: all before `@`, or all up to and including `:` or `=`
     skip = max(0, incomplete.rfind("@"), incomplete.rfind(":") + 1, incomplete.rfind("=") + 1)
     offered = io.StringIO()
     try:
@@ -120,7 +120,7 @@ def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
     try:
         stored = _stored(context)
-        if incomplete.startswith("@"):  # `@` begins a version's ref that leaves out the model's id
+        if incomplete.startswith("@"):  # also complete version refs without a model's id, such as `@114620`
             stored = [(ref[ref.index("@") :], text) for ref, text in stored if "@" in ref]
         return _starting(stored, incomplete)
     except (CivmanError, OSError):

@@ -124,7 +124,7 @@ def _needs(session: Session, outcomes: "Sequence[Outcome]") -> "Needs":
 
 
 def _require_queueable(session: Session, *, dry_run: bool, files_at_once: int) -> None:
-    """Check that no option is set that has no effect on the server's queue. Raises: UsageError."""
+    """Refuse options that have no effect on the server's queue. Raises: UsageError."""
     from civman.errors import UsageError
 
     refused = {"--dry-run": dry_run, "--at-once": files_at_once != _AT_ONCE, "--offline": bool(session.offline)}

@@ -280,7 +280,7 @@ def _prevents(judged: "JudgedOffer") -> bool:
 
 
 def _require_obtainable(offers: "Sequence[JudgedOffer]") -> None:
-    """Check before downloading that all files that the image needs can be obtained and fit its checkpoint.
+    """Check, before any download, whether all files for the image can be obtained and fit its checkpoint.
 
     Raises: the error for a file that cannot be downloaded and for which the library has no substitute; Incompatible: a
         file does not fit the checkpoint.

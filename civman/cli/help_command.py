@@ -20,7 +20,7 @@ def prepare_help(arguments: Sequence[str]) -> None:
     """
     completing = os.environ.get("_CIVMAN_COMPLETE")
     if completing == "complete_bash":
-        return  # bash shows no descriptions; for other shells, typer formats them with its help pages
+        return  # no help pages are needed: bash shows no descriptions, unlike other shells
     if not completing and arguments and arguments[0] != "help" and not {"--help", "-h"} & set(arguments):
         return
     absent = {name: class_ for name, class_ in _UNUSED.items() if name not in sys.modules}

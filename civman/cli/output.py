@@ -133,7 +133,7 @@ class Output:
         """Write a message to stderr; on a terminal, wrap it between words."""
         lines = clean(message).split("\n")
         if self._stderr.isatty():
-            import shutil  # imported here: they take 0.01 s, and only messages on a terminal need them
+            import shutil  # both imported here: they take 0.01 s, and only messages on a terminal need them
             import textwrap
 
             width = max(shutil.get_terminal_size().columns, 20)

@@ -98,7 +98,7 @@ def print_preview(console: "Console", path: Path, *, rows: int = _ROWS) -> bool:
         return False
     try:
         data = small_png(path)
-    except (OSError, ValueError, SyntaxError):  # Pillow raises these errors for a damaged picture
+    except (OSError, ValueError, SyntaxError):  # the errors that Pillow raises for a damaged picture
         return False
     print_png(console, data, protocol, rows=rows)
     return True

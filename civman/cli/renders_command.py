@@ -96,7 +96,7 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
 
     if not found:
         matches = "matches" if total == 1 else "match"
-        if total > skip:  # images exist, but --forget-missing removed every image of this page
+        if total > skip:  # --forget-missing removed all images of this page from the index
             console.print(f"{counted(total, 'other image')} {matches}")
         elif total:
             console.print(f"only {counted(total, 'image')} {matches}, so --skip {skip} skips all of them")

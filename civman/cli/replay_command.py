@@ -236,7 +236,7 @@ def _varied(
 
 
 def _require_own_comparison(what: str, how: Again) -> None:
-    """Check that no option is used that only applies to images of other programs. Raises: UsageError."""
+    """Refuse options that only apply to images of other programs. Raises: UsageError."""
     from civman.errors import UsageError
 
     if how.other is not None or how.sheet is not None or how.tries_cards:

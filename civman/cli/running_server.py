@@ -67,7 +67,7 @@ def running_server(folder: Path) -> "ServerFile":
 
 
 def _library_of(arguments: Sequence[str]) -> Path:
-    from civman.settings import load_settings  # imported here: it takes 0.02 s, which other commands do not need
+    from civman.settings import load_settings  # imported here: it takes 0.02 s, which other commands need not spend
 
     named: str | None = None
     for position, word in enumerate(arguments):

@@ -18,7 +18,7 @@ _MOST_BYTES = 8 << 30
 
 
 def find_computed(index: Index, ref: HashRef) -> list[Asset]:
-    """Find the files with this digest by computing the digests that the index lacks, which are then saved."""
+    """Find the files with this digest by computing digests that the index lacks. The computed ones are saved."""
     kinds = computed_kinds().intersection(ref.kinds)
     left_bytes = _MOST_BYTES
     for blob in index.without_digests() if kinds else ():
@@ -29,7 +29,7 @@ def find_computed(index: Index, ref: HashRef) -> list[Asset]:
         left_bytes -= blob.size_bytes
         with contextlib.suppress(CivmanError):  # skip a file that is on a disconnected drive or cannot be read
             found = other_digests(Path(blob.path), whole=True)
-            # a read-only library can be searched too, but cannot save the digests
+            # ignore the error: a read-only library can be searched, but cannot save the digests
             with contextlib.suppress(LibraryError):
                 index.save_hashes({blob.sha256: found})
             if any(getattr(found, kind.value) == ref.digest for kind in kinds):

@@ -114,7 +114,9 @@ def stored_assets(index: Index, ref: Ref) -> list[Asset]:
         case PathRef():
             path = os.path.abspath(Path(ref.path).expanduser())  # noqa: PTH100  pathlib keeps `..`
             at_path = [asset for asset in index.assets() if asset.path == path]
-            is_bare = Path(ref.path).name == ref.path  # "model.safetensors" may also be the name of a stored file
+            is_bare = (
+                Path(ref.path).name == ref.path
+            )  # a bare name such as "model.safetensors" may also be that of a stored file
             return at_path or (_named(index, ref.path) if is_bare else [])
         case _:
             return []

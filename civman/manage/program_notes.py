@@ -176,7 +176,7 @@ def _read(place: Path, text: str) -> _Note | None:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        # the text contains half a surrogate pair, which no database could store
+        # replace half surrogate pairs in the text, which no database could store
         value = json.loads(
             json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         )

@@ -391,7 +391,7 @@ def _known_ids(entry: dict[str, Any]) -> Iterator[KnownIds]:
 
 
 def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
-    # leftovers of an import that was killed
+    # first, the incomplete copies that killed imports left behind
     for path in sorted(folder.glob(f"*{INCOMING}")) if folder.is_dir() else []:
         found = path.stat()
         yield StalePartial(path, allocated_bytes(found), datetime.fromtimestamp(found.st_mtime, before.tzinfo))

@@ -218,7 +218,7 @@ class Resolver:
             try:
                 own = self._client.version(version.id)
             except (Gone, NotFound):
-                own = version  # CivitAI's caches lag behind its pages: keep what the model's page lists
+                own = version  # keep the model page's entry: CivitAI's caches of single versions lag behind its pages
         joined = replace(
             listed if listed is not None and listed.files else own,
             model=page.model,

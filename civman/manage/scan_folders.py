@@ -92,7 +92,7 @@ TOLD_BY_PATH = (
 )  # fmt: skip
 """The reasons for which the paths of the skipped entries are shown to the user."""
 FAULTS = (Reason.UNREADABLE, Reason.BAD_NAME)
-"""The reasons that may have kept out a model which should have been imported."""
+"""Reasons for which a model may have been skipped that should have been imported."""
 
 
 @dataclass(slots=True)

@@ -219,7 +219,7 @@ def _restore_own(entry: dict[str, Any], asset: Asset, index: Index, on_notice: C
         entry.get("rating"),
         bool(entry.get("is_favourite")),
     )
-    # restore the annotations only if the index has none: any in the index are newer
+    # restore the annotations only if the index has none: those in the index would be newer
     if own != NOTHING_SAID and asset.own == NOTHING_SAID:
         index.annotate(asset, own)
     if entry.get("alias") and asset.alias is None:

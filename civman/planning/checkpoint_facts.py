@@ -71,7 +71,7 @@ def read_checkpoint(
     if channels not in (4, 9):
         kind = _ODD_INPUTS.get(channels, "an unknown kind of input")
         raise CannotRender(
-            f"the UNet of `{found.inspected.name}` takes {channels} channels ({kind}); civman supports only 4 and 9",
+            f"the UNet of `{found.inspected.name}` has {channels} input channels ({kind}); civman supports 4 and 9",
             code=Cause.ODD_INPUT,
             channels=channels,
         )

@@ -69,7 +69,7 @@ def few_steps_defaults(
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
     """Return the kind that the label or the file's name indicates, and a phrase that names the evidence."""
     for kind in _KINDS:
-        # match "lightning" anywhere, but the other kinds only as whole words, because they are parts of common words
+        # match "lightning" anywhere, but other kinds only as whole words: their names may be parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"
         if re.search(word, (label or "").lower()):
             return kind, f"CivitAI says {label}"

@@ -194,9 +194,8 @@ def _variant(
         return possible[0], ()
     label, name = (found.inspected.label or "").casefold(), found.inspected.name.casefold()
     for words, witness in ((label, f"CivitAI says {found.inspected.label}"), (name, "the file's name says so")):
-        for variant in reversed(
-            possible
-        ):  # try the most common variant last, because the names of the others begin with its name
+        # try the most common variant last, because the other variants' names begin with its name
+        for variant in reversed(possible):
             if any(word in words for word in family.variant_words[variant]):
                 return variant, (f"taken for the variant {variant} of {family.title}: {witness}",)
     words = (

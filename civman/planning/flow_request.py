@@ -57,5 +57,5 @@ def usual_precision(device: str | None, *, is_flow: bool = False, is_there: bool
     from civman.diffusion.environment import choose_device, choose_dtype
 
     usual = str(choose_dtype(choose_device(device))).removeprefix("torch.")
-    # bfloat16, because the activations of some flow-matching transformers exceed the range of float16
+    # choose bfloat16, because the activations of some flow-matching transformers exceed the range of float16
     return "bfloat16" if is_flow and usual == "float16" else usual

@@ -26,7 +26,7 @@ _MOST_STEPS: Final = 10000
 _MOST_RESIZED: Final = 200
 """The maximum number of resizing nodes in a row that are followed, so that reading a circular graph ends."""
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
-"""Samplers that keep no state between steps, so that two nodes can share a pass, split after any step."""
+"""Samplers without state between steps: one pass may be split between two nodes after any step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from civman.prompts.editing import Part, Rule, Stage, Timing
 _WITHOUT_AND = ("DDIM", "PLMS")
 """Samplers with which A1111 before version 1.6 could not combine prompts with `AND`."""
 _EVER = 2**31
-"""The number of evaluations after which a text changes that never changes: more than any pass has."""
+"""The last evaluation of a stage that never ends: a number that no pass reaches."""
 
 
 @dataclass(frozen=True, slots=True)

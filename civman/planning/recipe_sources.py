@@ -112,7 +112,7 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
     if carried.record is not None:
         origin = read_origin(carried.record)
         kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
-        # the file contains no prompts, but this library knows the recipe
+        # the file was saved without its prompts: use the recipe in this library
         if origin.recipe is None and origin.upscaled is None and kept is not None:
             origin = Origin.of(kept.record)
         return RecipeSource(path.name, origin, path, is_lossless, kept)

@@ -37,7 +37,7 @@ _OTHER_FAMILIES: Final = re.compile(
 def redraw_graph(graph: Graph, name: object = None, source: SourceImage | None = None) -> Redraw:
     """Plan the image of a ComfyUI graph; the model files that the graph names are assumed to be present.
 
-    `source`: the first image that was given for nodes that load an image; its `others` are the rest.
+    `source`: the first of the images given for nodes that load images; its `others` are the remaining ones.
     """
     try:
         found = passes_of(graph, Given(source.all if source is not None else ()))

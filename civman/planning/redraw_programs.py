@@ -65,7 +65,7 @@ def is_known(text: str) -> bool:
 def redraw_program(text: str, name: object = None, source: SourceImage | None = None) -> Redraw:
     """Plan the image that a program's JSON describes; the model files that it names are assumed to be present.
 
-    `source`: the first image that was given for a ComfyUI graph that loads images; its `others` are the rest.
+    `source`: the first of the images given for a ComfyUI graph that loads images; its `others` are the remaining ones.
     """
     program = _program(text)
     if program == "SwarmUI":

@@ -27,5 +27,5 @@ def missing_parts() -> list[str]:
 def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # some environments raise this for packages whose import they block
+    except ModuleNotFoundError:  # raised in environments that block the import of a package
         return False

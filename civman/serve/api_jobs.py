@@ -235,7 +235,7 @@ async def command(request: Request) -> Response:
                     break
         finally:
             if not queued.is_over:
-                # the client has disconnected, so nobody would receive the rest of the output
+                # cancel the command: its client has disconnected, so nobody would receive the output
                 parts.jobs.cancel(queued.number)
         result = queued.result or {}
         yield json.dumps({"exit_code": result.get("exit_code"), "error": queued.error}) + "\n"

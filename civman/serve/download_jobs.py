@@ -47,7 +47,7 @@ def download_payload(body: dict[str, Any]) -> dict[str, Any]:
     if body.get("limit_rate"):
         parse_rate(body["limit_rate"])
     given = {name: body[name] for name in _FIELDS if name != "kind" and body.get(name) is not None}
-    # a URL may contain a key, and jobs are displayed and saved to disk
+    # `shown_ref` removes an API key from a URL: jobs are displayed and saved to disk
     return {**given, "ref": shown_ref(require_name(ref))}
 
 

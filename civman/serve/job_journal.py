@@ -45,9 +45,8 @@ class JobJournal:
             return []
         except OSError as error:
             raise store_error(error, self._path) from error
-        for number, line in enumerate(
-            lines[:-1], 1
-        ):  # the last line is incomplete if the server was killed while writing it
+        # skip the text after the last line end: it is incomplete if the server was killed while writing
+        for number, line in enumerate(lines[:-1], 1):
             try:
                 value = json.loads(line)
                 if value.get("version", _VERSION) != _VERSION:

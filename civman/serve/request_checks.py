@@ -81,7 +81,7 @@ def hosts_of(host: str, port: int) -> frozenset[str]:
 
 
 class Guard:
-    """ASGI middleware that passes on only requests that `access` allows, and limits the size of their bodies."""
+    """ASGI middleware that forwards only requests allowed by `access`, and limits the size of their bodies."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access

@@ -98,7 +98,7 @@ def _reference(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> 
 
 
 def _require_followed(unit: dict[str, Any]) -> None:
-    """Check that a unit sets no field that civman does not support. Raises: CannotRender."""
+    """Check that civman supports every field that a unit sets. Raises: CannotRender."""
     refused = [name for name in _UNUSED if unit.get(name)]
     if str(unit.get("hr_option") or "both").casefold() not in ("both", "0", "hiresfixoption.both"):
         refused.append("hr_option")

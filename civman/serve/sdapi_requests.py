@@ -173,7 +173,7 @@ def _inverted(text: str) -> str:
 
 
 def _require_possible(body: dict[str, Any]) -> None:
-    """Check that the request needs no feature that civman does not have. Raises: CannotRender, naming the features."""
+    """Check that civman has every feature that the request needs. Raises: CannotRender, which names missing ones."""
     scripts = body.get("alwayson_scripts") or {}
     asked = (
         [name for name in scripts if not _is_off(scripts[name]) and str(name).casefold() not in CONTROL_SCRIPTS]

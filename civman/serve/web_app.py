@@ -82,7 +82,7 @@ def _failed(request: Request, error: Exception) -> Response:
     if request.url.path.startswith("/v1/"):
         told = {"message": message, "type": "invalid_request_error", "code": value["code"], "param": None}
         return JSONResponse({"error": told}, status)
-    value["facts"] = {}  # the facts may contain paths of this computer
+    value["facts"] = {}  # leave out the facts, which may contain paths of this computer
     return JSONResponse(value, status)
 
 
