@@ -13,13 +13,13 @@ from civman.diffusion import model_classes
 from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.component_layouts import Source
 from civman.diffusion.families.flow_family import FlowFamily
+from civman.diffusion.file_tokenizers import read_tokenizer
 from civman.diffusion.flow_parts import TRANSFORMER, Placed, place_parts
 from civman.diffusion.key_table import require_sources
 from civman.diffusion.loader import LoadedModel, fill, unfilled
 from civman.diffusion.mapped_weights import Weights
-from civman.diffusion.piece_tokenizer import read_pieces
 
-_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model")
+_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model", "Ministral3Model")
 """The classes of text encoders whose activations overflow float16."""
 
 
@@ -60,8 +60,9 @@ def load_flow(
     )  # fmt: skip
     for name, part in placed.items():
         if part.tokenizer is not None:
-            data = model.files[name].read(Source(part.tokenizer)).numpy().tobytes()
-            model.tokenizers[name] = read_pieces(data, part.title, model.files[name].path.name)
+            # in GGUF files, each byte is a floating-point number
+            data = model.files[name].read(Source(part.tokenizer)).to(torch.uint8).numpy().tobytes()
+            model.tokenizers[name] = read_tokenizer(part.tokenizer, data, part.title, model.files[name].path.name)
     notes: list[str] = []
     for name, part in placed.items():
         module = _built(part)

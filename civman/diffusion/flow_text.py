@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from civman.diffusion.piece_tokenizer import PieceTokenizer
+from civman.diffusion.file_tokenizers import FileTokenizer
 from civman.diffusion.tokenizers import QWEN_PADDING, load_tokenizer
 from civman.prompts.emphasis import Fragment, ParsedPrompt
 from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
@@ -21,7 +21,7 @@ class FlowText:
     """The text encoders of one flow-matching model."""
 
     def __init__(
-        self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, PieceTokenizer] = {}
+        self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, FileTokenizer] = {}
     ) -> None:
         """Use these components; `tokenizers` contains, by component, the tokenizers read from text encoders' files."""
         self._components, self._device, self._tokenizers = components, device, tokenizers
@@ -101,12 +101,15 @@ class FlowText:
 
         The tokenizer is the one in this text encoder's file.
         """
-        tokenizer = self._tokenizers[component]
-        ids, weights = _weighted(parsed, tokenizer.encode)
-        ids, weights = [tokenizer.start, *ids], [1.0, *weights]
-        if len(ids) > most:
-            self._cut(tokenizer.title, len(ids), most)
-        return ids[:most], weights[:most]
+        ids, weights = _weighted(parsed, self._tokenizers[component].encode)
+        return self._started(component, ids, most), [1.0, *weights][:most]
+
+    def file_ids(self, component: str, text: str, most: int) -> list[int]:
+        """Return at most `most` token ids of a text, beginning with the start token.
+
+        The tokenizer is the one in this text encoder's file.
+        """
+        return self._started(component, self._tokenizers[component].encode(text), most)
 
     def plain(self, parsed: ParsedPrompt) -> str:
         """Return the prompt's text without the syntax of weights."""
@@ -154,6 +157,13 @@ class FlowText:
         """Add a note for the user, unless it was added before."""
         if words not in self.notes:
             self.notes.append(words)
+
+    def _started(self, component: str, ids: Sequence[int], most: int) -> list[int]:
+        """Put the start token before the ids, and cut them off."""
+        tokenizer = self._tokenizers[component]
+        if len(ids) + 1 > most:
+            self._cut(tokenizer.title, len(ids) + 1, most)
+        return [tokenizer.start, *ids][:most]
 
     def _cut(self, title: str, count: int, most: int) -> None:
         self.note(f"the prompt has {count} tokens, but {title} reads only the first {most}")

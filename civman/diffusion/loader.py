@@ -25,8 +25,8 @@ from civman.diffusion.component_layouts import Source, own_vae_names, text_sourc
 from civman.diffusion.component_shapes import require_tensors
 from civman.diffusion.families.registry import Family, unet_family_of
 from civman.diffusion.families.unet_family import UNetFamily
+from civman.diffusion.file_tokenizers import FileTokenizer
 from civman.diffusion.mapped_weights import Weights
-from civman.diffusion.piece_tokenizer import PieceTokenizer
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause
@@ -69,7 +69,7 @@ class LoadedModel:
     files: dict[str, Weights] = field(repr=False)
     sources: dict[str, dict[str, Source]] = field(repr=False)
     pipelines: dict[str, Any] = field(default_factory=dict, repr=False)
-    tokenizers: dict[str, PieceTokenizer] = field(default_factory=dict, repr=False)
+    tokenizers: dict[str, FileTokenizer] = field(default_factory=dict, repr=False)
 
     @property
     def unet(self) -> Any:

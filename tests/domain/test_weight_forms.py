@@ -38,6 +38,7 @@ def form(tensors):
         ),
         ({"a.weight": ("F16", [64, 64]), "b.weight": ("F32", [64, 64])}, "fp16 and fp32"),
         ({"v_pred": ("F32", [])}, ""),
+        ({"a.weight": ("BF16", [64, 64]), "tekken_model": ("U8", [99999])}, "bf16"),
     ],
 )  # fmt: skip
 def test_the_form_is_named_part_by_part(tensors, words):

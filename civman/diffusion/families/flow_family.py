@@ -85,6 +85,10 @@ class Texts(Protocol):
         """Return at most `most` token ids, by the tokenizer in this text encoder's file, and each token's weight."""
         ...
 
+    def file_ids(self, component: str, text: str, most: int) -> list[int]:
+        """Return at most `most` token ids of a text, by the tokenizer in this text encoder's file."""
+        ...
+
     def language_model(
         self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
         *, least: int = 0,

@@ -20,6 +20,8 @@ INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
 """Endings of tensors that only an 8-bit matrix product needs; computing in 16 or 32 bits ignores them."""
 MARKER = "scaled_fp8"
 """The name (after any prefix) of the empty tensor that marks weights with scales in ComfyUI's older files."""
+TOKENIZERS = ("spiece_model", "tekken_model")
+"""Endings of the names of tensors that contain a text encoder's tokenizer as bytes, in ComfyUI's files."""
 
 
 class Quantisation(StrEnum):
@@ -97,6 +99,8 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
     counts: dict[str, dict[str, int]] = {}
     scaled: set[str] = set()
     for name, tensor in tensors.items():
+        if tensor.dtype == "U8" and name.endswith(TOKENIZERS):
+            continue
         part = _part_of(name)
         if found is Quantisation.FP8_SCALED and name.endswith(SCALES):
             scaled.add(part)
