@@ -20,10 +20,10 @@ from civman.domain.catalog import ModelType
 from civman.domain.files.header import Header
 from civman.domain.files.weight_forms import Quantisation, weight_form
 from civman.domain.identification.claims import prediction_type
-from civman.domain.part_families import TEXT_WIDTHS, VAE_FAMILIES
+from civman.domain.part_families import SCALED_VAES, TEXT_WIDTHS, VAE_FAMILIES
 from civman.errors import Cause, Incompatible, UnknownFit
 
-RULES = 4
+RULES = 5
 """The version of the rules behind the verdicts.
 
 Increase it whenever `check` returns a different verdict for the same files.
@@ -491,8 +491,8 @@ def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
         if support is Support.NONE and ours and theirs:
             finding.reasons.append("the layouts match but the scales differ, which no tensor shows")
         return finding
-    if known and len(allowed) == 1:
-        return _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"both are {checkpoint.architecture}"])
+    if known and (len(allowed) == 1 or part.architecture in SCALED_VAES):
+        return _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"an autoencoder for {checkpoint.architecture}"])
     if known:
         words = "the layout matches; several families share it, and no tensor shows the scale"
         return _Finding(Verdict.CAUTION, Depth.ARCHITECTURE, [words])

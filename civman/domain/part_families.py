@@ -15,6 +15,10 @@ VAE_FAMILIES: Final = {
                       Architecture.KOLORS, Architecture.PIXART, Architecture.AURAFLOW, Architecture.HUNYUAN_DIT},
     Architecture.FLUX1: {Architecture.FLUX1, Architecture.SD3, Architecture.CHROMA, Architecture.Z_IMAGE,
                          Architecture.LUMINA2, Architecture.HIDREAM},
+    Architecture.FLUX2: {Architecture.FLUX2, Architecture.ERNIE_IMAGE},
     Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA, Architecture.KREA2},
 }  # fmt: skip
 """Architecture of a VAE → the models whose latents have its layout."""
+
+SCALED_VAES: Final = frozenset({Architecture.FLUX2})
+"""The architectures of VAEs whose files contain the scale of their latents."""

@@ -398,6 +398,7 @@ CASES: dict[str, Tensors] = {
     "on-z-image": lora(("diffusion_model.layers.0.attention.to_q", 3840, 3840)),
     "on-lumina-next": lora(("transformer.layers.0.attn2.to_q", 2304, 2304)),
     "on-lumina2": lora(("transformer.layers.0.attn.to_q", 2304, 2304)),
+    "on-ernie-image": lora(("diffusion_model.layers.0.self_attention.to_q", 4096, 4096)),
     "on-z-image-names": lora(("diffusion_model.layers.0.attention.to_q", 64, 64)),
     "on-lumina2-names": lora(("transformer.noise_refiner.0.attn.to_q", 64, 64)),
     "on-hunyuan-dit": kohya(("blocks_0_attn1_Wqkv", 4224, 1408)),

@@ -505,6 +505,8 @@ def test_verdict_of_several_is_the_worst_of_each(pool):
         ("AutoencoderKLWan", "QwenImageTransformer2DModel", "fits with caution"),
         ("AutoencoderKLWan", "Krea2Transformer2DModel", "fits with caution"),
         ("AutoencoderKL", "Krea2Transformer2DModel", "cannot work"),
+        ("AutoencoderKLFlux2", "ErnieImageTransformer2DModel", "fits"),
+        ("AutoencoderKLWan", "ErnieImageTransformer2DModel", "cannot work"),
         ("AutoencoderKLFlux2", "Flux2Transformer2DModel", "fits"),
         ("ReduxImageEncoder", "FluxTransformer2DModel", "fits"),
         ("ReduxImageEncoder", "SD3Transformer2DModel", "cannot work"),

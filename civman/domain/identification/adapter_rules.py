@@ -118,6 +118,8 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-lumina-next", A.LUMINA_NEXT, "layers with an attention of their own for text",
          needs=(_NUMBERED + r"attn2_to_[qkv]$",), axis=(_NUMBERED + r"attn[12]_to_q$", 1, (2304,))),
     Rule("on-lumina2", A.LUMINA2, "refiner and main layers, 2304 wide", axis=(_NUMBERED, 1, (2304,))),
+    Rule("on-ernie-image", A.ERNIE_IMAGE, "layers with `self_attention.to_q` or `mlp.linear_fc2`",
+         needs=(r"^layers_#_(self_attention_to_(q|k|v|out_#)|mlp_linear_fc2)$",)),
     Rule("on-z-image-names", A.Z_IMAGE, "layers with `attention.to_q`", needs=(_NUMBERED + r"attention_to_[qkv]$",),
          also=(A.IDEOGRAM4, A.BRIA)),
     Rule("on-lumina2-names", A.LUMINA2, "layers with `attn.to_q`", also=(A.LUMINA_NEXT,),
