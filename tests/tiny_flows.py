@@ -90,6 +90,13 @@ KREA2 = {
     "timestep_embed_dim": 32, "text_hidden_dim": 24, "text_num_attention_heads": 2, "text_num_key_value_heads": 1,
     "text_intermediate_size": 32,
 }  # fmt: skip
+MINISTRAL = {
+    "vocab_size": 640, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "head_dim": 128,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+ERNIE_IMAGE = {
+    "hidden_size": 256, "num_attention_heads": 2, "num_layers": 3, "ffn_hidden_size": 96, "text_in_dim": 24,
+}  # fmt: skip
 QWEN_IMAGE = {
     "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 128, "in_channels": 64, "out_channels": 16,
 }  # fmt: skip
@@ -136,6 +143,10 @@ TINY = {
         "transformer": ("Krea2Transformer2DModel", KREA2), "text_encoder": ("Qwen3Model", QWEN3_VL),
         "vae": ("AutoencoderKLQwenImage", WAN_VAE),
     },
+    "ernie-image": {
+        "transformer": ("ErnieImageTransformer2DModel", ERNIE_IMAGE), "text_encoder": ("Ministral3Model", MINISTRAL),
+        "vae": ("AutoencoderKLFlux2", FLUX2_KL),
+    },
     "qwen-image": {
         "transformer": ("QwenImageTransformer2DModel", QWEN_IMAGE), "text_encoder": ("Qwen2Model", QWEN25),
         "vae": ("AutoencoderKLQwenImage", WAN_VAE),
@@ -150,8 +161,20 @@ TINY = {
 
 def piece_model() -> bytes:
     """A small SentencePiece model with Gemma's options."""
-    packed = (Path(__file__).parent / "fixtures" / "pieces.json.gz").read_bytes()
-    return base64.b64decode(json.loads(gzip.decompress(packed))["gemma"]["model"])
+    return base64.b64decode(_recorded("pieces")["gemma"]["model"])
+
+
+def tekken_model() -> bytes:
+    """A small Tekken vocabulary."""
+    return str(_recorded("tekken")["model"]).encode()
+
+
+def _recorded(name: str) -> Any:
+    return json.loads(gzip.decompress((Path(__file__).parent / "fixtures" / f"{name}.json.gz").read_bytes()))
+
+
+TOKENIZERS = {"spiece_model": piece_model, "tekken_model": tekken_model}
+"""Maps the last part of a tokenizer's tensor name to what makes its bytes."""
 
 
 def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
@@ -185,7 +208,8 @@ def original_tensors(name: str, family: Any, made: Mapping[str, nn.Module]) -> d
             kind = kinds[component]
             prefix = kind.prefixes[0]
             sources = kind.sources(shapes, dict(TINY[name][component][1]))
-            tensors |= {key: torch.tensor(list(piece_model()), dtype=torch.uint8) for key in kind.tokenizers[:1]}
+            for key in kind.tokenizers[:1]:
+                tensors[key] = torch.tensor(list(TOKENIZERS[key.rpartition(".")[2]]()), dtype=torch.uint8)
             if "CLIP" in kind.model:
                 prefix += "text_model."
         else:

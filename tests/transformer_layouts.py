@@ -38,6 +38,11 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
          "extra_pos_embed_type": None},
     ),
     "krea2": ("Krea2Transformer2DModel", {}),
+    "ernie-image": (
+        "ErnieImageTransformer2DModel",
+        {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288,
+         "text_in_dim": 3072},
+    ),
 }  # fmt: skip
 """Family → diffusers' class and its arguments at the published size."""
 
@@ -124,6 +129,7 @@ BACKWARDS: dict[str, list[tuple[str, str]]] = {
         ("time_embed.linear_2", "tmlp.2"), ("time_mod_proj", "tproj.1"), ("txt_in.linear_1", "txtmlp.1"),
         ("txt_in.linear_2", "txtmlp.3"), ("final_layer.linear", "last.linear"),
     ],
+    "ernie-image": [],
 }  # fmt: skip
 """Diffusers' name of a module → its name in the family's files; `#` is a number, `@` what the group matches."""
 

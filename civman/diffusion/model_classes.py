@@ -89,6 +89,7 @@ _CLASSES = {
     "Krea2Transformer2DModel": "diffusers.models.transformers.transformer_krea2",
     "Lumina2Transformer2DModel": "diffusers.models.transformers.transformer_lumina2",
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
+    "ErnieImageTransformer2DModel": "diffusers.models.transformers.transformer_ernie_image",
     "Flux2Transformer2DModel": "diffusers.models.transformers.transformer_flux2",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
     "AutoencoderKLQwenImage": "diffusers.models.autoencoders.autoencoder_kl_qwenimage",
@@ -97,6 +98,7 @@ _CLASSES = {
     "CLIPTextModelWithProjection": "transformers.models.clip.modeling_clip",
     "T5EncoderModel": "transformers.models.t5.modeling_t5",
     "Gemma2Model": "transformers.models.gemma2.modeling_gemma2",
+    "Ministral3Model": "transformers.models.ministral3.modeling_ministral3",
     "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
     "Qwen2Model": "transformers.models.qwen2.modeling_qwen2",
 }

@@ -37,15 +37,17 @@ class PartKind:
     without prefix).
     """
     tokenizers: tuple[str, ...] = ()
-    """The names of the tensor with the part's tokenizer, a SentencePiece model, in the files that have it; empty for
-    parts whose tokenizer is shipped with civman.
+    """The names of the tensor with the part's tokenizer in the files that have it; empty for parts whose tokenizer is
+    shipped with civman.
     """
+    lacks: tuple[str, ...] = ()
+    """Tensor names, in the same form as `probes`, by which a file with a similar part of another kind is recognised."""
 
     def prefix_in(self, shapes: Shapes) -> str | None:
         """Return the prefix under which a file contains this part, or None if it does not."""
         for prefix in self.prefixes:
             own = self.shapes_in(shapes, prefix)
-            if all(probe in own for probe in self.probes):
+            if all(probe in own for probe in self.probes) and not any(name in own for name in self.lacks):
                 return prefix
         return None
 
@@ -132,6 +134,17 @@ def _qwen3_vl(shapes: Shapes) -> Config:
     }  # fmt: skip
 
 
+def _ministral(shapes: Shapes) -> Config:
+    return _language_model(shapes) | {
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384,
+            "max_position_embeddings": 262144, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0,
+            "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+        },
+    }  # fmt: skip
+
+
 def _gemma(shapes: Shapes) -> Config:
     vocabulary, width = shapes["embed_tokens.weight"]
     head = 256  # of all sizes of Gemma 2 but the largest
@@ -170,12 +183,16 @@ def _kl_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[s
     return vae_sources(wanted, config, "")
 
 
-def _flux2_config(shapes: Shapes) -> Config:
-    usual = {"sample_size": 1024, "act_fn": "silu", "norm_num_groups": 32, "batch_norm_eps": 1e-4}
-    has_convs = {
-        "use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes,
-    }  # fmt: skip
-    return vae_config(usual, shapes) | has_convs
+def _flux2_config(batch_norm_eps: float) -> Callable[[Shapes], Config]:
+    usual = {"sample_size": 1024, "act_fn": "silu", "norm_num_groups": 32, "batch_norm_eps": batch_norm_eps}
+
+    def config(shapes: Shapes) -> Config:
+        has_convs = {
+            "use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        }  # fmt: skip
+        return vae_config(usual, shapes) | has_convs
+
+    return config
 
 
 def _flux2_names(names: Iterable[str]) -> Mapping[str, str]:
@@ -289,10 +306,20 @@ QWEN3_VL: Final = PartKind(
 """The language model of Qwen3-VL: for text without images, it is Qwen3 with another base of the position code. Both
 models have tensors of the same shapes, so only the names of the tensors show that a file contains Qwen3-VL.
 """
+_OTHER_MODELS: Final = (
+    "layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_proj.bias", "layers.0.pre_feedforward_layernorm.weight",
+)  # fmt: skip
+"""The names of tensors that Qwen's and Google's language models have and Mistral's do not."""
 GEMMA2: Final = PartKind(
     "gemma2", "Gemma 2 text encoder", "Gemma2Model", ("text_encoders.gemma2_2b.transformer.model.", "model.", ""),
     ("embed_tokens.weight", "layers.0.pre_feedforward_layernorm.weight"), _gemma, _plainly,
     tokenizers=("text_encoders.spiece_model", "spiece_model"),
+)  # fmt: skip
+MINISTRAL: Final = PartKind(
+    "ministral", "Ministral 3 text encoder", "Ministral3Model",
+    ("text_encoders.ministral3_3b.transformer.model.", "language_model.model.", "model.language_model.", "model.", ""),
+    ("embed_tokens.weight", "layers.0.self_attn.q_proj.weight"), _ministral, _plainly,
+    tokenizers=("text_encoders.tekken_model", "tekken_model"), lacks=_OTHER_MODELS,
 )  # fmt: skip
 FLUX_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKL", ("vae.", "first_stage_model.", ""), ("decoder.conv_in.weight",),
@@ -302,8 +329,10 @@ SD3_VAE: Final = replace(FLUX_VAE, config=_kl_config(1.5305, 0.0609))
 XL_VAE: Final = replace(FLUX_VAE, config=_kl_config(0.13025, 0.0))
 FLUX2_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKLFlux2", ("vae.", "first_stage_model.", ""),
-    ("decoder.conv_in.weight", "bn.running_mean"), _flux2_config, _flux2_sources, _flux2_names,
+    ("decoder.conv_in.weight", "bn.running_mean"), _flux2_config(1e-4), _flux2_sources, _flux2_names,
 )  # fmt: skip
+ERNIE_VAE: Final = replace(FLUX2_VAE, config=_flux2_config(1e-5))
+"""Flux.2's VAE with the number that Ernie-Image's pipeline adds to the variances of its latents."""
 WAN_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""),
     ("decoder.conv1.weight", "conv2.weight", "decoder.middle.0.residual.0.gamma"), _wan_config, _wan_sources,

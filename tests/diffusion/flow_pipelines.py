@@ -1,6 +1,9 @@
 """diffusers' own pipelines for the tiny flow-matching models: each draws one image from given start latents."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from diffusers import (
     ChromaPipeline,
     ClassifierFreeGuidance,
+    ErnieImagePipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     FluxPipeline,
@@ -21,12 +25,17 @@ from diffusers import (
 from diffusers.modular_pipelines.anima import AnimaAutoBlocks
 from tokenizers import Tokenizer, processors
 from transformers import (
+    Ministral3Config,
+    Mistral3Config,
+    Mistral3Model,
+    PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLModel,
 )
+from transformers.integrations.mistral.tokenizer import MistralConverter
 
 from civman.diffusion.piece_tokenizer import read_pieces
 from civman.diffusion.tokenizers import load_tokenizer
@@ -54,8 +63,8 @@ def t5() -> Any:
 def draw(
     name: str, parts: Mapping[str, Any], prompt: str, negative: str, sigmas: Sequence[float], latents: Any, cfg: float
 ) -> Any:
-    """Return the pixels (3, H, W) in 0 … 1; `latents` (1, 16, h, w), for Flux.2 (1, 128, h, w), are unit noise."""
-    height, width = ((16 if name == "flux2" else 8) * side for side in latents.shape[-2:])
+    """Return the pixels (3, H, W) in 0 … 1; `latents` (1, 16, h, w) or (1, 128, h, w) are unit noise."""
+    height, width = ((16 if latents.shape[1] == 128 else 8) * side for side in latents.shape[-2:])
     common: dict[str, Any] = {
         "prompt": prompt, "height": height, "width": width, "sigmas": list(sigmas[:-1]), "output_type": "pt",
     }  # fmt: skip
@@ -238,7 +247,57 @@ def _krea2(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, comm
     return pipe(**common, latents=packed, guidance_scale=cfg - 1, negative_prompt=negative).images
 
 
+@cache
+def tekken() -> Tokenizer:
+    """The tokenizer that transformers makes of the small Tekken vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tekken.json"
+        path.write_bytes(tiny_flows.tekken_model())
+        return MistralConverter(str(path)).converted()
+
+
+class GivenLevels(FlowMatchEulerDiscreteScheduler):
+    """A scheduler for a pipeline that makes its own levels: it uses the given ones instead."""
+
+    def __init__(self, sigmas: Sequence[float]) -> None:
+        super().__init__(shift=1.0)
+        self._given = sigmas
+
+    def set_timesteps(self, *_: Any, **named: Any) -> None:
+        super().set_timesteps(sigmas=list(self._given), device=named.get("device"))
+
+
+def ministral(language: Any) -> Any:
+    """Mistral 3 with Ministral as transformers builds it, with the weights of the language model alone."""
+    plain = language.config
+    text = {name: getattr(plain, name) for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+        "num_key_value_heads",
+    )}  # fmt: skip
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, head_dim=16
+    )
+    whole = Mistral3Model(Mistral3Config(text_config=Ministral3Config(**text), vision_config=vision)).eval()
+    whole.language_model.load_state_dict(language.state_dict())
+    return whole
+
+
+def start_and_ids(text: str, **_: Any) -> dict[str, list[int]]:
+    return {"input_ids": [1, *tekken().encode(text).ids]}
+
+
+def _ernie_image(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    del plain
+    sigmas = common.pop("sigmas")
+    pipe = ErnieImagePipeline(
+        parts["transformer"], parts["vae"], ministral(parts["text_encoder"]), start_and_ids, GivenLevels(sigmas)
+    )
+    return pipe(
+        **common, num_inference_steps=len(sigmas), latents=latents, guidance_scale=cfg, negative_prompt=negative
+    ).images
+
+
 _DRAW = {
     "flux1": _flux, "flux2": _flux2, "chroma": _chroma, "z-image": _z_image, "qwen-image": _qwen_image, "sd3": _sd3,
-    "anima": _anima, "lumina2": _lumina2, "krea2": _krea2,
+    "anima": _anima, "lumina2": _lumina2, "krea2": _krea2, "ernie-image": _ernie_image,
 }  # fmt: skip

@@ -42,6 +42,16 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
             "extra_pos_embed_type": None,
         },
     ),
+    "ernie-image": (
+        "ernie_image",
+        {
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_layers": 2,
+            "ffn_hidden_size": 12288,
+            "text_in_dim": 3072,
+        },
+    ),
     "krea2": ("krea2", {"num_layers": 2}),
     "lumina2": ("lumina2", {"num_layers": 2, "cap_feat_dim": 2304}),
     "sd3": ("sd3", {"num_layers": 3, "pos_embed_max_size": 192}),

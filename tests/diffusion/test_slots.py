@@ -30,7 +30,7 @@ from civman.domain.events import Step
 from civman.domain.recipes.recipe import Hires, Recipe
 
 SD = ("sd1", "sd2", "sdxl")
-FLOWS = ("flux1", "flux2", "chroma", "z-image", "anima", "qwen-image", "sd3", "lumina2", "krea2")
+FLOWS = ("flux1", "flux2", "chroma", "z-image", "anima", "qwen-image", "sd3", "lumina2", "krea2", "ernie-image")
 Models = Callable[[str], LoadedModel]
 
 
@@ -65,13 +65,13 @@ def unet_call(model: LoadedModel, seed: int, prompts: int, *, residuals: bool = 
 def flow_call(model: Any, name: str, seed: int) -> Any:
     made = torch.Generator().manual_seed(seed)
     config = tiny_flows.TINY[name]["transformer"][1]
-    width = config.get("joint_attention_dim") or config.get("cap_feat_dim") or 1024
+    width = config.get("joint_attention_dim") or config.get("cap_feat_dim") or config.get("text_in_dim") or 1024
     if name == "anima":
         width = model.components["transformer"].config.text_embed_dim
     if name == "krea2":
         width = 12 * config["text_hidden_dim"]
     pooled = torch.randn(1, config.get("pooled_projection_dim", 8), generator=made)
-    channels = 32 if name == "flux2" else 16
+    channels = 32 if name in ("flux2", "ernie-image") else 16
     at = Instant(torch.randn(1, channels, 8, 8, generator=made), (1 / (seed + 1),), (seed + 0.5,))
     return FlowCall(model, at, FlowEncoded(torch.randn(1, 32, width, generator=made), pooled))
 

@@ -24,6 +24,7 @@ CONVERTERS = {
     "z-image": converters.convert_z_image_transformer_checkpoint_to_diffusers,
     "auraflow": converters.convert_auraflow_transformer_checkpoint_to_diffusers,
     "anima": converters.convert_cosmos_transformer_checkpoint_to_diffusers,
+    "ernie-image": converters.convert_ernie_image_transformer_checkpoint_to_diffusers,
     "krea2": converters.convert_krea2_transformer_checkpoint_to_diffusers,
 }
 

@@ -30,6 +30,8 @@ TINY = {
                  "joint_attention_dim": 24, "caption_projection_dim": 16, "pos_embed_max_size": 16},
     "anima": {"num_attention_heads": 1, "attention_head_dim": 24, "num_layers": 1, "text_embed_dim": 24,
               "adaln_lora_dim": 6},
+    "ernie-image": {"hidden_size": 16, "num_attention_heads": 1, "num_layers": 2, "ffn_hidden_size": 24,
+                    "text_in_dim": 12, "rope_axes_dim": (4, 6, 6)},
 }  # fmt: skip
 R, ALPHA, SCALE = 3, 2.0, 0.7
 

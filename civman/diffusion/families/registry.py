@@ -6,6 +6,7 @@ from typing import Final
 from civman.diffusion.checkpoint_names import UNET, Shapes
 from civman.diffusion.families.anima import ANIMA
 from civman.diffusion.families.chroma import CHROMA
+from civman.diffusion.families.ernie_image import ERNIE_IMAGE
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.families.flux1 import FLUX1
 from civman.diffusion.families.flux2 import FLUX2_KLEIN, refuse_dev
@@ -31,7 +32,7 @@ encoders has the refiner's name.
 
 
 FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
-    FLUX1, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2,
+    FLUX1, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2, ERNIE_IMAGE,
 )  # fmt: skip
 
 
