@@ -1,7 +1,7 @@
 """Read the metadata of A1111, Forge, SD.Next, CivitAI's generator and other programs that write A1111's text.
 
-CivitAI's generator writes some meaningless settings (`Sampler: Undefined`, a clip skip for Flux). They are left out,
-and a note says so.
+Meaningless settings that CivitAI's generator writes (`Sampler: Undefined`, a clip skip for Flux) are left out, and a
+note says so.
 """
 
 import re
@@ -76,7 +76,7 @@ def _settings(parsed: infotext.Parsed, generator: Generator) -> tuple[Settings, 
 def _resources(parsed: infotext.Parsed) -> Iterator[Resource]:
     """The models that the text lists, the checkpoint first.
 
-    A LoRA may appear twice, by name and by version id, if nothing shows that both are the same.
+    A LoRA may be listed twice, by name and by version id, if nothing shows that both entries are the same LoRA.
     """
     details, entries = parsed.details, list(parsed.civitai)
     yield from _checkpoint(parsed, entries)
@@ -108,7 +108,7 @@ def _checkpoint(parsed: infotext.Parsed, entries: list[infotext.CivitaiEntry]) -
     name = parsed.details.get("Model", "")
     same = [entry for entry in entries if entry.kind.casefold() in ("checkpoint", "model")]
     if name or digest:
-        if len(same) == 1:  # merge both entries: a text contains only one checkpoint
+        if len(same) == 1:  # merge both entries, because a text contains only one checkpoint
             entries.remove(same[0])
             yield Resource("checkpoint", name, digest, same[0].version_id, same[0].air)
         else:

@@ -1,9 +1,10 @@
 """Read prompt, settings and models from ComfyUI graphs by following the links between nodes.
 
 Graphs have no schema and custom nodes extend them freely, so nodes are recognised by their input names rather than by
-type where possible: from the nodes that save images upwards to the samplers, and from there to their inputs.
+type where possible. Links are followed backwards: from the nodes that save images to the samplers, and from the
+samplers to their inputs.
 
-Source: ComfyUI's API format (`prompt`), node id → {class_type, inputs}; a link is [node id, output].
+Source: ComfyUI's API format (`prompt`), which maps a node id to {class_type, inputs}; a link is [node id, output].
 """
 
 import re
@@ -24,15 +25,15 @@ _MODELS: Final = {
 _TEXTS: Final = ("text", "text_g", "text_l", "t5xxl", "clip_l", "prompt", "string", "value", "populated_text")
 _LATENTS: Final = ("latent_image", "samples", "latent", "latents")
 _AROUND: Final = ("guider", "sigmas", "sampler", "noise")
-"""The inputs of a sampler node that link to its guider, noise levels, sampling method and noise, if these are separate
-nodes.
+"""The inputs of a sampler node that link to its guider, noise levels, sampling method and noise, if these are nodes of
+their own.
 """
 _AIR: Final = re.compile(r"urn:air:[^:]+:(?P<kind>[^:]+):civitai:[0-9]+@(?P<version>[0-9]{1,18})")
 _EMBEDDING: Final = re.compile(r"embedding:([^\s,:()\[\]{}]{1,200})")
 
 
 def read(text: str) -> PictureMetadata | None:
-    """Read the metadata in a graph in API format; None if the text is not a graph in API format."""
+    """Read the metadata in a ComfyUI graph in API format; None if the text is not such a graph."""
     value = loads(text.removeprefix("prompt:").strip())
     if not isinstance(value, dict):
         return None
@@ -48,7 +49,7 @@ def read(text: str) -> PictureMetadata | None:
 
 
 def _by_civitai(told: PictureMetadata, extra: Loose) -> PictureMetadata:
-    """Add what CivitAI's own generator writes next to its ComfyUI graph: models by AIR, and the requested settings."""
+    """Add what CivitAI's generator writes next to its ComfyUI graph: models by AIR, and the requested settings."""
     was, listed = told.settings, {part.version_id for part in told.resources if part.version_id}
     more = [
         Resource("model", version_id=entry.whole("modelVersionId"), weight=entry.number("strength", "weight"))
@@ -101,17 +102,17 @@ class _Graph:
         return None
 
     def _outputs(self) -> list[str]:
-        """The nodes that save images; if there are none, the nodes that no other node uses."""
+        """The nodes that save images; if there are none, the nodes whose outputs are not used."""
         saving = [key for key, node in self._nodes.items() if _OUTPUT.search(str(node["class_type"]))
                   and any(self._target(value) for value in self._inputs(key).values())]  # fmt: skip
         fed = {self._target(value) for key in self._nodes for value in self._inputs(key).values()}
         return saving or [key for key in self._nodes if key not in fed]
 
     def _upwards(self, starts: list[str]) -> list[str]:
-        """All nodes that the given nodes depend on, the nearest first."""
+        """All nodes that the given nodes depend on, nearest first."""
         found = dict.fromkeys(starts)
         queue = list(starts)
-        for key in queue:  # the loop also visits nodes that it appends to the list
+        for key in queue:  # the loop appends to this list, and then visits the appended nodes too
             for value in self._inputs(key).values():
                 target = self._target(value)
                 if target is not None and target not in found:
@@ -125,7 +126,7 @@ class _Graph:
         return self._upwards(starts)
 
     def _first_pass(self, key: str) -> str:
-        """Return the first sampler of a chain in which each sampler continues from the result of the one before."""
+        """Return the first sampler of a chain in which each sampler continues from the previous one's result."""
         seen: set[str] = set()
         while key not in seen:
             seen.add(key)
@@ -139,7 +140,7 @@ class _Graph:
         return has_latent and (("steps" in inputs and "positive" in inputs) or ("sigmas" in inputs))
 
     def _around(self, key: str, *names: str) -> object:
-        """Find a literal value in the sampler node, or in the nodes that provide its parts, such as the guider."""
+        """Return a literal input of the sampler node, or of a node that provides a part of it, such as the guider."""
         nodes = [key, *filter(None, (self._target(self._inputs(key).get(name)) for name in _AROUND))]
         for node in nodes:
             for name in names:
@@ -149,7 +150,7 @@ class _Graph:
         return None
 
     def _literal(self, value: object, seen: set[str] | None = None) -> object:
-        """Return the value itself; if it is a link, return the value in the node that it refers to."""
+        """Return a literal value unchanged; for a link, return the literal value in the node that it refers to."""
         target = self._target(value)
         if target is None:
             return value if isinstance(value, str | int | float) else None
@@ -193,7 +194,7 @@ class _Graph:
         return self._text(positive, set()), self._text(inputs.get("negative"), set())
 
     def _text(self, link: object, seen: set[str]) -> str:
-        """Follow a conditioning's link to its prompt text, unchanged; several texts are joined with line breaks."""
+        """Follow a conditioning's link to the prompt text, unchanged. Several texts are joined with line breaks."""
         key = self._target(link)
         if key is None or key in seen or len(seen) > _MOST_STEPS or self._is_zero(key):
             return ""
@@ -233,7 +234,7 @@ class _Graph:
             yield _model("lora", file, number(self._literal(inputs.get("strength_model", inputs.get("strength")))))
         for value in inputs.values():
             for entry in map(Loose, value if isinstance(value, list) else [value]):
-                # nodes whose input is a list of LoRAs: rgthree's and LoRA Manager's
+                # nodes with a list of LoRAs as their input: rgthree's and LoRA Manager's
                 name, is_on = entry.text("lora", "name"), entry.value.get("on", entry.value.get("active", False))
                 if name and is_on is True and entry.number("strength") is not None:
                     yield _model("lora", name, entry.number("strength"))

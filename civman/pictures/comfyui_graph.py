@@ -1,8 +1,8 @@
-"""ComfyUI's graphs in one form: nodes with their class and their inputs, from the API format or the editor's workflow.
+"""ComfyUI graphs in a common form, nodes with named inputs, read from the API format or the editor's workflow.
 
 The API format (`prompt`) names each input. The editor's format (`workflow`) lists the values of a node's widgets in an
-order that depends on the class; `WIDGETS` contains it for the classes that civman follows, and other nodes get no
-values. In the editor's format, nodes may also be muted or bypassed, and values may come from primitive nodes.
+order that depends on the node's class. `WIDGETS` contains this order for the classes that civman follows; other nodes
+get no values. In the editor's format, nodes may also be muted or bypassed, and values may come from primitive nodes.
 """
 
 import math
@@ -15,7 +15,7 @@ from civman.pictures.metadata import loads
 
 _MOST_NODES: Final = 5000
 _DEEPEST: Final = 20
-"""The maximum length of a chain of nodes that only pass a value on."""
+"""The maximum length of a chain of bypassed nodes, which only pass a value on."""
 _NOT_JSON: Final = re.compile(r"(?<=[:\[,\s])-?(?:NaN|Infinity|undefined)(?=[,\]}\s])")
 _MUTED, _BYPASSED = 2, 4
 _SEED: Final = ("", "control_after_generate")
@@ -57,7 +57,7 @@ WIDGETS: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A connection to an output of another node; `output` counts from 0."""
+    """A connection to an output of another node. `output` is the output's index, from 0."""
 
     node: str
     output: int
@@ -65,7 +65,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of a graph. `inputs`: name → `Link`, or a value."""
+    """A node of a graph. `inputs` maps each input's name to a `Link` or a literal value."""
 
     id: str
     kind: str
@@ -79,9 +79,9 @@ Graph = Mapping[str, Node]
 
 
 def graph_of(text: str) -> Graph | None:
-    """Read a graph in API format, the editor's format, or CivitAI's object with both; None if there is no graph.
+    """Parse a graph in API format, the editor's format, or CivitAI's object with both; None if there is no graph.
 
-    Values that are not valid JSON (`NaN`) count as 0, as on CivitAI.
+    `NaN` and other values that are not valid JSON are read as 0, as on CivitAI.
     """
     plain = text.strip().removeprefix("prompt:").removeprefix("workflow:").strip()
     value = loads(plain)

@@ -1,6 +1,6 @@
 """Contact sheets: images in labelled rows and columns, saved as one PNG that lists the recipes of its cells.
 
-A sheet has no recipe of its own and is never treated as an image that has one.
+A sheet has no recipe of its own and is never treated as a rendered image.
 """
 
 import io
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 KEYWORD: Final = "civman-grid"
-"""The PNG text keyword under which a sheet lists its axes and the recipes of its cells."""
+"""The keyword of the PNG text in which a sheet lists its axes and the recipes of its cells."""
 SCHEMA: Final = 1
 _LEAST_SIDE: Final = 128
-"""The minimum length in pixels of a cell's longer side. Smaller images are enlarged by an integer factor, pixel by
-pixel.
+"""The minimum length in pixels of a cell's longer side. Smaller images are enlarged by an integer factor (nearest
+neighbour).
 """
 _MOST_PIXELS: Final = 24_000_000
 """The maximum number of pixels of a sheet.
 
-In a sheet that would be larger, the cells are scaled down; the cells' own files are unaffected.
+The cells of a larger sheet are scaled down; the images saved for the cells keep their size.
 """
 _MOST_ACROSS: Final = 8
-"""The maximum number of cells in one line if there is only one axis."""
+"""The maximum number of cells in a row if the sheet has only one axis."""
 _GAP: Final = 6
 _HEADER_LINES: Final = 3
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (95, 95, 95)
@@ -63,14 +63,14 @@ class Contents:
                 yield tuple(f"{name}={values[place]}" for (name, values), place in places), digest
 
     def to_json(self) -> str:
-        """The canonical JSON text; the inverse of `contents`."""
+        """Convert to canonical JSON text, which `contents` parses."""
         axes = [{"name": name, "values": values} for name, values in self.axes]
         text = canonical({"civman_grid": SCHEMA, "axes": axes, "recipes": self.recipes})
-        return text.encode(errors="replace").decode()  # replace lone surrogates, which a file name may contain
+        return text.encode(errors="replace").decode()  # replace lone surrogates, which come from file names
 
 
 def contents(entries: Mapping[str, str]) -> Contents | None:
-    """Read the contents of a sheet from an image's text entries; None if the image is not a sheet.
+    """Parse the contents of a sheet from an image's text entries; None if the image is not a sheet.
 
     Raises: UsageError (`bad-grid`): the entry is damaged, or a newer civman wrote it.
     """
@@ -81,7 +81,7 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
         if value["civman_grid"] == SCHEMA:
             axes = tuple((str(axis["name"]), tuple(map(str, axis["values"]))) for axis in value["axes"])
             told = Contents(axes, tuple(tuple(map(str, row)) for row in value["recipes"]))
-            _ = list(told.cells)  # check that there are as many labels as cells
+            _ = list(told.cells)  # raises IndexError if there are fewer labels than cells
             return told
     except (UsageError, KeyError, IndexError, TypeError) as error:
         raise UsageError("the list of cells in this contact sheet is damaged", code=Cause.BAD_GRID) from error
@@ -91,8 +91,8 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:
-    """Encode a sheet, (H, W, 3) uint8, as a PNG that lists its contents `told`. Equal input gives equal bytes."""
-    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to write
+    """Encode a sheet, (H, W, 3) uint8, as a PNG that includes its contents `told`. Equal input gives equal bytes."""
+    from PIL import Image  # importing Pillow takes 0.1 s, so it is imported only to write an image
     from PIL.PngImagePlugin import PngInfo
 
     notes = PngInfo()
@@ -111,7 +111,7 @@ def drawn(rows: Sequence[Sequence[Any]], across: Labels, down: Labels | None = N
     proportions.
     """
     import numpy as np
-    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to draw
+    from PIL import Image  # importing Pillow takes 0.1 s, so it is imported only to draw an image
 
     images = [[Image.fromarray(pixels) for pixels in row] for row in rows]
     layout = _Layout(images, across, down)
@@ -119,7 +119,7 @@ def drawn(rows: Sequence[Sequence[Any]], across: Labels, down: Labels | None = N
 
 
 class _Layout:
-    """The position of every part of a sheet, in pixels."""
+    """Computes the position of every part of a sheet, in pixels, and draws the sheet."""
 
     def __init__(self, images: "list[list[Image]]", across: Labels, down: Labels | None) -> None:
         from PIL import ImageFont
@@ -153,7 +153,7 @@ class _Layout:
         self._gutter = math.ceil(widest) + 2 * _GAP
 
     def draw(self) -> "Image":
-        """Draw the sheet."""
+        """Draw the sheet from its images and labels."""
         from PIL import Image, ImageDraw
 
         header = max(len(label) for label in (*self._columns, self._corner)) * self._line + _GAP
@@ -197,7 +197,7 @@ class _Layout:
         self, pen: "ImageDraw", lines: Sequence[str], corner: tuple[int, int], width: int | None,
         colour: tuple[int, int, int],
     ) -> None:  # fmt: skip
-        """Draw lines of text below each other, centred in `width` if it is given."""
+        """Draw lines of text below each other, centred in `width` unless it is None."""
         x, y = corner
         for line in lines:
             free = max(0, width - self._font.getlength(line)) / 2 if width else 0
@@ -217,7 +217,7 @@ def _font(module: Any, size: int) -> "FreeTypeFont":
 
 
 def _readable(values: Sequence[str], font: "FreeTypeFont") -> list[str]:
-    """Replace characters that the font lacks with boxes; if there are any, number the values so that they differ."""
+    """Replace characters that the font lacks with boxes. If there are any, number the values to keep them distinct."""
     missing = _picture(font, "\U0010fffe")
     found, is_whole = [], True
     for value in values:
@@ -242,7 +242,7 @@ def _picture(font: "FreeTypeFont", char: str) -> tuple[tuple[int, int], bytes]:
 
 
 def _wrapped(text: str, font: "FreeTypeFont", width: int, most: int) -> list[str]:
-    """The text in at most `most` lines no wider than `width`, broken at spaces if possible and cut with "…"."""
+    """Wrap the text into at most `most` lines of at most `width`, at spaces if possible. Cut text ends in "…"."""
     lines: list[str] = []
     rest = text
     while rest and len(lines) < most:
@@ -260,7 +260,7 @@ def _wrapped(text: str, font: "FreeTypeFont", width: int, most: int) -> list[str
 
 
 def _fitting(text: str, font: "FreeTypeFont", width: float) -> int:
-    """Count how many characters from the start of the text fit into the width."""
+    """Count how many characters at the start of the text fit into `width`."""
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Preprocessors that make a control image from a picture without using a model.
+"""Preprocessors that compute a control image from an image without a model.
 
 They follow A1111's ControlNet extension, which uses OpenCV, and reproduce OpenCV's arithmetic. Input and output are (H,
 W, 3) uint8 pixels.
@@ -9,13 +9,13 @@ from typing import Any, Final
 from civman.pictures.edges import edges
 
 _LUMINANCE: Final = (0.072169, 0.715160, 0.212671)
-"""The weights of red, green and blue in the luminance; those of red and blue are swapped, as in A1111."""
+"""The weights of red, green and blue in the luminance. The weights of red and blue are swapped, as in A1111."""
 _FINE, _COARSE = 0.5, 5.0
 """The standard deviations in pixels of the two Gaussian blurs whose difference "xdog" computes."""
 
 
 def control_map(pixels: Any, name: str, numbers: tuple[float, ...]) -> Any:
-    """Make a control image with the preprocessor `name` of `domain.recipes.control.MAPS` and its parameters."""
+    """Compute a control image with the preprocessor `name` (see `domain.recipes.control.MAPS`) and its parameters."""
     match name:
         case "canny":
             return edges(pixels, int(numbers[0]), int(numbers[1]))
@@ -33,13 +33,13 @@ def control_map(pixels: Any, name: str, numbers: tuple[float, ...]) -> Any:
 
 
 def blurred(pixels: Any, sigma: float) -> Any:
-    """Blur with a Gaussian whose weights are whole numbers with a sum of 256, as OpenCV does for 8-bit pixels."""
+    """Blur with a Gaussian whose weights are integers with the sum 256, as in OpenCV for 8-bit pixels."""
     import numpy as np
 
     exact = _gaussian(sigma, reach=3)
     weights, rest = np.zeros(len(exact), np.int64), 0.0
     middle = len(exact) // 2
-    for place in range(middle):  # the rounding error is carried over to the next weight
+    for place in range(middle):  # add the rounding error to the next weight
         wanted = exact[place] * 256 + rest
         weights[place] = weights[-1 - place] = whole = round(wanted)
         rest = wanted - whole
@@ -49,7 +49,7 @@ def blurred(pixels: Any, sigma: float) -> Any:
 
 
 def _gaussian(sigma: float, *, reach: int) -> Any:
-    """The weights of a Gaussian of about `reach` standard deviations on each side; their sum is 1."""
+    """The normalised weights of a Gaussian that extends about `reach` standard deviations to each side."""
     import numpy as np
 
     places = round(sigma * reach * 2 + 1) | 1
@@ -58,7 +58,7 @@ def _gaussian(sigma: float, *, reach: int) -> Any:
 
 
 def _weighted(values: Any, weights: Any) -> Any:
-    """Compute weighted sums along rows, then columns; borders are reflected without repeating the edge pixel."""
+    """Convolve along rows, then along columns. Borders are reflected without repeating the edge pixel."""
     import numpy as np
 
     reach = len(weights) // 2
@@ -74,7 +74,7 @@ def _weighted(values: Any, weights: Any) -> Any:
 
 
 def shrunk(pixels: Any, rate: float) -> Any:
-    """Shrink both sides by `rate`, averaging areas; a rate below 1.1 leaves the picture unchanged, as in A1111."""
+    """Shrink both sides by `rate`, averaging areas; a rate below 1.1 leaves the image unchanged, as in A1111."""
     import numpy as np
 
     if rate < 1.1:
@@ -83,13 +83,13 @@ def shrunk(pixels: Any, rate: float) -> Any:
     rows, columns = _shares(pixels.shape[0], height), _shares(pixels.shape[1], width)
     lower = np.tensordot(rows, pixels.astype(np.float64), axes=1)
     means = np.tensordot(lower, columns, axes=(1, 1)).transpose(0, 2, 1)
-    # OpenCV rounds .5 up when halving, and to even otherwise
+    # OpenCV rounds .5 up if the size is halved, and to the even number otherwise
     is_half = pixels.shape[0] == 2 * height and pixels.shape[1] == 2 * width
     return (np.floor(means + 0.5) if is_half else np.rint(means)).astype(np.uint8)
 
 
 def _shares(size: int, target: int) -> Any:
-    """The (target, size) matrix of averaging weights that shrink a side of `size` pixels to `target` pixels."""
+    """The (target, size) matrix of averaging weights for shrinking a side from `size` to `target` pixels."""
     import numpy as np
 
     starts, scale = np.arange(target)[:, None] * (size / target), size / target
@@ -100,7 +100,7 @@ def _shares(size: int, target: int) -> Any:
 
 
 def lightness(pixels: Any, gamma: float) -> Any:
-    """Convert to CIELAB lightness as grey, raised to the power of `gamma` (A1111's "recolor_luminance").
+    """Convert to a grey image of the CIELAB lightness to the power of `gamma` (A1111's "recolor_luminance").
 
     Like OpenCV, this uses integers: luminance in 2040 levels, cube roots and sums in 15-bit fixed point.
     """
@@ -119,7 +119,7 @@ def lightness(pixels: Any, gamma: float) -> Any:
 
 
 def sketch(pixels: Any, threshold: float) -> Any:
-    """Draw white lines where the picture is darker than its surroundings (A1111's "scribble_xdog")."""
+    """Draw white lines where the image is darker than its surroundings (A1111's "scribble_xdog")."""
     import numpy as np
 
     values = pixels.astype(np.float64)

@@ -1,15 +1,15 @@
 """Canny edge detection, as ControlNets for edges expect it: white lines on black.
 
-The arithmetic is OpenCV's, in integers: 3x3 Sobel derivatives, for each pixel those of the channel with the strongest
-gradient; the gradient's strength is the sum of their absolute values. Borders repeat the edge pixels. Source: Canny
-1986, and OpenCV's documentation of `Canny`.
+The arithmetic is OpenCV's, in integers. Each pixel uses the 3x3 Sobel derivatives of the channel with the strongest
+gradient, whose strength is the sum of the absolute derivatives. Borders repeat the edge pixels. Source: Canny 1986, and
+OpenCV's documentation of `Canny`.
 """
 
 from typing import Any, Final
 
 LOW: Final = 100
 HIGH: Final = 200
-"""A1111's two thresholds: an edge needs at least one pixel above `HIGH`, and continues through pixels above `LOW`."""
+"""A1111's thresholds `LOW` and `HIGH`: an edge continues through pixels above `LOW`, if one of them is above `HIGH`."""
 
 
 def edges(pixels: Any, low: int = LOW, high: int = HIGH) -> Any:
@@ -27,7 +27,7 @@ def edges(pixels: Any, low: int = LOW, high: int = HIGH) -> Any:
 
 
 def _gradient(pixels: Any) -> tuple[Any, Any]:
-    """Horizontal and vertical Sobel derivatives, each (H, W, C) like the pixels; borders repeat the edge pixels."""
+    """Compute horizontal and vertical Sobel derivatives, each (H, W, C). Borders repeat the edge pixels."""
     import numpy as np
 
     whole = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -37,7 +37,7 @@ def _gradient(pixels: Any) -> tuple[Any, Any]:
 
 
 def _thinned(strength: Any, across: Any, down: Any) -> Any:
-    """Non-maximum suppression: whether each pixel is stronger than both its neighbours along the gradient."""
+    """Non-maximum suppression: mark the pixels that are stronger than both their neighbours along the gradient."""
     import numpy as np
 
     whole = np.pad(strength, 1)
@@ -58,7 +58,7 @@ def _thinned(strength: Any, across: Any, down: Any) -> Any:
 
 
 def _connected(candidates: Any, seeds: Any) -> Any:
-    """Extend `seeds` through all neighbouring candidates, diagonals included."""
+    """Extend `seeds` to all candidates that are connected to them, also diagonally."""
     import numpy as np
 
     found = seeds.copy()

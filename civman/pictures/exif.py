@@ -19,20 +19,20 @@ _TEXT_TAGS: Final = {
 }  # fmt: skip
 _MOST_ENTRIES: Final = 2000
 _ITEM_BYTES: Final = {1: 1, 2: 1, 6: 1, 7: 1, 129: 1}
-"""The field types that may contain text, with the size of one item in bytes (129 is UTF-8, from Exif 3)."""
+"""The EXIF field types that may contain text, and the bytes per item of each type (129 is UTF-8, from Exif 3)."""
 _SIGNS: Final = ("Steps: ", "sui_image_params", '{"', "{\n")
-"""Strings that are typical of generation data: if decoded text contains one of them, the byte order was right."""
+"""Strings that are typical of generation data. Decoded text that contains one of them has the right byte order."""
 
 _NAMESPACE: Final = "urn:civman:1.0/"
 _PLAIN: Final = re.compile("[\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0001fffd]*")
 _MOST_PLAIN: Final = 60_000
-"""The maximum size in UTF-8 bytes of an uncompressed record; a larger one is compressed to fit a JPEG segment."""
+"""The maximum size in UTF-8 bytes of an uncompressed record. Larger records are compressed to fit a JPEG segment."""
 _MOST_RECORD: Final = 64 * 1024 * 1024
 _RECORD: Final = re.compile(rb"<civman:(?P<tag>record|packed)>(?P<text>[^<]*)</civman:(?P=tag)>", re.DOTALL)
 
 
 def exif_with(comment: str) -> bytes:
-    """Build an EXIF block (a TIFF without the `Exif` prefix) with a user comment in big-endian UTF-16, as in A1111."""
+    """Build an EXIF block (TIFF without the `Exif` prefix) with a user comment in big-endian UTF-16, as A1111 does."""
     value = b"UNICODE\0" + comment.encode("utf-16-be")
     main = struct.pack(">HHHIII", 1, _EXIF_DIRECTORY, 4, 1, 26, 0)
     inner = struct.pack(">HHHIII", 1, _USER_COMMENT, 7, len(value), 44, 0)
@@ -40,9 +40,9 @@ def exif_with(comment: str) -> bytes:
 
 
 def exif_texts(block: bytes) -> dict[str, str]:
-    """Read the entries of an EXIF block that contain text, under the standard's names.
+    """Read the text entries of an EXIF block, by the standard's names.
 
-    Raises: ValueError: not an EXIF block, or one with offsets that point outside the block.
+    Raises: ValueError: it is not an EXIF block, or an offset points outside the block.
     """
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
@@ -80,9 +80,9 @@ def _entries(block: bytes, order: str, start: int, depth: int) -> Iterator[tuple
 def comment_text(value: bytes) -> str:
     """Decode a user comment in any of the encodings that programs use.
 
-    The standard does not specify the byte order of UTF-16, and the TIFF's own byte order does not determine it
-    (CivitAI's images differ). The order that gives generation data is chosen, or else the order that gives more plain
-    letters.
+    The standard does not specify the byte order of UTF-16, and the byte order of the TIFF does not determine it
+    (CivitAI's images use another one). civman chooses the order that yields generation data, or else the order that
+    yields more ASCII characters.
     """
     code, body = value[:8], value[8:]
     if code == b"UNICODE\0":
@@ -113,7 +113,7 @@ def _plain_text(value: bytes) -> str:
 def xmp_with(record: str) -> bytes:
     """Build an XMP packet with the record as its only property.
 
-    The record is plain text, or compressed (zlib, base64) if XML cannot contain it.
+    The record is stored as plain text, or compressed (zlib, base64) if it is too long or XML cannot contain it.
     """
     data = record.encode("utf-8")
     if _PLAIN.fullmatch(record) and len(escape(record).encode()) <= _MOST_PLAIN:
@@ -131,7 +131,7 @@ def xmp_with(record: str) -> bytes:
 def record_in(packet: bytes) -> str | None:
     """Read the record in an XMP packet; None if there is none.
 
-    Raises: ValueError: the record is damaged, or there are two.
+    Raises: ValueError: the record is damaged, or there are two different records.
     """
     found = {(match["tag"], match["text"]) for match in _RECORD.finditer(packet)}
     if not found:

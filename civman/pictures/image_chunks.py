@@ -1,6 +1,6 @@
 """Read the size and the texts of image files without decoding the pixels, from headers that may be invalid.
 
-Every reader walks through the whole file, so that a truncated or damaged file is an error and not half a result. All
+Every reader reads the whole file, so that a truncated or damaged file is an error instead of an incomplete result. All
 lengths come from untrusted files and are checked before use.
 
 Sources: PNG (third edition), ITU-T T.81 annex B, the WebP container specification.
@@ -16,12 +16,12 @@ from civman.pictures import exif
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT: Final = 64 * 1024 * 1024
-"""The maximum total size in bytes of an image's texts, uncompressed; the largest ComfyUI graphs take a few megabytes.
+"""The maximum total size in bytes of an image's texts, uncompressed. The largest ComfyUI graphs take a few megabytes.
 """
 _MOST_NOTES: Final = 10_000
 _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 _MARKER: Final = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
-"""A marker in JPEG data that is neither a stuffed byte nor a restart marker."""
+"""Matches a JPEG marker that is neither a stuffed byte nor a restart marker."""
 _SCAN: Final = 0xDA
 _COMMENT: Final = 0xFE
 _NO_FRAME: Final = (0xC4, 0xC8, 0xCC)
@@ -30,7 +30,7 @@ _NO_FRAME: Final = (0xC4, 0xC8, 0xCC)
 
 @dataclass(slots=True)
 class Notes:
-    """The size and the texts found in an image file; `texts` are in the order of the file."""
+    """The size and the texts of an image file. `texts` are in the order of the file."""
 
     width: int = 0
     height: int = 0
@@ -39,7 +39,7 @@ class Notes:
     room: int = _MOST_TEXT
 
     def add(self, name: str, text: str) -> None:
-        """Add a text. Raises: ValueError: the image's texts are too large or too many."""
+        """Add a text. Raises: ValueError: the texts of the image are too large or too many."""
         self.room -= len(text) + 100
         if self.room < 0 or len(self.texts) >= _MOST_NOTES:
             raise ValueError("it contains more text than civman reads")
@@ -68,7 +68,7 @@ def png(data: bytes) -> Notes:
 
 
 def pixels_only(data: bytes) -> bytes:
-    """Remove all chunks of a verified image that decoding its pixels does not need (a WebP is returned unchanged).
+    """Remove all chunks that decoding the pixels of a verified image does not need. A WebP is returned unchanged.
 
     The result is for Pillow, whose limits on text chunks are lower and which warns about unusual EXIF data.
     """
@@ -145,7 +145,7 @@ def _jpeg_pixels(data: bytes) -> bytes:
     for marker, body in _jpeg_segments(data):
         if marker == _SCAN:
             break
-        # keep the two segments that specify how colours are encoded
+        # keep JFIF and Adobe segments, which specify how the colours are encoded
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
             parts += bytes((0xFF, marker)), (len(body) + 2).to_bytes(2, "big"), body
     return b"".join([*parts, data[_first_scan(data) :]])
@@ -169,7 +169,7 @@ def _add_xmp(notes: Notes, packet: bytes) -> None:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Iterate over the segments up to the end-of-image marker, which is required."""
+    """Iterate over the segments up to the end-of-image marker. Raises: ValueError: the marker is missing."""
     at, has_scan = 2, False
     while True:
         match = _MARKER.match(data, at)

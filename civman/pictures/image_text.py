@@ -22,15 +22,15 @@ SUFFIXES: Final[Mapping[str, Format]] = {".png": "png", ".jpg": "jpeg", ".jpeg":
 """Maps each file extension, in lower case, to its image format."""
 _JPEG_QUALITY: Final = 95
 _MOST_SEGMENT: Final = 65_500
-"""The maximum size in bytes of one JPEG segment, without its length and prefix."""
+"""The maximum size in bytes of the text in one JPEG segment, after the segment's length and prefix."""
 _MOST_BYTES: Final = 1024 * 1024 * 1024
 _MOST_PIXELS: Final = 89_000_000
-"""The maximum number of pixels: slightly below the limit at which Pillow warns about decompression bombs."""
+"""The maximum number of pixels, which is slightly below Pillow's limit for decompression bombs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The metadata of an image file: `size` is (width, height) in pixels; texts are exactly as in the file."""
+    """The metadata of an image file. `size` is (width, height) in pixels; texts are exactly as in the file."""
 
     format: Format
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class Carried:
     entries: Mapping[str, str] = field(default_factory=dict)
     """All texts by name (PNG keywords, EXIF entries, `comment`, `xmp`).
 
-    If a name occurs twice, the first one counts.
+    If a name occurs twice, the first text is used.
     """
 
 
@@ -58,13 +58,13 @@ def write(
     """Encode (H, W, 3) uint8 pixels as a file with `record` and `parameters`. The same input gives the same bytes.
 
     Pixels may have a fourth channel, transparency, except in a JPEG. `quality` is 1 to 100 for JPEG (None: 95; chroma
-    is never subsampled) and for WebP (None: lossless); it is ignored for PNG. `others`: further texts of a PNG by their
-    names. `profile`: the ICC profile of the colours.
+    is never subsampled) and for WebP (None: lossless); it is ignored for PNG. `others`: further text chunks of a PNG by
+    keyword. `profile`: the image's ICC profile.
 
-    Raises: UsageError: `text-too-long` (it does not fit into a JPEG), `unwritable-picture` (too large for the format,
-        or a text with a lone surrogate).
+    Raises: UsageError: `text-too-long` (a text does not fit into a JPEG), `unwritable-picture` (the image is too large
+        for the format, or a text contains a lone surrogate).
     """
-    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to write
+    from PIL import Image  # importing Pillow takes 0.1 s, so it is imported only to write an image
 
     data = io.BytesIO()
     image = Image.fromarray(pixels)
@@ -83,12 +83,12 @@ def write(
             options |= {"quality": _JPEG_QUALITY if quality is None else quality, "subsampling": 0}
         elif format == "webp":
             options |= {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
-            options |= {"exact": True} if image.mode == "RGBA" else {}  # exact: keep the colours of transparent areas
+            options |= {"exact": True} if image.mode == "RGBA" else {}  # `exact` keeps the colours of transparent areas
         if profile is not None:
             options["icc_profile"] = profile
         image.save(data, format.upper(), **options)
     except (OSError, ValueError, struct.error) as error:
-        raise UsageError(f"cannot write the picture as {format}: {error}", code=Cause.UNWRITABLE_PICTURE) from error
+        raise UsageError(f"cannot write the image as {format}: {error}", code=Cause.UNWRITABLE_PICTURE) from error
     return data.getvalue()
 
 
@@ -130,7 +130,7 @@ def _check_segments(options: Mapping[str, Any]) -> None:
 def read(source: Path | bytes) -> Carried:
     """Read the texts of an image. The whole file is checked and decoded, so truncated and damaged files are errors.
 
-    Raises: UsageError (`bad-picture`): missing, not a PNG, JPEG or WebP, truncated, damaged, or too large.
+    Raises: UsageError (`bad-picture`): the file is missing, not a PNG, JPEG or WebP, truncated, damaged, or too large.
     """
     data, name = _bytes(source), _name(source)
     carried = texts(data, name)
@@ -139,7 +139,7 @@ def read(source: Path | bytes) -> Carried:
 
 
 def texts(data: bytes, name: str = "") -> Carried:
-    """Read the texts in the bytes of an image file without decoding its pixels. Raises: UsageError: as `read`."""
+    """Read the texts in the bytes of an image file without decoding its pixels. Raises: UsageError (`bad-picture`)."""
     kind, notes = _notes(data, name)
     entries: dict[str, str] = {}
     for key, text in notes.texts:
@@ -154,18 +154,19 @@ def texts(data: bytes, name: str = "") -> Carried:
 def pixels(source: Path | bytes, *, with_alpha: bool = False) -> Any:
     """Decode a file to (H, W, 3) uint8. Colours are unchanged, EXIF rotation is ignored, transparency is dropped.
 
-    `with_alpha`: an image with transparency is decoded to (H, W, 4). Raises: UsageError (`bad-picture`): as `read`.
+    With `with_alpha`, an image with transparency is decoded to (H, W, 4). Raises: UsageError (`bad-picture`), as `read`
+    does.
     """
     data, name = _bytes(source), _name(source)
     kind, notes = _notes(data, name)
     image = _decoded(data, kind, (notes.width, notes.height), name, with_alpha=with_alpha)
-    import numpy as np  # numpy is needed only for pixels, not for reading an image's texts
+    import numpy as np  # numpy is needed only to return pixels, not to read an image's texts
 
     return np.asarray(image)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the file starts with the signature of a PNG, JPEG or WebP. Raises: UsageError: it cannot be read."""
+    """Whether the file starts with the signature of a PNG, JPEG or WebP. Raises: UsageError: it is unreadable."""
     try:
         with path.open("rb") as file:
             head = file.read(12)
@@ -211,7 +212,7 @@ def _notes(data: bytes, name: str) -> tuple[Format, image_chunks.Notes]:
 
 
 def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str, *, with_alpha: bool = False) -> Any:
-    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to read
+    from PIL import Image  # importing Pillow takes 0.1 s, so it is imported only to read an image
 
     try:
         with Image.open(io.BytesIO(image_chunks.pixels_only(data)), formats=[kind.upper()]) as image:

@@ -1,7 +1,7 @@
-"""Read generation data in A1111's format as written by many programs. Malformed text never causes an error.
+"""Parse generation data in A1111's format as written by many programs. Malformed text never causes an error.
 
 Forge, SD.Next, CivitAI's generator, Fooocus and many others write this format with small differences; `other_programs`
-tells them apart.
+identifies the program.
 
 Sources: AUTOMATIC1111's reader (1.10), CivitAI's (run, August 2026).
 """
@@ -19,7 +19,7 @@ _MOST_KEY: Final = 200
 _MOST_FAILED: Final = 100
 """The maximum number of failed attempts to parse a value as JSON.
 
-Each takes long, because Python counts lines for the error message.
+A failed attempt is slow, because Python counts lines for the error message.
 """
 _NOT_IN_KEYS: Final = frozenset('"{}[]')
 _TAG: Final = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,300}+):?([^<>]{0,800}+)>")
@@ -30,7 +30,7 @@ _SCALE: Final = re.compile(r"(?:te=|unet=)?([+-]?(?:[0-9]{1,20}\.?[0-9]{0,350}|\
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A tag `<lora:name:scale>` in a prompt; `kind` is lora, lyco or hypernet."""
+    """A tag such as `<lora:name:scale>` in a prompt; `kind` is lora, lyco or hypernet."""
 
     kind: str
     name: str
@@ -52,36 +52,36 @@ class CivitaiEntry:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A parsed text in A1111's format. `details`: the settings as written, in order; JSON values are kept as text."""
+    """A parsed text in A1111's format. `details` maps settings to their text, in order; JSON values are not parsed."""
 
     prompt: str
     negative: str
     details: Mapping[str, str]
 
     def whole(self, key: str) -> int | None:
-        """A setting as an integer, or None if it is missing or not an integer."""
+        """Return a setting as an integer; None if it is missing or not an integer."""
         value = self.details.get(key, "")
         return int(value.partition(".")[0]) if _DIGITS.fullmatch(value) else None
 
     def number(self, key: str) -> float | None:
-        """A setting as a number, or None if it is missing or not a number."""
+        """Return a setting as a number; None if it is missing or not a number."""
         return number(self.details.get(key, ""))
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """The width and height in pixels of the first pass."""
+        """The width and height of the first pass, in pixels."""
         match = _SIZE.fullmatch(self.details.get("Size", ""))
         return (int(match[1]), int(match[2])) if match else None
 
     @property
     def hashes(self) -> dict[str, str]:
-        """The entries of `Hashes`: "model", "lora:<name>", "embed:<name>" … → hash."""
+        """The entries of `Hashes`, which map "model", "lora:<name>", "embed:<name>" … to a hash."""
         value = _json(self.details.get("Hashes", ""))
         return {key: item for key, item in value.items() if isinstance(item, str)} if isinstance(value, dict) else {}
 
     @property
     def lora_hashes(self) -> dict[str, str]:
-        """The hashes of the LoRAs by name."""
+        """Maps the names of LoRAs to their hashes, from `Lora hashes`."""
         return dict(pairs(self.details.get("Lora hashes", "")))
 
     @property
@@ -92,12 +92,12 @@ class Parsed:
 
     @property
     def tags(self) -> tuple[Tag, ...]:
-        """The tags in the prompt, in order."""
+        """The tags in the prompt (`<lora:…>` and others), in order."""
         return tuple(_tags(self.prompt))
 
 
 def read(text: str) -> Parsed:
-    """Parse a text in A1111's format. If it has no line of settings, the whole text is the prompt."""
+    """Parse a text in A1111's format. If it contains no line of settings, the whole text is the prompt."""
     lines = text.replace("\r\n", "\n").split("\n")
     at = _details_at(lines)
     details = dict(settings(lines[at])) if at < len(lines) else {}
@@ -115,7 +115,7 @@ def is_infotext(text: str) -> bool:
 
 
 def _details_at(lines: list[str]) -> int:
-    """Find the line of settings: the last one that starts with "Steps:", else the last line if it has 3 settings."""
+    """Find the line of settings: the last line that starts with "Steps:", else the last line if it has 3 settings."""
     for at in range(len(lines) - 1, -1, -1):
         if _STEPS.match(lines[at]):
             return at
@@ -128,7 +128,7 @@ def _details_at(lines: list[str]) -> int:
 def settings(line: str) -> Iterator[tuple[str, str]]:
     """Parse a line of settings into keys and values.
 
-    Plain string searches are used, because regular expressions take quadratic time on crafted input.
+    This uses plain string searches, because regular expressions would take quadratic time on crafted input.
     """
     at, decoder, failed = 0, json.JSONDecoder(), 0
     while (colon := line.find(":", at)) >= 0:
@@ -152,7 +152,7 @@ def settings(line: str) -> Iterator[tuple[str, str]]:
 
 
 def pairs(text: str) -> Iterator[tuple[str, str]]:
-    """Parse `name: value, name: value`; items in any other form are skipped."""
+    """Parse `name: value, name: value`; malformed items are skipped."""
     for item in text.split(","):
         name, colon, value = item.rpartition(":")
         if colon and name.strip() and value.strip():

@@ -1,4 +1,4 @@
-"""A common form for the metadata that all programs write into images, and tools to read JSON with untrusted types."""
+"""A common form for the metadata that programs write into images, and tools to read JSON from untrusted sources."""
 
 import json
 import math
@@ -29,9 +29,9 @@ class Generator(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of an image as its program wrote them; None if missing.
+    """The settings of an image as its program wrote them; missing settings are None.
 
-    Width and height are the first pass's, in pixels.
+    Width and height are those of the first pass, in pixels.
     """
 
     steps: int | None = None
@@ -49,9 +49,9 @@ class Settings:
 class Resource:
     """A model that the metadata names.
 
-    `kind`: checkpoint, lora, embedding, vae, hypernetwork, controlnet, text-encoder, refiner, hires-checkpoint,
-    module or model. `hash` is lower-case hex of whatever length was written (AutoV2, AutoV3, SHA-256); `version_id` is
-    CivitAI's.
+    `kind`: checkpoint, lora, embedding, vae, hypernetwork, controlnet, text-encoder, refiner, hires-checkpoint, module
+    or model. `hash` is lower-case hex of the length that was written (AutoV2, AutoV3, SHA-256); `version_id` is
+    CivitAI's id of the model version.
     """
 
     kind: str
@@ -61,12 +61,12 @@ class Resource:
     air: str | None = None
     weight: float | None = None
     text_weight: float | None = None
-    """The weight of a LoRA on the text encoders, if it differs from `weight`."""
+    """The weight of a LoRA for the text encoders, if it differs from `weight`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureMetadata:
-    """Prompt, settings and models of an image. `notes` describe what was not understood or was translated."""
+    """Prompt, settings and models of an image. `notes` say what was not understood, left out or translated."""
 
     generator: Generator
     prompt: str = ""
@@ -77,39 +77,39 @@ class PictureMetadata:
 
 
 class Loose:
-    """A JSON object from an untrusted source: a value that is missing or of the wrong type reads as None or empty."""
+    """A JSON object from an untrusted source. A value that is missing or of the wrong type is read as None or empty."""
 
     def __init__(self, value: object) -> None:
-        """Wrap a parsed JSON value; one that is not an object counts as an empty object."""
+        """Wrap a parsed JSON value; a value that is not an object counts as an empty object."""
         self.value: Mapping[str, Any] = value if isinstance(value, dict) else {}
 
     def __contains__(self, key: str) -> bool:
         return key in self.value
 
     def text(self, *keys: str) -> str:
-        """The value of the first of `keys` that is a non-empty string, else ""."""
+        """The value of the first of `keys` that is a non-empty string; "" if there is none."""
         return next((item for key in keys if isinstance(item := self.value.get(key), str) and item), "")
 
     def whole(self, *keys: str) -> int | None:
-        """The value of the first of `keys` that is an integer, or a string with an integer."""
+        """The value of the first of `keys` that is an integer or a string with an integer; None if there is none."""
         return next((found for key in keys if (found := whole(self.value.get(key))) is not None), None)
 
     def number(self, *keys: str) -> float | None:
-        """The value of the first of `keys` that is a number, or a string with a number."""
+        """The value of the first of `keys` that is a number or a string with a number; None if there is none."""
         return next((found for key in keys if (found := number(self.value.get(key))) is not None), None)
 
     def inner(self, key: str) -> "Loose":
-        """The object under this key."""
+        """The object under `key`; empty if there is none."""
         return Loose(self.value.get(key))
 
     def items(self, key: str) -> list[Any]:
-        """The list under this key."""
+        """The list under `key`; empty if there is none."""
         value = self.value.get(key)
         return value if isinstance(value, list) else []
 
 
 def loads(text: str) -> Any:
-    """Parse a JSON text; None if it is invalid, or extremely long or deep."""
+    """Parse a JSON text; None if it is invalid, extremely long or extremely nested."""
     if len(text) > _MOST_JSON:
         return None
     try:
@@ -119,12 +119,12 @@ def loads(text: str) -> Any:
 
 
 def whole(value: object) -> int | None:
-    """Convert a number or a string to an integer; None if it is not one."""
+    """Convert a number or a string to an integer; None if it is not an integer."""
     found = number(value) if not isinstance(value, int) else value
     if found is None or isinstance(value, bool) or found != int(found) or abs(found) > _MOST_WHOLE:
         return None
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
-        return int(value)  # parse an integer directly: a float would lose the last digits of a seed
+        return int(value)  # parse an integer directly, because a float would lose the last digits of a seed
     return int(found)
 
 

@@ -1,10 +1,9 @@
 """Read the metadata of images from other programs: which program, prompts, settings and models.
 
-A1111's text and ComfyUI's graphs have modules of their own (`a1111`, `comfyui`). This module reads all other formats,
-and tries the formats in CivitAI's order: text first. InvokeAI's two old formats are read with the library sd-parsers.
-It is not used for the other formats, because it returns nothing (SwarmUI, RuinedFooocus, CivitAI) or wrong values
-(ComfyUI's models and white space, NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models since
-version 4).
+A1111's text and ComfyUI's graphs are read by `a1111` and `comfyui`; this module reads all other formats. It tries the
+formats in CivitAI's order: text first. InvokeAI's two old formats are read with the library sd-parsers. That library is
+not used for the other formats, because it returns nothing (SwarmUI, RuinedFooocus, CivitAI) or wrong values (ComfyUI's
+models and white space, NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models since version 4).
 """
 
 import re
@@ -18,7 +17,7 @@ from civman.pictures.metadata import Generator, Loose, PictureMetadata, Resource
 __all__ = ["Generator", "Settings", "Resource", "PictureMetadata", "read", "read_text"]
 
 _MOST_LEGACY: Final = {"sd-metadata": 100_000, "Dream": 10_000}
-"""The maximum length in characters of InvokeAI's old formats; `Dream` takes quadratic time to read."""
+"""The maximum length in characters of InvokeAI's old formats. Parsing `Dream` takes quadratic time."""
 _SIZE: Final = re.compile(r"\(?\s*([0-9]{1,6})\s*[,x×*]\s*([0-9]{1,6})\s*\)?")
 _RUINED_LORA: Final = re.compile(r"\s*([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 
@@ -41,7 +40,7 @@ def read(carried: Carried) -> PictureMetadata | None:
 
 
 def read_text(text: str) -> PictureMetadata | None:
-    """Read the metadata in a `parameters` text in any of the formats that programs write under this name."""
+    """Read the metadata in a `parameters` text, in any of the formats that programs write under that name."""
     if not text.lstrip().startswith("{"):
         return a1111.read(text)
     value = Loose(loads(text))
@@ -55,7 +54,7 @@ def read_text(text: str) -> PictureMetadata | None:
 
 
 def _legacy_exif(entries: Mapping[str, str]) -> Iterator[str]:
-    """The EXIF texts in which ComfyUI's WebP files and old SwarmUI versions put their metadata."""
+    """Yield the EXIF texts in which ComfyUI's WebP files and old SwarmUI versions store their metadata."""
     for name in ("Model", "Make", "ImageDescription"):
         text = entries.get(name, "")
         if text.startswith(("prompt:", "{")):
@@ -68,7 +67,7 @@ def _comfy(entries: Mapping[str, str]) -> PictureMetadata | None:
 
 def _swarm(value: Loose) -> PictureMetadata:
     params, weights = value.inner("sui_image_params"), {}
-    # a single LoRA is a plain value, not a list
+    # a single LoRA is written as a plain value instead of a list
     names, scales = (params.items(key) or params.text(key).split(",") for key in ("loras", "loraweights"))
     for name, scale in zip(names, scales, strict=False):
         weights[_stem(str(name))] = number(scale)
@@ -140,7 +139,7 @@ def _ruined(value: Loose) -> PictureMetadata:
 
 
 def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
-    """Parse the metadata of InvokeAI 3 and later, which is one JSON object."""
+    """Parse the metadata of InvokeAI 3 and later, a single JSON object."""
     if "invokeai_metadata" not in entries:
         return None
     value = Loose(loads(entries["invokeai_metadata"]))
@@ -156,7 +155,7 @@ def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
         Settings(
             value.whole("steps"), value.text("scheduler") or None, None, value.number("cfg_scale"),
             value.whole("seed"), value.whole("width"), value.whole("height"),
-            # add 1, because InvokeAI counts the layers that are skipped, and A1111 counts 1 for the last layer
+            # InvokeAI counts the skipped layers, whereas A1111's 1 means that none is skipped
             None if skipped is None else skipped + 1,
             value.number("strength"),
         ), tuple(parts),
@@ -164,14 +163,14 @@ def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
 
 
 def _invoke_model(kind: str, model: Loose, weight: float | None) -> Resource:
-    """Convert a model entry of InvokeAI. Its hash is BLAKE3, unless the model came with a hash of another kind."""
+    """Convert a model entry of InvokeAI. Its hash is BLAKE3, unless the entry names another algorithm."""
     algorithm, colon, digest = model.text("hash").partition(":")
     known = a1111.hex_of(digest if colon else algorithm)
     return Resource(kind, model.text("name", "model_name"), known, weight=weight)
 
 
 def _invoke_old(entries: Mapping[str, str]) -> PictureMetadata | None:
-    """Parse the metadata of InvokeAI 1 and 2, which is a command line or an older JSON layout."""
+    """Parse the metadata of InvokeAI 1 and 2: a command line or an older JSON format."""
     data: dict[str, object] = {
         name: entries[name] for name, most in _MOST_LEGACY.items() if 0 < len(entries.get(name, "")) <= most
     }
@@ -183,7 +182,7 @@ def _invoke_old(entries: Mapping[str, str]) -> PictureMetadata | None:
     try:
         info = InvokeAIParser().parse(data)
         words = (str(info.full_prompt), str(info.full_negative_prompt))
-    # sd-parsers' own error, and any other exception that unexpected JSON causes in it
+    # the error of sd-parsers, and the exceptions that unexpected JSON causes in it
     except (ParserError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     sampler, found, more = info.samplers[0], Loose(info.samplers[0].parameters), Loose(info.metadata)

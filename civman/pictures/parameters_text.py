@@ -1,9 +1,9 @@
 """Write and read the `parameters` text in an image, which A1111 introduced and CivitAI reads.
 
-The text follows every rule of CivitAI's reader, which discards all of it because of one bad number or bracket. What the
-format cannot express is written differently: `,` `:` `"` and brackets in names become `_`, and a prompt's `Steps:` or
-`Negative prompt:` gets a space before its colon (which gives the text encoder the same tokens). civman's own record
-contains the exact words.
+The text follows every rule of CivitAI's reader, which discards the whole text because of one bad number or bracket.
+What the format cannot express is written differently: `,` `:` `"` and brackets in names become `_`, and `Steps:` or
+`Negative prompt:` in a prompt gets a space before its colon (which gives the text encoder the same tokens). civman's
+own record contains the exact prompts.
 
 Sources: CivitAI's reader and schema (run, August 2026); AUTOMATIC1111's own reader (1.10).
 """
@@ -25,7 +25,7 @@ __all__ = ["Part", "SecondPass", "Generation", "text", "Parsed", "read"]
 
 _NOT_IN_NAMES: Final = re.compile(r'[,:"{}\[\]<>\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _ENDS_THAT_CUT: Final = ("resources", "hashed prompt", "hashed negative prompt", "negative prompt")
-"""A name with one of these endings, followed by a colon, would end the text or be read as the negative prompt."""
+"""Endings of names that, followed by a colon, would end the text or be read as the negative prompt."""
 _KEYS: Final = frozenset({
     "steps", "sampler", "schedule type", "cfg scale", "seed", "size", "model", "model hash", "vae", "vae hash",
     "clip skip", "denoising strength", "rng", "ensd", "version", "hashes", "lora hashes", "civitai resources",
@@ -41,23 +41,23 @@ _KEYS: Final = frozenset({
     "hires schedule type", "hires cfg scale", "hires checkpoint", "hires prompt", "hires negative prompt", "refiner",
     "refiner switch at", "refiner switch by sampling steps", "hires refiner",
 })  # fmt: skip
-"""The names of settings. No model may have one of them as its name: simple readers would mistake it for the setting."""
+"""The names of settings. A model with such a name is renamed, because simple readers would take it for the setting."""
 _ENDS_IN_QUOTES: Final = re.compile(r"(?i)(resources|prompt|hashes|template|steps|metadata):")
-"""Words that, followed by a colon, make readers end a line of settings, even within quotes."""
+"""Words that, followed by a colon, make readers end a line of settings, even inside quotes."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
 _TAG: Final = re.compile(r"<lora:([^:>]+)")
 _SITE_TAG: Final = re.compile(r"<lora:([a-zA-Z0-9_.\-]+):[0-9.]+>")
-"""Matches the only LoRA tags whose strength CivitAI reads: a plain name, and one strength that is not negative."""
+"""Matches the LoRA tags whose strength CivitAI reads: those with a plain name and one strength without a sign."""
 _HASH: Final = re.compile(r"[0-9a-f]{8,64}")
 _AIR: Final = re.compile(r"urn:air:[a-z0-9_-]+:(?P<kind>[a-z0-9_-]+):civitai:[0-9]+@(?P<version>[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A model used for the image; unknown facts are None.
+    """A model used for the image; unknown values are None.
 
     `name` is the file name without extension or, for an embedding, its word in the prompt. Hashes are lower-case hex.
-    CivitAI finds a model most reliably by `version_id`, which `air` contains too.
+    CivitAI identifies a model most reliably by `version_id`, which is also part of `air`.
     """
 
     name: str
@@ -66,20 +66,20 @@ class Part:
     version_id: int | None = None
     air: str | None = None
     scale: float = 1.0
-    """The scale of a LoRA on the UNet."""
+    """The scale of a LoRA for the UNet."""
     text_scale: float | None = None
-    """The scale of a LoRA on the text encoders; None means the same as `scale`."""
+    """The scale of a LoRA for the text encoders; None means the same as `scale`."""
     blocks: str = ""
     """The block weights of a LoRA."""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """How the UNet's scale of a LoRA changes over the steps of each pass; "": it does not, or not differently from the
-    first.
+    """Keyframes of a LoRA's UNet scale in the first and the second pass; "" if the scale is constant, or as in the
+    first pass.
     """
 
 
 class Words(str):
-    """A setting that is a text such as a prompt: it is quoted as A1111 does, instead of being changed."""
+    """A setting that is a text such as a prompt. It is quoted, as in A1111, instead of having characters replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +93,15 @@ class SecondPass:
     upscaler: str
     prompt: str | None = None
     negative: str | None = None
-    """The prompts of the second pass; None means the first pass's."""
+    """The prompts of the second pass; None means that of the first pass."""
     loras: tuple[Part, ...] | None = None
-    """The LoRAs of the second pass, whose tags are added to its prompt; None means the first pass's."""
+    """The LoRAs of the second pass, whose tags are added to its prompt; None means those of the first pass."""
     checkpoint: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ControlUnit:
-    """A unit of A1111's ControlNet extension: its model, and its settings with the extension's values."""
+    """A unit of A1111's ControlNet extension: its model, and its settings in the extension's own terms."""
 
     model: Part
     weight: float
@@ -110,7 +110,7 @@ class ControlUnit:
     control_mode: str
     resize_mode: str
     union_type: str = ""
-    """The kind of control image, for a union ControlNet; "" for other models."""
+    """The type of the control image, for a union ControlNet; "" for other models."""
     module: str = "none"
 
 
@@ -118,8 +118,8 @@ class ControlUnit:
 class Generation:
     """Everything about one image that the `parameters` text can express.
 
-    `version` is the program, such as "civman 0.3". `sampler` is A1111's name, with or without the schedule; `schedule`
-    is A1111's name too ("Karras"), or "". `prompt` may contain LoRA tags; missing ones are added.
+    `version` is the program with its version, such as "civman 0.3". `sampler` is A1111's name, with or without the
+    schedule; `schedule` is A1111's name ("Karras"), or "". `prompt` may contain LoRA tags; missing tags are added.
     """
 
     prompt: str
@@ -143,18 +143,18 @@ class Generation:
     hires: SecondPass | None = None
     refiner: Part | None = None
     denoising: float | None = None
-    """The denoising strength, if the image was made from another image."""
+    """The denoising strength if the image was made from another image, else None."""
     rng: str = ""
     """A1111's "CPU" or "NV"; "" means A1111's default."""
     ensd: int | None = None
     others: tuple[tuple[str, str | float], ...] = ()
-    """A1111's other settings by its own keys, such as ("Mask blur", 4)."""
+    """Other settings of A1111 by A1111's keys, such as ("Mask blur", 4)."""
 
 
 def text(generation: Generation) -> str:
     """Write the `parameters` text: prompt, negative prompt and one line of settings, as CivitAI and A1111 read it.
 
-    Raises: UsageError (`bad-parameters`): a number is infinite or not a number.
+    Raises: UsageError (`bad-parameters`): a number is infinite or NaN.
     """
     hires = generation.hires
     loras = _named(_distinct((*generation.loras, *((hires and hires.loras) or ()))))
@@ -175,7 +175,7 @@ def text(generation: Generation) -> str:
 
 
 def sampler_name(sampler: str, schedule: str) -> str:
-    """Return CivitAI's name for the sampler and schedule together if it has one, else the sampler's name."""
+    """Return CivitAI's combined name for sampler and schedule if it has one, else the sampler's name."""
     both = f"{sampler} {schedule}"
     return both if both in _names()["site_samplers"] else sampler
 
@@ -195,7 +195,8 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     yield "CFG scale", _number(generation.cfg)
     yield "Seed", str(generation.seed)
     yield "Size", f"{generation.width}x{generation.height}"
-    # written before the model, because readers that split units at commas would take a unit's model for the checkpoint
+    # units are written before the model, because readers that split units at commas would take a unit's model for the
+    # checkpoint
     for number, (name, unit) in enumerate(_control_units(generation)):
         yield f"ControlNet {number}", _unit_text(name, unit)
     if model is not None:
@@ -223,14 +224,14 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
 
 
 def _control_units(generation: Generation) -> list[tuple[str, ControlUnit]]:
-    """Each unit with its model's name in the text; units that use the same model have the same name."""
+    """Return each unit with the name of its model in the text; units with the same model have the same name."""
     models = list(dict.fromkeys(unit.model for unit in generation.controls))
     named = {part: name for name, part in _named(models)}
     return [(named[unit.model], unit) for unit in generation.controls]
 
 
 def _unit_text(name: str, unit: ControlUnit) -> str:
-    """Write a unit as the extension does, without the hash in brackets, which makes CivitAI's reader fail."""
+    """Write a unit as the extension does, but without the hash in brackets, on which CivitAI's reader fails."""
     fields = {
         "Module": unit.module, "Model": name, "Weight": float(_finite(unit.weight)), "Resize Mode": unit.resize_mode,
         "Processor Res": -1, "Threshold A": -1, "Threshold B": -1, "Guidance Start": float(unit.start),
@@ -241,7 +242,7 @@ def _unit_text(name: str, unit: ControlUnit) -> str:
 
 
 def _of_stages(generation: Generation, loras: Sequence[tuple[str, Part]]) -> Iterator[tuple[str, str]]:
-    """Yield the settings for the second pass's prompts and checkpoint, and for the refiner."""
+    """Yield the settings for the prompts and the checkpoint of the second pass, and for the refiner."""
     hires = generation.hires
     if hires is not None:
         yield "Hires checkpoint", _titled(hires.checkpoint) if hires.checkpoint is not None else ""
@@ -260,7 +261,7 @@ def _titled(checkpoint: Part) -> str:
 
 
 def _quoted(prompt: str) -> str:
-    """Format a prompt as a JSON string, as A1111 does; an empty prompt is written as a space, to remain a value.
+    """Format a prompt as a JSON string, as A1111 does. An empty prompt becomes a space, so that it counts as a value.
 
     Characters that CivitAI's reader would take for the end of the value or for other settings are escaped.
     """
@@ -273,8 +274,9 @@ def _quoted(prompt: str) -> str:
 def _listed_by_hash(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
     """Select the LoRAs to list in `Lora hashes`.
 
-    CivitAI matches an entry of that list with the tag of the same name. If it cannot read the tag, it stores strength
-    1, even if `Civitai resources` gives the strength. A LoRA with such a tag is therefore listed in `Hashes` only.
+    CivitAI matches an entry of `Lora hashes` with the tag of the same name. If CivitAI cannot read the tag, it stores
+    strength 1, even if `Civitai resources` contains the strength. A LoRA with such a tag is therefore listed only in
+    `Hashes`.
     """
     read_by_site = set(_SITE_TAG.findall(prompt))
     return ((name, lora) for name, lora in loras if name in read_by_site and _hash(lora))
@@ -296,10 +298,10 @@ def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterat
 
 
 def _resources(generation: Generation) -> Iterator[dict[str, object]]:
-    """Yield an entry for each model with an id on CivitAI; one entry without an id would make CivitAI discard them all.
+    """Yield an entry for each model with an id on CivitAI; a single entry without an id would make CivitAI discard all.
 
-    CivitAI names an entry by its type, or by its AIR if it has one, and does not link an entry that is named "vae". A
-    VAE therefore gets the type "VAE" and no AIR.
+    CivitAI takes an entry's kind from its AIR if it has one, else from its type, and does not link an entry of the kind
+    "vae". A VAE therefore gets the type "VAE" and no AIR.
     """
     parts = [("checkpoint", generation.model), ("VAE", generation.vae)]
     parts += [("lora", part) for part in generation.loras] + [("embedding", part) for part in generation.embeddings]
@@ -320,14 +322,14 @@ def _resources(generation: Generation) -> Iterator[dict[str, object]]:
 
 
 def _with_tags(prompt: str, parts: Sequence[Part], loras: Sequence[tuple[str, Part]]) -> str:
-    """Add the tags of LoRAs that the prompt does not contain. `loras`: all LoRAs of the image with their names."""
+    """Append the tags of LoRAs that are missing in the prompt. `loras` are all LoRAs of the image with their names."""
     names = {_key(part): name for name, part in loras}
     missing = list(_missing_tags(prompt, [(names[_key(part)], part) for part in parts]))
     return " ".join([prompt, *missing] if prompt else missing)
 
 
 def _key(part: Part) -> tuple[str, str | None, str | None]:
-    """Return a key that is equal for two entries of the same file."""
+    """Return a key that is equal for entries of the same file."""
     return part.name, part.autov2, part.autov3
 
 
@@ -337,7 +339,7 @@ def _distinct(parts: Sequence[Part]) -> list[Part]:
 
 
 def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[str]:
-    """Yield tags for LoRAs that have none in the prompt, because A1111 reads their scales only from tags."""
+    """Yield a tag for each LoRA that has none in the prompt, because A1111 reads scales only from tags."""
     there = {_plain(name) for name in _TAG.findall(prompt)}
     for name, lora in loras:
         if name not in there:
@@ -352,7 +354,7 @@ def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[st
 
 
 def _named(parts: Sequence[Part]) -> list[tuple[str, Part]]:
-    """Give each model a name that the text can express and that no other model has."""
+    """Give each model a unique name that the text can express."""
     named: dict[str, Part] = {}
     for part in parts:
         name = first = _plain(part.name, _hash(part) or "unnamed")
@@ -375,18 +377,18 @@ def _harmless(prompt: str) -> str:
 
 
 def _whole(words: str) -> str:
-    """Remove characters that cannot be written to a file (lone surrogates, NUL), and convert line breaks to LF."""
+    """Remove characters that a file cannot contain (lone surrogates, NUL), and convert line breaks to LF."""
     whole = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
     return whole.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _short(digest: str | None) -> str:
-    """Return a checkpoint's hash in the form that CivitAI and A1111 use (AutoV2); "" if there is none."""
+    """Return a checkpoint's hash as CivitAI and A1111 write it (AutoV2); "" if there is none."""
     return _checked(digest)[:10]
 
 
 def _hash(part: Part) -> str:
-    """Return a LoRA's hash: AutoV3, as A1111 writes it, or AutoV2 if AutoV3 is unknown."""
+    """Return a LoRA's hash: AutoV3, as in A1111, or AutoV2 if AutoV3 is unknown."""
     return _checked(part.autov3)[:12] or _short(part.autov2)
 
 
@@ -396,14 +398,14 @@ def _checked(digest: str | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Format a number with digits and a point but no exponent, so that every reader understands it."""
+    """Format a number without an exponent, so that every reader understands it."""
     written = format(Decimal(repr(float(_finite(value)))), "f")
     return written.rstrip("0").rstrip(".") if "." in written else written
 
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise UsageError(f"{value} is not a number that can be written into an image", code=Cause.BAD_PARAMETERS)
+        raise UsageError(f"{value} cannot be written into an image as a number", code=Cause.BAD_PARAMETERS)
     return value
 
 

@@ -1,4 +1,4 @@
-"""Convert a record into the `parameters` text that A1111, CivitAI and others read."""
+"""Convert a record into the `parameters` text that A1111, CivitAI and other programs read."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
     """Write the `parameters` text for one image; `with_words=False` leaves out the prompts."""
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
-    # with a stretched second pass, the size in the text is that of the second pass
+    # if the second pass stretches the image, as A1111 before 2023 did, `Size` is the size of the second pass
     old = hires if hires and hires.stretches else None
     return text(Generation(
         prompt=_prompt(record, with_words=with_words), negative=recipe.negative_prompt if with_words else "",
@@ -36,7 +36,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         hires=_second_pass(record, hires, with_words=with_words) if hires and not old else None,
         refiner=_part(record, recipe.refiner.checkpoint.sha256) if recipe.refiner else None,
         denoising=start.strength if start else old.strength if old else None,
-        # as in A1111, write no RNG entry for noise from the GPU, which is A1111's default
+        # as in A1111, there is no RNG entry for A1111's default, noise from the GPU
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
         others=(
             *_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe),
@@ -49,7 +49,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
 
 
 def _prompt(record: Record, *, with_words: bool) -> str:
-    """The prompt of the first pass with the tags of its hypernetworks."""
+    """The prompt of the first pass with tags for its hypernetworks."""
     return _with_networks(record, record.recipe.prompt if with_words else "", record.recipe.hypernetworks)
 
 
@@ -72,7 +72,7 @@ def _loras(record: Record, uses: Sequence[LoraUse]) -> tuple[Part, ...]:
 def _second_pass(record: Record, hires: Hires, *, with_words: bool) -> SecondPass:
     """Describe the second pass.
 
-    Its prompt is written only if it differs from the first one in words, LoRAs or hypernetworks.
+    Its prompt is written only if the text, the LoRAs or the hypernetworks differ from those of the first pass.
     """
     recipe, (prompt, negative) = record.recipe, (hires.prompt, hires.negative_prompt)
     has_networks = hires.loras is not None or hires.hypernetworks is not None
@@ -91,7 +91,7 @@ def _second_pass(record: Record, hires: Hires, *, with_words: bool) -> SecondPas
 
 
 def _of_second_sampling(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build the keys of a second pass with its own sampler, schedule (A1111's keys) or CFG scale (Forge's key)."""
+    """Build the keys for a second pass with its own sampler, schedule (A1111's keys) or CFG scale (Forge's key)."""
     hires = recipe.hires
     if hires is None or hires.stretches:
         return
@@ -104,7 +104,7 @@ def _of_second_sampling(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_refiner(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build A1111's keys for when the refiner takes over, and in which passes."""
+    """Build A1111's keys for the step at which the refiner takes over, and for the passes that use it."""
     refiner = recipe.refiner
     if refiner is None:
         return
@@ -116,7 +116,7 @@ def _of_refiner(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build the keys by which A1111 before 2023 describes a second pass."""
+    """Build the keys with which A1111 before 2023 describes a second pass."""
     if recipe.hires and recipe.hires.stretches:
         yield "First pass size", f"{recipe.width}x{recipe.height}"
         if recipe.hires.steps != recipe.steps:
@@ -124,7 +124,7 @@ def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
-    """Build A1111's keys for face restoration, for a redraw in tiles, and for the enlargement of the finished image."""
+    """Build A1111's keys for face restoration, redraws in tiles, and the enlargement of the finished image."""
     if record.recipe.faces is not None:
         yield "Face restoration", {"codeformer": "CodeFormer", "gfpgan": "GFPGAN"}[record.recipe.faces.method]
         if record.recipe.faces.weight != WEIGHT:
@@ -145,7 +145,7 @@ def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
         yield "Ultimate SD upscale mask_blur", ultimate.blur
         yield "Ultimate SD upscale padding", ultimate.padding
     tiles, larger = record.recipe.tiled_diffusion, record.recipe.input_upscale
-    # in the form of the extension's first versions, which CivitAI's reader does not split at commas
+    # use the entries of the extension's first versions, which CivitAI's reader does not split at commas
     if tiles is not None:
         yield "Tiled Diffusion method", tiles.method
         yield "Tiled Diffusion tile width", tiles.tile_width
@@ -172,13 +172,13 @@ _CONTROL_RESIZES = {
     "just resize": "Just Resize", "crop and resize": "Crop and Resize", "resize and fill": "Resize and Fill",
     "resize and pad": "Resize and Fill",
 }  # fmt: skip
-"""Values of a control in a recipe → A1111's ControlNet extension's names for them."""
+"""Maps a recipe's resize modes for control images to the names in A1111's ControlNet extension."""
 
 
 def _reference_unit(record: Record, use: ReferenceUse) -> ControlUnit:
-    """Build a ControlNet unit for an IP-Adapter, whose module selects the encoder.
+    """Build a ControlNet unit for an IP-Adapter; its module selects the image encoder.
 
-    The image's crop cannot be expressed.
+    The crop of the image cannot be expressed.
     """
     return ControlUnit(
         _part(record, use.sha256), use.weight, use.start, use.end, "Balanced", "Crop and Resize",
@@ -194,7 +194,7 @@ def _control_unit(record: Record, use: ControlUse) -> ControlUnit:
 
 
 def _of_details(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build ADetailer's keys for detail passes over faces; ADetailer has no keys for a mask or a box."""
+    """Build ADetailer's keys for detail passes over faces. ADetailer has no keys for passes over a mask or a box."""
     faces = [made for made in recipe.details if made.region == "faces"]
     for number, made in enumerate(faces, 1):
         end = {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")
@@ -230,7 +230,7 @@ def _of_detail(recipe: Recipe, made: DetailPass) -> Iterator[tuple[str, str | fl
 
 
 def _upscaler(record: Record) -> str:
-    """The upscaler's name as A1111 writes it; for an upscaler model, this is the name of its file."""
+    """The upscaler's name as A1111 writes it; for an upscaler model, the name of its file."""
     hires = record.recipe.hires
     assert hires is not None
     return _stem(record.name_of(hires.model).name) if hires.model else hires.upscaler
@@ -331,7 +331,7 @@ def _part(
 
 
 def _stem(name: str) -> str:
-    """The name of a file without its suffix, as A1111 shows it."""
+    """The name of a file without its extension, as A1111 shows it."""
     return next((name.removesuffix(end) for end in MODEL_SUFFIXES if name.endswith(end)), name)
 
 

@@ -1,4 +1,4 @@
-"""The settings of an image as CivitAI's API lists them (`meta`), with a record of the entries that were read.
+"""The settings of an image as CivitAI's API lists them (`meta`), which also tracks which entries were read.
 
 CivitAI's reader splits quoted values with commas into several entries; these fragments keep their odd names here.
 """
@@ -21,7 +21,7 @@ _HASH: Final = re.compile(r"[0-9a-fA-F]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A model named in the settings. `hash` is empty if the settings do not give one."""
+    """A model named in the settings. `hash` is empty if the settings contain none."""
 
     role: str
     name: str
@@ -43,21 +43,21 @@ class Entries:
         return name in self._values
 
     def value(self, name: str) -> Any:
-        """Return the entry unchanged, or None if it is missing."""
+        """Return the entry unchanged; None if it is missing."""
         self._used.add(name)
         return self._values.get(name)
 
     def text(self, name: str) -> str:
-        """The entry as text without surrounding spaces and quotes, "" if it is missing."""
+        """Return the entry as text without surrounding spaces and quotes; "" if it is missing."""
         value = self.value(name)
         return "" if value is None or isinstance(value, dict | list) else str(value).strip().strip('"').strip()
 
     def whole(self, name: str) -> int | None:
-        """The entry as an integer, or None."""
+        """Return the entry as an integer; None if it is missing or not an integer."""
         return whole(self.value(name))
 
     def number(self, name: str) -> float | None:
-        """The entry as a number, or None."""
+        """Return the entry as a number; None if it is missing or not a number."""
         return number(self.value(name))
 
     def is_on(self, name: str) -> bool:
@@ -65,7 +65,7 @@ class Entries:
         return self.text(name).casefold() not in ("", "false", "none", "0")
 
     def take(self, pattern: re.Pattern[str]) -> list[str]:
-        """Mark the entries whose name matches as used, and return their names."""
+        """Mark the entries whose names match `pattern` as used, and return their names."""
         found = [name for name in self._values if pattern.match(name)]
         self._used.update(found)
         return found
@@ -90,7 +90,7 @@ class Entries:
 
     @property
     def follows_comfyui(self) -> bool:
-        """Whether the image was made by ComfyUI or by CivitAI's own generator, which runs it."""
+        """Whether the image was made by ComfyUI or by CivitAI's generator, which uses ComfyUI."""
         version = self.text("Version").casefold()
         by_site = "Civitai resources" in self or ("civitaiResources" in self and "workflow" in self)
         return version.startswith(("comfyui", "swarmui")) or (not version and by_site)
@@ -109,7 +109,7 @@ class Entries:
         return (int(found[1]), int(found[2])) if found else None
 
     def is_before(self, release: tuple[int, int], commits: int = 0) -> bool:
-        """Whether A1111 was older than this many commits after a release; True if its version is unknown."""
+        """Whether A1111 was older than `commits` commits after `release`; True if its version is unknown."""
         version = self.version
         if version is None or version != release:
             return version is None or version < release
@@ -117,7 +117,7 @@ class Entries:
         return (int(found[1]) if found else 0) < commits
 
     def files(self) -> Iterator[NamedFile]:
-        """The checkpoint, VAE, LoRAs and embeddings that the entries name, each with its hash if one is given."""
+        """Yield the checkpoint, VAE, LoRAs and embeddings that the entries name, with their hashes if given."""
         hashes = {**_pairs(self.value("hashes")), **_quoted(self.text("Lora hashes"), "lora")}
         hashes |= _quoted(self.text("TI hashes"), "embed") | self._torn_hashes()
         listed = next((item for item in self._resources() if item.get("type") in ("model", "checkpoint")), {})
@@ -137,12 +137,12 @@ class Entries:
                 yield NamedFile("embedding" if kind == "embed" else "lora", name, self._hash(value))
 
     def listed_hash(self, key: str) -> str:
-        """The hash of this entry in `Hashes`, such as "controlnet:canny"; "" if there is none."""
+        """Return the hash of `key` in `Hashes`, such as "controlnet:canny"; "" if there is none."""
         listed = {**_pairs(loads(self.text("Hashes"))), **_pairs(self.value("hashes"))}
         return self._hash(listed.get(key, ""))
 
     def listed_loras(self) -> list[NamedFile]:
-        """The LoRAs in the API's list of resources, with their weights if the list contains them."""
+        """The LoRAs in the list of resources from CivitAI's API, with their weights if the list contains them."""
         return [
             NamedFile(
                 "lora", str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item.get("weight"))
@@ -156,7 +156,7 @@ class Entries:
         return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
     def _torn_hashes(self) -> dict[str, str]:
-        """Hashes of LoRAs from a quoted list that CivitAI's reader split; some names or hashes still have a quote."""
+        """Collect hashes of LoRAs from a quoted list that CivitAI's reader split; some entries still have a quote."""
         found = {}
         for name, value in self._values.items():
             if isinstance(value, str) and (name.startswith('"') or value.endswith('"')):

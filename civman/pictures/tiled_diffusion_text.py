@@ -1,7 +1,7 @@
-"""The settings of the extension Tiled Diffusion in an image's metadata, in each form that the extension has written.
+"""Read the settings of the extension Tiled Diffusion from an image's metadata, in all formats of the extension.
 
-The first versions wrote plain entries ("Tiled Diffusion method"), later ones an object in a single entry. CivitAI's
-reader splits that object at commas, so that the entries' names and values contain its quotes and brackets.
+The first versions wrote separate entries ("Tiled Diffusion method"), later versions an object in a single entry.
+CivitAI's reader splits that object at commas, so the resulting names and values contain its quotes and brackets.
 """
 
 import ast
@@ -18,7 +18,7 @@ _NAMES: Final = {
     "scale factor": "factor", "keep input size": "keeps size", "noiseinv": "inverts noise",
     "region control": "has regions",
 }  # fmt: skip
-"""Maps the extension's names of settings, in lower case, to civman's names for what they mean."""
+"""Maps the extension's names of settings, in lower case, to civman's names."""
 _TORN: Final = (
     r"[\"{]*'?\"?(Method|Upscaler|Keep input size|Tile batch size|Tile Overlap|Overlap|Upscale factor|Scale factor|"
     r"Tile tile (width|height)|Latent tile (width|height)|NoiseInv( .*)?|Region control)['\"]"
@@ -32,7 +32,7 @@ _PREFIX: Final = "Tiled Diffusion"
 def tiled_diffusion_in(entries: Entries) -> dict[str, str]:
     """Return the settings by civman's names: "method", "width", "height", "overlap", "upscaler", "factor" and others.
 
-    Empty if the extension was not used.
+    The result is empty if the extension was not used.
     """
     found: dict[str, str] = {}
     for name in entries.take(PATTERN):
@@ -47,7 +47,7 @@ def tiled_diffusion_in(entries: Entries) -> dict[str, str]:
 
 
 def _of_object(value: object) -> dict[str, str]:
-    """Read the settings from an object in a single entry, which is JSON or a Python literal."""
+    """Read the settings from an entry that contains an object, written as JSON or as a Python literal."""
     if isinstance(value, str) and len(value) <= _MOST_TEXT:
         value = loads(value) or _literal(value)
     items = value.items() if isinstance(value, dict) else ()

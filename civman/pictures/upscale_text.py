@@ -1,7 +1,8 @@
 """The texts in an upscaled image: those of the source image, and the settings of A1111's Extras tab.
 
-A1111 keeps the source's `parameters` and writes the settings of the upscale as `extras` and as `postprocessing` into a
-PNG. A JPEG or WebP has room for one text, so there the settings are appended to the source's text, as in SD.Next.
+In a PNG, A1111 keeps the source's `parameters` and adds the settings of the upscale as `extras` and as
+`postprocessing`. A JPEG or WebP can contain only one text, so the settings are appended to the source's text, as in
+SD.Next.
 
 Source: A1111 1.6 to 1.10 (its modules for postprocessing and its script for upscaling).
 """
@@ -27,7 +28,7 @@ _MOST_SIDE: Final = "Max side length"
 _OTHERS: Final = ("GFPGAN visibility", "CodeFormer visibility", "Caption", "Deepbooru", "Split", "Flip", "Focal crop")
 """A1111's keys for operations of its Extras tab other than upscaling."""
 KEYS: Final = (_BY, _TO, _CROP, _UPSCALER, _SECOND, _MOST_SIDE)
-"""All of A1111's keys for an upscale."""
+"""A1111's keys for the settings of an upscale."""
 CHUNKS: Final = ("postprocessing", "extras")
 """The names of the PNG text chunks in which A1111 writes the settings of its Extras tab."""
 
@@ -42,13 +43,14 @@ class ExtrasSettings:
     is_cropped: bool = False
     most_side: int = 0
     others: tuple[str, ...] = ()
-    """Other operations of the Extras tab that changed the image, as written in the image's settings."""
+    """Other operations of the Extras tab that changed the image, as the image's settings list them."""
 
 
 def settings_of(made: Enlargement, name: str, size: tuple[int, int] | None) -> dict[str, str]:
-    """Build A1111's keys and values for an enlargement with an upscaler of this name.
+    """Build A1111's keys and values for an enlargement with the upscaler `name`.
 
-    `size`: width and height of the image before the enlargement; None: unknown, so that no factor can be written.
+    `size`: width and height of the image before the enlargement. If it is None, the final size is written instead of a
+    factor.
     """
     if made.crop_width:
         to = "x".join(map(str, made.final_size))
@@ -61,7 +63,7 @@ def settings_of(made: Enlargement, name: str, size: tuple[int, int] | None) -> d
 
 
 def upscaler_title(name: str, made: Enlargement) -> str:
-    """Return A1111's name for an upscaler: that of the published model, else that of the file."""
+    """Return A1111's name for a published upscaler model; for other upscalers, the file name without extension."""
     known = upscaler_with(made.model) if made.model else None
     stem = next((name.removesuffix(end) for end in MODEL_SUFFIXES if name.endswith(end)), name)
     return known.names[0] if known else stem
@@ -70,7 +72,7 @@ def upscaler_title(name: str, made: Enlargement) -> str:
 def texts(record: UpscaleRecord, source: str | None, format: Format) -> tuple[str | None, dict[str, str]]:  # noqa: A002
     """Return the texts to write into an upscaled image: its `parameters` and, for a PNG, further text chunks by name.
 
-    `source`: the `parameters` text of the image that was enlarged; it is kept.
+    `source` is the `parameters` text of the image that was enlarged; it is preserved.
     """
     made = record.recipe.enlargement
     found = settings_of(made, upscaler_title(record.upscaler_name, made), record.picture_size)
@@ -81,7 +83,7 @@ def texts(record: UpscaleRecord, source: str | None, format: Format) -> tuple[st
 
 
 def extras_settings(carried: Carried) -> ExtrasSettings | None:
-    """Read the settings of A1111's Extras tab in an image; None if there are none."""
+    """Parse the settings of A1111's Extras tab in an image; None if there are none."""
     for name in CHUNKS:
         if found := extras_in(dict(infotext.settings(carried.entries.get(name, "")))):
             return found
@@ -103,7 +105,7 @@ def extras_in(details: Mapping[str, str]) -> ExtrasSettings | None:
 
 
 def with_extras(carried: Carried, text: str | None) -> str | None:
-    """Append the settings of A1111's Extras tab, a separate chunk of a PNG, to the image's `parameters` text."""
+    """Append the settings of A1111's Extras tab, which a PNG stores in another chunk, to its `parameters` text."""
     if text is None or not infotext.is_infotext(text) or _UPSCALER in infotext.read(text).details:
         return text
     added = next((found for name in CHUNKS if (found := carried.entries.get(name, "").strip())), "")
