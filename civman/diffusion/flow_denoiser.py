@@ -1,4 +1,4 @@
-"""Wrap a flow-matching transformer for the samplers: from noisy latents to a guided, denoised prediction."""
+"""Wraps a flow-matching transformer for the samplers: computes a guided, denoised prediction from noisy latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,12 +48,12 @@ class FlowCall:
 class FlowDenoiser(Denoiser):
     """Like `Denoiser`, for a model that predicts velocities: clean = x − σ · v.
 
-    `guidance_embedded` is the guidance scale that is an input of the model. If the scale of classifier-free guidance is
-    not 1, that guidance is applied as well.
+    `guidance_embedded`: the distilled guidance scale, which the model takes as an input. If the scale of
+    classifier-free guidance is not 1, classifier-free guidance is applied as well.
     """
 
     def __init__(self, model: LoadedModel, prompt: Prompts, guidance_embedded: float, **options: Any) -> None:
-        # no timesteps are computed in advance: each family converts noise levels by its own rule
+        # do not compute timesteps in advance, because each family converts noise levels by its own rule
         options["called_at"] = ()
         super().__init__(model, prompt, NoiseLevels.of_model(), **options)
         self._embedded = guidance_embedded

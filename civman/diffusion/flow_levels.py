@@ -1,7 +1,7 @@
 """The noise levels of flow-matching models, and the schedules over them: x = (1 − σ)·clean + σ·noise, σ from 1 to 0.
 
-A model's shift s moves the levels: σ = s·t / (1 + (s − 1)·t) for t evenly spaced. A shift given as μ means s = e^μ.
-Plain Python floats, as in `noise_levels`.
+A model's shift s changes evenly spaced t to σ = s·t / (1 + (s − 1)·t). A shift given as μ means s = e^μ. All numbers
+are plain Python floats, as in `noise_levels`.
 
 Sources: Esser et al. 2024, section 5.3.2 (shift); names and tables as in ComfyUI's `comfy/samplers.py` and
 `comfy/model_sampling.py`.
@@ -24,14 +24,14 @@ class FlowLevels:
     """The noise levels of a flow-matching model.
 
     `shift`: the factor s; 1 leaves the levels evenly spaced. `entries`: the size of the table from which some schedules
-    take their levels; in ComfyUI 1000, or 10000 for Flux models.
+    take their levels: in ComfyUI 10000 for Flux models, otherwise 1000.
     """
 
     shift: float = 1.0
     entries: int = 1000
 
     def sigma(self, share: float) -> float:
-        """Return the noise level σ for t in 0 … 1."""
+        """Return the noise level σ at t = `share`, from 0 to 1."""
         return self.shift * share / (1 + (self.shift - 1) * share)
 
     @property
@@ -71,7 +71,7 @@ def _line(start: float, end: float, count: int) -> list[float]:
 
 
 def _normal(n: int, levels: FlowLevels) -> list[float]:
-    # the last level is shifted twice, as in ComfyUI and in diffusers' `set_timesteps(n)`
+    # shift the lowest level a second time, as ComfyUI and diffusers' `set_timesteps(n)` do
     return [*(levels.sigma(t) for t in _line(1.0, levels.least, n)), 0.0]
 
 
@@ -122,7 +122,7 @@ FLOW_SCHEDULES: Final = tuple(_TABLES)
 
 
 def dynamic_shift(tokens: int, *, least: float = 0.5, most: float = 1.15, low: int = 256, high: int = 4096) -> float:
-    """Return the shift that Flux.1 uses for an image's size: s = e^μ, where μ grows linearly with the image tokens.
+    """Return Flux.1's shift for an image's size: s = e^μ, where μ grows linearly with the number of image tokens.
 
     `least` and `most` are μ at `low` and `high` tokens. Source: Black Forest Labs' `flux/sampling.py`.
     """

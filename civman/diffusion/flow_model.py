@@ -1,4 +1,4 @@
-"""Load a flow-matching model: the transformer, and text encoders and a VAE from the same file or from separate files.
+"""Loads a flow-matching model: the transformer, and text encoders and a VAE from the same file or from separate files.
 
 As in `loader`, modules are built on the meta device and each parameter becomes a view of a memory-mapped file.
 """
@@ -38,14 +38,14 @@ def load_flow(
     Args:
         path: the file with the transformer, in the original layout.
         family: the checkpoint's family.
-        parts: component → file, for text encoders and the VAE that are not in the checkpoint.
+        parts: the files of text encoders and the VAE that are not in the checkpoint, by component.
         device: where to put the components.
         dtype: the dtype to compute in; None uses the files' own.
         config: options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
 
     Raises: CannotRender, InvalidModelFile: as in `flow_parts.place_parts`; a tensor is missing or has a wrong size; a
-        tokenizer in a file cannot be read.
+    tokenizer in a file cannot be read.
     """
     files = {path: Weights(path), **{each: Weights(each) for each in parts.values()}}
     shapes = {component: files[each].shapes for component, each in parts.items()}

@@ -1,4 +1,4 @@
-"""Find every part that a flow-matching model needs in the files given for it, and read its dimensions.
+"""Finds the parts that a flow-matching model needs in the files that were passed, and reads their dimensions.
 
 Does not import torch.
 
@@ -19,7 +19,7 @@ TRANSFORMER = "transformer"
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One component: its class, the class's arguments, and where its tensors are in its file."""
+    """One component of a model: its class, the class's arguments, and where its tensors are in its file."""
 
     title: str
     model: str
@@ -45,10 +45,11 @@ def place_parts(
         family: the checkpoint's family.
         checkpoint: the shapes of the checkpoint's tensors.
         file: the checkpoint's name, for messages.
-        own_files: by component, the shapes in the files of parts that the checkpoint does not contain.
+        own_files: for each part that is not in the checkpoint: the shapes of the tensors in its file.
         names: the names of these files, by component.
         stated: options that override those read from shapes, by component.
-        metadata: the checkpoint's metadata, which may also contain such options, for its own components.
+        metadata: the checkpoint's metadata, which may also contain such options for the checkpoint's own
+            components.
 
     Raises:
         CannotRender: a part or its tokenizer is missing (`missing-part`), or a part is of another kind or width
@@ -80,7 +81,7 @@ def place_parts(
 
 
 def missing_parts(family: FlowFamily, checkpoint: Shapes) -> list[Need]:
-    """List the parts that a checkpoint does not contain itself, optional ones included."""
+    """List the parts that the family needs and the checkpoint does not contain, including optional parts."""
     return [need for need in family.needs if need.kind.prefix_in(checkpoint) is None]
 
 
@@ -111,7 +112,10 @@ def _placed(
 
 
 def missing_part(need: Need, file: str, family: FlowFamily, width: int | None) -> CannotRender:
-    """Build the error for a checkpoint that lacks a part it needs, of this width if it matters."""
+    """Build the error for a checkpoint that lacks a required part.
+
+    `width`: the width that the part must have; None if any width fits.
+    """
     return CannotRender(
         f"`{file}` contains no {need.kind.title}, and none was given",
         hint=f"pass a file with {option_of(need)}; {_how_to_fetch(need, family, width)}",
@@ -133,7 +137,7 @@ def missing_tokenizer(need: Need, shapes: Shapes, file: str, family: FlowFamily)
 
 
 def wrong_kind(need: Need, file: str) -> CannotRender:
-    """Build the error for a file that is not the kind of part it was passed as."""
+    """Build the error for a file that was passed as a part but is not of the part's kind."""
     return CannotRender(
         f"`{file}` is not the required part ({need.kind.title})",
         hint=f"pass a matching file with {option_of(need)}",
@@ -142,7 +146,7 @@ def wrong_kind(need: Need, file: str) -> CannotRender:
 
 
 def option_of(need: Need) -> str:
-    """Return the command-line option with which a user passes this part."""
+    """Return the command-line option that passes this part, with a placeholder for the file."""
     return "--vae REF" if need.component == "vae" else f"--part {need.kind.role}=REF"
 
 

@@ -1,7 +1,7 @@
 """The samplers' steps for flow matching, where x = (1 − σ)·clean + σ·noise, as ComfyUI computes them.
 
-Solvers of the ordinary differential equation are the same as for diffusion models, since dx/dσ = (x − clean)/σ in both.
-Solvers that add noise differ: Euler, DPM2 and DPM++ 2S ancestral have their own forms, and the solvers of the
+Solvers of the ordinary differential equation are the same as for diffusion models, since dx/dσ = (x − clean)/σ in both
+cases. Solvers that add noise differ: Euler, DPM2 and DPM++ 2S ancestral have special formulas. Solvers of the
 stochastic equation run in x/(1 − σ), where a flow-matching model behaves like a diffusion model with the noise level
 σ/(1 − σ).
 
@@ -55,7 +55,7 @@ def dpm2_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning =
 
 
 def dpmpp_2s_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM++ 2S ancestral for flow matching: a step's midpoint is computed in log((1 − σ)/σ)."""
+    """DPM++ 2S ancestral for flow matching: the midpoint of each step is the middle in log((1 − σ)/σ)."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, kept, fresh = _lowered(here, after, tuning.eta)
@@ -119,6 +119,6 @@ RATIO_SOLVERS: Final[dict[str, Solver]] = {
     "DPM++ 2M SDE": _in_ratio(solvers_dpm.dpmpp_2m_sde), "DPM++ 2M SDE Heun": _in_ratio(solvers_dpm.dpmpp_2m_sde_heun),
     "DPM++ 3M SDE": _in_ratio(solvers_dpm.dpmpp_3m_sde),
 }  # fmt: skip
-"""Maps each sampler that runs in x/(1 − σ), so that its first level must be below 1 (`FIRST_SHARE`), to its solver."""
+"""Maps each sampler that runs in x/(1 − σ) to its solver. The first noise level must be below 1 (`FIRST_SHARE`)."""
 FIRST_SHARE: Final = 1 - 1e-4
 """The t of the first noise level for `RATIO_SOLVERS`, before the shift is applied."""

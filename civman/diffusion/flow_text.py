@@ -1,7 +1,7 @@
-"""Run the text encoders of a flow-matching model: CLIP, T5 and language models, with ComfyUI's rules for weights.
+"""Runs the text encoders of a flow-matching model (CLIP, T5, language models) with ComfyUI's rules for weights.
 
-A weight w scales the difference of a token's hidden state from that of the empty prompt: empty + w · (state − empty).
-Qwen's models ignore weights, as in ComfyUI. `notes` collects notes for the user, such as that the prompt was cut off.
+A weight w scales the difference between a token's hidden state and the empty prompt's: empty + w · (state − empty).
+Qwen models ignore weights, as in ComfyUI. `notes` collects notes for the user, for example that the prompt was cut off.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,12 +23,12 @@ class FlowText:
     def __init__(
         self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, FileTokenizer] = {}
     ) -> None:
-        """Use these components; `tokenizers` contains, by component, the tokenizers read from text encoders' files."""
+        """Use a model's components. `tokenizers` maps text encoders to the tokenizers that their files contain."""
         self._components, self._device, self._tokenizers = components, device, tokenizers
         self.notes: list[str] = []
 
     def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Tensor, Tensor]:
-        """Encode the first 75 tokens: a layer's hidden states (1, 77, width), and the pooled vector (1, width).
+        """Encode the first 75 tokens; return a layer's hidden states (1, 77, width) and the pooled vector (1, width).
 
         `layer` counts from the end: -1 is the output of the last layer after the final norm, -2 that of the
         second-to-last layer without the norm. The pooled vector is the state of the first end token, projected if the
@@ -53,7 +53,7 @@ class FlowText:
         return _moved(states, [1.0, *weights, 1.0]), pooled
 
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Tensor:
-        """Encode a prompt, padded to `least` tokens and cut off at `most`: (1, tokens, width).
+        """Encode a prompt as (1, tokens, width), padded to `least` tokens and cut off at `most` tokens.
 
         The encoder attends to padding tokens as well, as in ComfyUI and in diffusers' Flux pipeline.
         """
@@ -71,7 +71,7 @@ class FlowText:
 
     @property
     def context_width(self) -> int:
-        """The width of the text embeddings that the transformer takes."""
+        """The width of the text embeddings that the transformer takes as input."""
         transformer: Any = self._components["transformer"]
         return int(transformer.config.joint_attention_dim)
 
@@ -80,14 +80,14 @@ class FlowText:
         return component in self._components
 
     def qwen_ids(self, text: str, most: int) -> list[int]:
-        """Return a text's token ids for a Qwen model, cut off after `most` tokens."""
+        """Return a text's token ids for a Qwen model, at most `most` of them."""
         fitted = load_tokenizer("qwen").fit(text, most)
         if fitted.note:
             self.note(fitted.note)
         return fitted.ids
 
     def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Tensor, list[float]]:
-        """Return T5's token ids (1, tokens) with the end token, and the weight of each token."""
+        """Return a prompt's T5 token ids (1, tokens), including the end token, and the weight of each token."""
         tokenizer = load_tokenizer("t5")
         ids, weights = _weighted(parsed, lambda text: _without(tokenizer.encode(text), tokenizer.end))
         if len(ids) + 1 > most:
@@ -97,7 +97,7 @@ class FlowText:
         return torch.tensor([ids], device=self._device), [*weights, *[1.0] * len(ends)]
 
     def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
-        """Return at most `most` token ids, beginning with the start token, and each token's weight.
+        """Return a prompt's first `most` token ids, including the start token, and the weight of each token.
 
         The tokenizer is the one in this text encoder's file.
         """
@@ -112,7 +112,7 @@ class FlowText:
         return self._started(component, self._tokenizers[component].encode(text), most)
 
     def plain(self, parsed: ParsedPrompt) -> str:
-        """Return the prompt's text without the syntax of weights."""
+        """Return the prompt's text without its weights and their brackets."""
         return "".join(fragment.text for section in parsed.sections for fragment in section)
 
     def run(self, component: str, *arguments: Any) -> Any:
@@ -124,14 +124,13 @@ class FlowText:
         self, component: str, ids: Sequence[int], layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
         *, least: int = 0,
     ) -> Tensor:  # fmt: skip
-        """Encode token ids: (1, tokens, width).
+        """Encode token ids as (1, tokens, width).
 
-        `layer`: an index into the hidden states of all layers, such as -2; several indices: these hidden states, joined
-        along the width; None: the last layer's hidden states after the final norm.
-        `weights`: one for each token. They act relative to the empty prompt, which here is the first token followed by
-        masked padding.
-        `least`: the number of tokens up to which the ids are padded with Qwen's padding token. No token attends to the
-        padding, but the padding's hidden states are part of the result.
+        `layer`: the index of a layer's hidden states, such as -2; several indices: these hidden states, concatenated
+        along the width; None: the last layer's hidden states after the final norm. `weights`: one for each token. They
+        act relative to the empty prompt, which here is the first token followed by masked padding. `least`: the number
+        of tokens up to which the ids are padded with Qwen's padding token. No token attends to the padding, but the
+        padding's hidden states are part of the result.
         """
         encoder: Any = self._components[component]
         rows, mask = [list(ids)], None
@@ -170,7 +169,7 @@ class FlowText:
 
 
 def _weighted(parsed: ParsedPrompt, encode: Any) -> tuple[list[int], list[float]]:
-    """Tokenize each fragment on its own, and give each token the weight of its fragment."""
+    """Tokenize each fragment separately, and give each token the weight of its fragment."""
     ids: list[int] = []
     weights: list[float] = []
     for fragment in _merged(chain.from_iterable(parsed.sections)):
@@ -196,7 +195,7 @@ def _without(ids: Sequence[int], end: int | None) -> list[int]:
 
 
 def _moved(states: Tensor, weights: Sequence[float]) -> Tensor:
-    """Apply weights to the first row of `states`, relative to the second, the empty prompt's, if there is one."""
+    """Weight the first row of `states` relative to the second row, the empty prompt's, if there is one."""
     if len(states) == 1:
         return states
     full = torch.ones(states.shape[1])

@@ -1,7 +1,7 @@
-"""FreeU: while a UNet computes, scale its decoder's features and the low frequencies of its skip connections.
+"""FreeU: scales the features of a UNet's decoder, and the low frequencies of its skip connections.
 
-A residual block of the decoder takes these features and a skip connection's, concatenated along the channels. A hook
-separates the two, changes both and concatenates them again.
+Each residual block of the decoder takes the decoder's features and a skip connection's features, concatenated along the
+channels. A hook separates the two, changes both and concatenates them again.
 
 Sources: Si et al. 2023, "FreeU"; ComfyUI, for the choice of blocks and version 2's scaling by the mean.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from civman.domain.recipes.freeu_settings import FreeU
 
 _LOW = 1
-"""How many frequencies on each side of the zero frequency count as low."""
+"""Frequencies from -_LOW up to, but not including, _LOW count as low."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def freed(unet: Any, found: FreeU | None) -> Iterator[None]:
 
 
 def _blocks(unet: Any) -> Iterator[tuple[nn.Module, int]]:
-    """Yield the decoder's residual blocks, each with the number of channels that come from the preceding block."""
+    """Yield each residual block of the decoder with the number of channels that come from the preceding block."""
     channels = int(unet.mid_block.resnets[-1].out_channels)
     for level in unet.up_blocks:
         for block in level.resnets:
@@ -43,7 +43,7 @@ def _blocks(unet: Any) -> Iterator[tuple[nn.Module, int]]:
 
 
 class _Hook:
-    """A hook that changes the input of one residual block, (B, channels + skipped, h, w)."""
+    """A hook that changes the input (B, channels + skipped, h, w) of one residual block."""
 
     def __init__(self, channels: int, features: float, skipped: float, *, by_mean: bool) -> None:
         self._channels, self._features, self._skipped, self._by_mean = channels, features, skipped, by_mean
@@ -57,14 +57,14 @@ class _Hook:
             mean = own.mean(1, keepdim=True)
             flat = mean.flatten(1)
             low, high = (each.view(-1, 1, 1, 1) for each in (flat.min(1).values, flat.max(1).values))
-            # at a single pixel, the mean's range is 0, and ComfyUI would divide by it
+            # replace NaN: for a single pixel, low = high, so that ComfyUI's formula divides by 0
             factor = (self._features - 1) * ((mean - low) / (high - low)).nan_to_num(0.0) + 1
         own = torch.cat([own[:, :half] * factor, own[:, half:]], dim=1)
         return (torch.cat([own, low_scaled(skip, self._skipped)], dim=1), *arguments[1:])
 
 
 def low_scaled(features: Tensor, scale: float) -> Tensor:
-    """Scale the lowest spatial frequencies of features (B, C, h, w) by a factor."""
+    """Multiply the lowest spatial frequencies of features (B, C, h, w) by `scale`."""
     spectrum = torch.fft.fftshift(torch.fft.fftn(features.float(), dim=(-2, -1)), dim=(-2, -1))
     middle, centre = spectrum.shape[-2] // 2, spectrum.shape[-1] // 2
     spectrum[..., middle - _LOW : middle + _LOW, centre - _LOW : centre + _LOW] *= scale

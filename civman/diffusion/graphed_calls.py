@@ -1,7 +1,7 @@
-"""Records the work that a network starts on a GPU, and replays all of it at once in later calls (CUDA graphs).
+"""Records the work that a network starts on a GPU, and replays it as a whole in later calls (CUDA graphs).
 
 With a small network, the GPU waits for the CPU, which launches hundreds of operations one by one. A graph launches the
-same kernels on the same numbers, so no bit should change. That is verified: the first result of each graph is compared
+same kernels on the same numbers, so no bit should change. This is verified: the first result of each graph is compared
 with that of an ordinary call, and if a single bit differs, no graphs are used from then on.
 """
 
@@ -46,7 +46,7 @@ class CudaRecorder:
 
 
 class _Graph:
-    """One recorded call: the tensors that it reads, and its results."""
+    """One recorded call of the network: the tensors that it reads, and its results."""
 
     def __init__(self, recorder: Recorder, forward: Callable[..., Any], flat: list[Any], shape: Any) -> None:
         self._inputs = [each.clone() if isinstance(each, Tensor) else each for each in flat]
@@ -77,14 +77,14 @@ class GraphedCalls:
         vars(network)["forward"] = self
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        """Call the network, by replaying a graph if there is one for these shapes."""
+        """Call the network; if there is a graph for these shapes, replay it instead."""
         if not self.is_on or self._is_changed():
             return self._forward(*given, **named)
         flat, shape = trees.tree_flatten((given, named))
         key = (shape, *(_kind(each) for each in flat))
         places = tuple(parameter.data_ptr() for parameter in self._network.parameters())
-        # drop all graphs, because weights have moved in memory since they were recorded, such as after a merge of
-        # adapters
+        # drop all graphs if weights have moved in memory since they were recorded, for example when adapters were
+        # merged
         if places != self._places:
             self._graphs.clear()
             self._places = places

@@ -1,4 +1,4 @@
-"""Checks that reject invalid images, and the conversion of torch's out-of-memory errors to CannotRender."""
+"""Checks that reject invalid images; also converts torch's out-of-memory errors to CannotRender."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _OUT_OF_MEMORY = (
 
 
 class Checks:
-    """Checks of an image while it is computed.
+    """Checks that run while an image is computed.
 
     On a CPU, a check runs at once. With `waits`, as for a GPU, the values to check stay on the device until the pixels
     are read: reading them earlier would make the CPU wait for all earlier work, and then the GPU wait for the CPU.
@@ -114,11 +114,11 @@ def check_latents(checks: Checks, latents: Tensor, *, seeds: Sequence[int]) -> N
 NOISE_SPREAD = 12.0
 """Final latents with at least this standard deviation are still noise, unless `NOISE_LIKENESS` says otherwise.
 
-Sampling starts at 14.6 and ends near 1. Measured: with 8 or more steps of any sampler, trained models end between 0.7
-and 5.5, and random weights between 16.8 and 41.7.
+The standard deviation starts at 14.6 and ends near 1. Measured: with 8 or more steps of any sampler, trained models end
+between 0.7 and 5.5, and random weights between 16.8 and 41.7.
 """
 NOISE_LIKENESS = 0.4
-"""Final latents whose neighbouring values correlate more strongly than this are an image, not noise.
+"""Final latents whose neighbouring values have a higher correlation than this are an image, not noise.
 
 This holds whatever their standard deviation is. Latents from random weights reach a correlation of 0.3.
 """
@@ -129,8 +129,8 @@ _NOISE_MIN_STEPS = 10
 def find_noise(checks: Checks, latents: Tensor, *, steps: int, tell: Callable[[int, str], None]) -> None:
     """Find final latents (B, C, H, W) of a txt2img render that are still noise.
 
-    Calls `tell` with the index of each such image and a message. Reports noise only if it is certain: below 10 steps or
-    256 pixels, the statistics of samplers vary too much.
+    Calls `tell` with the index and a message for each image that is noise. Renders with fewer than 10 steps or 256
+    pixels are not checked, because their statistics vary too much.
     """
     if steps < _NOISE_MIN_STEPS or min(latents.shape[-2:]) < _NOISE_MIN_SIDE:
         return
@@ -145,7 +145,7 @@ def find_noise(checks: Checks, latents: Tensor, *, steps: int, tell: Callable[[i
 
 
 def _noise_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the standard deviation of latents (C, H, W), and how strongly neighbouring values correlate."""
+    """Return the standard deviation of latents (C, H, W), and the correlation of neighbouring values."""
     one = latents.detach().float()
     one = one - one.mean((-2, -1), keepdim=True)
     power = one.square().mean((-2, -1)).clamp_min(1e-12)

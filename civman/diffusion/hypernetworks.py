@@ -1,7 +1,7 @@
 """Hypernetworks: small networks that change the context from which the UNet's attention computes keys and values.
 
-A hypernetwork has two networks for each width of context, one for keys and one for values. Before the keys or the
-values are computed, the context is replaced with context + strength · network(context), in self-attention and in
+A hypernetwork has two networks for each context width, one for keys and one for values. Before the keys or the values
+are computed, the context is replaced with context + strength · network(context), in self-attention and in
 cross-attention.
 
 Source: AUTOMATIC1111's hypernetworks (the rule, not its code).
@@ -25,7 +25,7 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 _TENSOR: Final = re.compile(r"([0-9]+)\.([01])\.linear(1|2|\.[0-9]+)\.(weight|bias)")
 _NAMES: Final = {"swish": nn.Hardswish, "linear": nn.Identity, "null": nn.Identity, "": nn.Identity}
-"""Names of activations that differ from the names of `torch.nn` classes in lower case."""
+"""Activations whose names in hypernetwork files are not those of `torch.nn` classes in lower case."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +39,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hypernetwork:
-    """A hypernetwork: for each context width, the network for keys and the one for values; and their activation."""
+    """A hypernetwork: its networks for keys and for values by context width, and its activation function."""
 
     name: str
     networks: Mapping[int, tuple[tuple[_Layer, ...], tuple[_Layer, ...]]]
@@ -47,9 +47,9 @@ class Hypernetwork:
     activates_output: bool
 
     def change(self, context: Tensor, side: int) -> Tensor | None:
-        """Compute what to add to a context (B, tokens, width) for keys (`side` 0) or values (1).
+        """Compute what to add to a context (B, tokens, width) for keys (`side` 0) or values (`side` 1).
 
-        None if the hypernetwork has no networks for this width.
+        Returns None if the hypernetwork has no networks for this width.
         """
         pair = self.networks.get(context.shape[-1])
         if pair is None:

@@ -1,4 +1,4 @@
-"""A cache of encoded texts, so that a prompt is not encoded twice; also used for reference pictures."""
+"""A cache of encoded texts, so that no prompt is encoded twice; also used for encoded reference pictures."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Encoded = tuple[Tensor, Tensor | None, tuple[str, ...]]
-"""A text's context (1, tokens, width), its pooled vector if the model takes one, and the notes of its encoding."""
+"""A text's context (1, tokens, width), its pooled vector if the model takes one, and notes for the user."""
 _MOST_BYTES = 64 * 2**20
 
 
@@ -23,10 +23,10 @@ class KeptTexts:
         return len(self._kept)
 
     def get(self, key: Hashable, encode: Callable[[], Encoded]) -> Encoded:
-        """Return the encoded text for a key; if the cache does not have it, encode and keep it.
+        """Return the encoded text for a key; if the cache does not contain it, encode it and add it.
 
-        The key must contain everything on which the encoding depends. The number of CPU threads, which may change the
-        last bit, is added to the key.
+        The key must contain everything on which the encoding depends, except the number of CPU threads, which may
+        change the last bit: this method adds it.
         """
         key = (key, torch.get_num_threads())
         if (found := self._kept.get(key)) is not None:

@@ -1,9 +1,9 @@
 """Tables that translate tensor names of a checkpoint's original layout to the parameter names of diffusers' classes.
 
 A table is a string with one module or tensor per line: `original = target`. `#` is a block's index. An original module
-that diffusers splits has several targets, listed in the order of their rows in its tensor. `~` after the equals sign
-swaps the two halves of the rows (shift and scale). Names that no line mentions are the same in both layouts. Does not
-import torch.
+that diffusers splits has several targets, listed in the order of their rows in the original tensor. `~` after the
+equals sign swaps the two halves of the rows (shift and scale). Names that are not in the table are the same in both
+layouts. Does not import torch.
 """
 
 import re
@@ -57,7 +57,7 @@ class KeyTable:
         raise AssertionError(parameter)
 
     def original_of(self, parameter: str) -> tuple[Row, str, tuple[str, ...]] | None:
-        """Return a parameter's row, its tensor's original name, and all parameters stored in that tensor."""
+        """Return a parameter's table row, its tensor's original name, and all parameters stored in that tensor."""
         block = _NUMBER.search(parameter)
         forms = [(parameter, "")]
         if block is not None:

@@ -15,7 +15,10 @@ from civman.domain.recipes.recipe import Recipe
 
 
 def with_larger_image(inputs: Inputs, recipe: Recipe, upscaler: AnyUpscaler | None, on_event: OnEvent) -> Inputs:
-    """Enlarge the input image as `recipe.input_upscale` specifies, if it is set; `upscaler` is the model it names."""
+    """Enlarge the input image as `recipe.input_upscale` specifies, if it is set.
+
+    `upscaler` is the upscaler model that this option names.
+    """
     made = recipe.input_upscale
     if made is None:
         return inputs

@@ -1,6 +1,7 @@
-"""A small preview image of latents during sampling: a matrix turns each latent pixel into a colour.
+"""Creates a small preview of latents during sampling: a matrix converts each latent pixel to a colour.
 
-This takes about a millisecond. Latents are decoded only with a VAE of unusual dimensions, for which no matrix is known.
+This takes about a millisecond. If no matrix is known, as for a VAE of unusual dimensions, the latents are reduced and
+decoded instead.
 """
 
 import io
@@ -20,8 +21,8 @@ _LARGEST_DECODED = 32
 def preview_of(model: LoadedModel, latents: Tensor) -> Callable[[], bytes]:
     """Return a function that encodes the first of these denoised latents (B, 4, h, w) as a JPEG preview.
 
-    Call that function before the next step is computed. It draws no random numbers and changes no weight, so the final
-    image is the same with and without previews.
+    That function must be called before the next step is computed. It draws no random numbers and changes no weight, so
+    the final image is the same with and without previews.
     """
     return lambda: _jpeg(_colours(model, latents[:1].float()))
 

@@ -1,8 +1,8 @@
-"""Average the UNet's predictions on overlapping tiles of the latents (Tiled Diffusion).
+"""Averages the UNet's predictions on overlapping tiles of the latents (Tiled Diffusion).
 
 "MultiDiffusion" averages overlapping tiles with equal weights; "Mixture of Diffusers" weights each tile with a Gaussian
-around its centre. The original extension averages MultiDiffusion's denoised predictions; averaging the UNet's outputs
-gives the same result, since the one is linear in the other.
+around its centre. For MultiDiffusion, the original extension averages denoised predictions. Averaging the UNet's
+outputs gives the same result, because the denoised predictions are linear in them.
 
 Source: pkuliyi2015/multidiffusion-upscaler-for-automatic1111.
 """
@@ -19,14 +19,14 @@ from civman.diffusion.uploads import sent
 from civman.domain.recipes.tiled_diffusion import METHODS, TiledDiffusion
 
 _VARIANCE: Final = 0.01
-"""The variance of the Gaussian weights, where the tile's width is 1."""
+"""The variance of the Gaussian weights, in units in which a tile's width is 1."""
 
 
 class LatentTiles:
-    """Tiles over latents of one size, and the weights with which the tiles are averaged at each place."""
+    """Tiles over latents of one size, and the weights with which overlapping tiles are averaged."""
 
     def __init__(self, made: TiledDiffusion, size: tuple[int, int], device: torch.device) -> None:
-        """Lay tiles over latents of this `size`, as (width, height)."""
+        """Divide latents of this `size` (width, height) into overlapping tiles."""
         tile, lefts, tops = made.grid(*size)
         self.size = size
         self._places = [
@@ -40,7 +40,7 @@ class LatentTiles:
         self._total, self._weight = sent(total, device), sent(weight, device)
 
     def answer(self, call: UnetCall) -> Calls[Tensor]:
-        """Answer a UNet call for latents of this size by calling the UNet for each tile and averaging the results."""
+        """Compute a UNet call for latents of this size by calling the UNet for each tile and averaging the results."""
         whole: Tensor | None = None
         for place in self._places:
             answer = yield replace(call, inputs=call.inputs[place].contiguous())

@@ -1,7 +1,7 @@
-"""Stream weights from their file: a layer's weights are loaded when it is called and dropped when it returns.
+"""Streams weights from their file: a layer's weights are loaded when it is called and dropped when it returns.
 
-So a model needs memory for its largest layer instead of its whole size, on any device. A layer computes with exactly
-the bits that a fully loaded model has: the file's values converted, and adapters merged by the same arithmetic. Each
+A model thus needs memory only for its largest layer instead of all layers, on any device. A layer computes with exactly
+the same bits as in a fully loaded model: the file's values converted, and adapters merged by the same arithmetic. Each
 call reads, converts and merges the weights again; the page cache keeps the file in memory if there is room.
 """
 
@@ -22,7 +22,7 @@ SMALL = 1 << 14
 
 
 def stream(model: LoadedModel) -> Later:
-    """Make a model usable whose large weights have not been loaded (`load(…, leaves=SMALL)`).
+    """Make a model usable that was loaded without its large weights (`load(…, leaves=SMALL)`).
 
     Returns the object in which `merge_adapters.apply(…, later=…)` records the adapters' changes.
     """
@@ -33,7 +33,7 @@ def stream(model: LoadedModel) -> Later:
             waiting = [key for key, weight in module.named_parameters(recurse=False) if weight.is_meta]
             if waiting:
                 _attend(model, component, name, module, waiting, later, room)
-        # the device on which diffusers' pipelines create their own tensors
+        # tell diffusers' pipelines on which device to create their own tensors
         setattr(whole, "_hf_hook", SimpleNamespace(execution_device=model.device))  # noqa: B010  # accelerate's name
     return later
 
@@ -63,7 +63,7 @@ def _values(
     model: LoadedModel, place: tuple[str, str], dtype: torch.dtype, later: Later,
     room: "Callable[[Tensor, torch.dtype], Tensor]",
 ) -> Tensor:  # fmt: skip
-    """Return a parameter's values on the model's device; they are a view of the file if nothing changes them."""
+    """Return a parameter's values on the model's device; without changes or conversion, they are a view of the file."""
     base = model.base_tensor(*place)
     if place in later:
         into = room(base, dtype)
@@ -89,8 +89,8 @@ class _Room:
             flat = self._flat.get((place, dtype))
             if flat is None or flat.numel() < like.numel():
                 flat = self._flat[place, dtype] = torch.empty(like.numel(), dtype=dtype, device=self._device)
-            # keep the memory order of the file's tensor, as converting does, because another order may change the last
-            # bits
+            # use the memory layout of the file's tensor, as a conversion would, because another layout may change the
+            # last bits
             strides = torch.empty_like(like, device="meta").stride()
             return flat[: like.numel()].as_strided(like.shape, strides)
 

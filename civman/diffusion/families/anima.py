@@ -1,4 +1,4 @@
-"""Anima: Cosmos-Predict2's transformer, with an adapter inside that turns Qwen3's hidden states into its text input."""
+"""Anima: Cosmos-Predict2's transformer, and a text adapter that converts Qwen3's hidden states to its text input."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -38,11 +38,11 @@ blocks.#.{0}_attn.k_norm = transformer_blocks.#.attn{1}.norm_k
 _ADAPTER = "text_conditioner"
 _MOST_TOKENS = 512
 _PADDING = 151643
-"""Qwen's padding token, which an empty prompt is encoded as."""
+"""The id of Qwen's padding token, which represents an empty prompt."""
 
 
 class Anima(FlowFamily):
-    """Anima. Its timestep is σ itself; its input has a seventeenth channel, a padding mask, always zero here."""
+    """Anima. The transformer takes σ itself as its timestep, and a padding mask (all zeros) as its last channel."""
 
     name = "anima"
     title = "Anima"
@@ -58,11 +58,11 @@ class Anima(FlowFamily):
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {"base": ("base", "preview"), "turbo": ("turbo",)}
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("base", "turbo")
 
     def defaults(self, variant: str) -> Defaults:
-        """Return the values of options that a request does not set, for this variant.
+        """Return the variant's defaults for options that a request does not set.
 
         The steps and the sampler are CivitAI's; the scale is within the range that the model's authors recommend.
         """
@@ -73,7 +73,7 @@ class Anima(FlowFamily):
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes.
 
-        The class that is built here treats the padding mask like any other input channel.
+        The padding mask counts as an ordinary input channel.
         """
         head = shapes["blocks.0.self_attn.q_norm.weight"][0]
         require_head(head, 128, self.title)
@@ -89,7 +89,7 @@ class Anima(FlowFamily):
         }  # fmt: skip
 
     def extra_components(self, shapes: Shapes) -> dict[str, tuple[str, Config]]:
-        """Return the networks that the file contains besides the transformer itself: the text adapter."""
+        """Return the networks that the file contains besides the transformer: only the text adapter."""
         vocabulary, target = shapes["llm_adapter.embed.weight"]
         inner, width = shapes["llm_adapter.blocks.0.cross_attn.q_proj.weight"]
         config = {
@@ -109,9 +109,9 @@ class Anima(FlowFamily):
         return self.keys.sources(wanted, prefix)
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: for each component, the option of its config and the value.
+        """Return the required width of each part: component → (the option of its config that states it, the width).
 
-        In all known models, the adapter's own input is as wide as its output.
+        In all known models, the text adapter's input is as wide as its output, so the text encoder has this width, too.
         """
         return {
             "text_encoder": ("hidden_size", transformer["text_embed_dim"]),
@@ -119,9 +119,9 @@ class Anima(FlowFamily):
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode a prompt: the adapter attends to Qwen3's last hidden states and gives one vector for each T5 token.
+        """Encode a prompt: the text adapter attends to Qwen3's last hidden states and returns one vector per T5 token.
 
-        A token's weight multiplies its vector.
+        Each vector is multiplied by the weight of its token.
         """
         ids = texts.qwen_ids(texts.plain(parsed), _MOST_TOKENS) or [_PADDING]
         states = texts.language_model("text_encoder", ids, None)

@@ -40,11 +40,11 @@ class Chroma(FlowFamily):
     needs = (Need("text_encoder", T5), Need("vae", FLUX_VAE))
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return the values of options that a request does not set, for this variant.
+        """Return the variant's defaults for options that a request does not set.
 
         The shift and the schedule are SwarmUI's, the steps and the scale CivitAI's.
         """
@@ -59,7 +59,7 @@ class Chroma(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("d_model", transformer["joint_attention_dim"]),
             "vae": ("latent_channels", transformer["out_channels"] // 4),

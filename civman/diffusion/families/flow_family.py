@@ -1,7 +1,7 @@
-"""What the flow-matching transformer families have in common, and the methods that each of them implements.
+"""The interface and the common code of the flow-matching transformer families.
 
 Latents are x = (1 − σ)·clean + σ·noise; a model predicts the velocity v = noise − clean, so that clean = x − σ·v. This
-package imports torch only inside methods that compute, since plans use families before torch is imported.
+package imports torch only inside methods that compute, because plans use families before torch is imported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from civman.errors import CannotRender, Cause
 from civman.prompts.emphasis import ParsedPrompt
 
 PREFIXES = ("model.diffusion_model.", "net.", "model.", "diffusion_model.", "transformer.", "")
-"""The prefixes that a transformer's tensors may have in a file, in the order in which they are tried."""
+"""The prefixes that a transformer's tensor names may have in a file, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A part that a family needs besides the transformer, and the name of the component that it is loaded as."""
+    """A part that a family needs besides the transformer, and the name of the component that it becomes."""
 
     component: str
     kind: PartKind
@@ -31,7 +31,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """The values of options that a request does not set.
+    """Defaults for options that a request does not set.
 
     `guidance`: the distilled guidance scale, which is an input of the model; 0 if the model has no such input.
     """
@@ -52,29 +52,29 @@ class Texts(Protocol):
         ...
 
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Any:
-        """Encode a prompt with T5: the hidden states (1, tokens, width), for `least` to `most` tokens.
+        """Encode a prompt with T5; return the hidden states (1, tokens, width).
 
-        Shorter prompts are padded, longer ones are cut off.
+        A prompt of fewer than `least` tokens is padded, one of more than `most` tokens is cut off.
         """
         ...
 
     context_width: int
-    """The width of the text embeddings that the transformer takes."""
+    """The width of the text embeddings that the transformer takes as input."""
 
     def has(self, component: str) -> bool:
         """Whether the model has this optional text encoder."""
         ...
 
     def qwen_ids(self, text: str, most: int) -> list[int]:
-        """Return a text's token ids for a Qwen model, cut off after `most` tokens."""
+        """Return a text's token ids for a Qwen model, at most `most` of them."""
         ...
 
     def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Any, list[float]]:
-        """Return T5's token ids (1, tokens) with the end token, and the weight of each token."""
+        """Return a prompt's T5 token ids (1, tokens), including the end token, and the weight of each token."""
         ...
 
     def plain(self, parsed: ParsedPrompt) -> str:
-        """Return the prompt's text without the syntax of weights."""
+        """Return the prompt's text without its weights and their brackets."""
         ...
 
     def run(self, component: str, *arguments: Any) -> Any:
@@ -82,7 +82,7 @@ class Texts(Protocol):
         ...
 
     def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
-        """Return at most `most` token ids, by the tokenizer in this text encoder's file, and each token's weight."""
+        """Return a prompt's first `most` token ids and weights, by the tokenizer in this text encoder's file."""
         ...
 
     def file_ids(self, component: str, text: str, most: int) -> list[int]:
@@ -93,11 +93,11 @@ class Texts(Protocol):
         self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
         *, least: int = 0,
     ) -> Any:  # fmt: skip
-        """Encode with a language model: a layer's hidden states (1, tokens, width) before the final norm.
+        """Encode token ids with a language model; return a layer's hidden states (1, tokens, width).
 
-        `layer` None: the last layer's hidden states after the final norm; several layers: their hidden states, joined
-        along the width. `weights`: one for each token, if the family supports weights. `least`: the number of tokens up
-        to which a Qwen model's prompt is padded.
+        `layer`: hidden states before the final norm. None means the last layer's hidden states after the final norm;
+        several layers mean their hidden states, concatenated along the width. `weights`: one for each token, if the
+        family supports weights. `least`: the number of tokens up to which a Qwen model's prompt is padded.
         """
         ...
 
@@ -112,9 +112,9 @@ class FlowEncoded:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """The inputs of one evaluation: noisy latents (B, channels, h, w), noise levels and embedded guidance scales.
+    """The inputs of one evaluation: noisy latents (B, channels, h, w), noise levels and distilled guidance scales.
 
-    `sigmas` and `guidances` contain one value for all images, or one for each.
+    `sigmas` and `guidances` contain one value for all images, or one for each image.
     """
 
     x: Any
@@ -122,7 +122,7 @@ class Instant:
     guidances: tuple[float, ...] = (0.0,)
 
     def of_each(self, numbers: Sequence[float]) -> Any:
-        """Return `numbers`, one for all images or one for each, as a tensor (B,) in the latents' dtype."""
+        """Return `numbers` (one for all images, or one for each) as a tensor (B,) in the latents' dtype."""
         if len(set(numbers)) == 1:
             return self.x.new_full((len(self.x),), numbers[0])
         import torch  # imported here, because planning uses this module without importing torch
@@ -144,16 +144,16 @@ class FlowFamily:
     keys: ClassVar[KeyTable]
     needs: ClassVar[tuple[Need, ...]]
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Maps each variant to words that identify it in CivitAI's labels and in file names, in lower case, for variants
-    that have the same tensors.
+    """If variants have the same tensors: maps each variant to words, in lower case, that identify it in CivitAI's
+    labels and in file names.
     """
     known_extras: ClassVar[tuple[str, ...]] = ()
-    """Prefixes of tensors that real files contain and the transformer does not use."""
+    """Prefixes of tensors that real files contain but the transformer does not use."""
     single_precision: ClassVar[tuple[str, ...]] = ()
-    """Suffixes of the transformer's parameters that are kept in float32, whatever the precision of the model."""
+    """Suffixes of the names of parameters that stay in float32, whatever precision the model computes in."""
     native_size: ClassVar[int] = 1024
     multiple: ClassVar[int] = 16
-    """Both sides of an image must be multiples of this number of pixels."""
+    """The width and the height of an image must be multiples of this number of pixels."""
     entries: ClassVar[int] = 1000
     """The size of the table of noise levels, see `FlowLevels.entries`."""
 
@@ -167,7 +167,7 @@ class FlowFamily:
     zero_for_empty_negative = False
     scores = None
     latent_rgb: ClassVar[tuple[tuple[float, ...], ...]] = ()
-    """None, because no matrix from latents to colours is known; previews decode the latents instead."""
+    """Empty, because no matrix from latents to colours is known; previews decode the latents instead."""
 
     def __str__(self) -> str:
         return self.name
@@ -183,23 +183,23 @@ class FlowFamily:
         return None
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:
-        """Return the variants that the tensors allow, the most common one first; `shapes` have no prefix."""
+        """Return the variants that may have these tensors (names without prefix), the most common one first."""
         raise NotImplementedError
 
     def defaults(self, variant: str) -> Defaults:
-        """Return the values of options that a request does not set, for this variant."""
+        """Return the variant's defaults for options that a request does not set."""
         raise NotImplementedError
 
     def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
-        """Return the shift of the noise levels for an image of this size in pixels, if a request sets none."""
+        """Return the default shift of the noise levels for an image of this size in pixels and for these steps."""
         return self.defaults(variant).shift
 
     def config(self, shapes: Shapes) -> Config:
-        """Return the arguments of the transformer's class; `shapes` have no prefix."""
+        """Build the arguments of the transformer's class from the tensors' shapes (names without prefix)."""
         raise NotImplementedError
 
     def extra_components(self, shapes: Shapes) -> dict[str, tuple[str, Config]]:  # noqa: ARG002
-        """Return the additional networks stored with the transformer: component → (class, arguments)."""
+        """Return the additional networks that are stored with the transformer: component → (class name, arguments)."""
         return {}
 
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
@@ -208,7 +208,7 @@ class FlowFamily:
         return self.keys.sources(wanted, prefix)
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         raise NotImplementedError
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
@@ -216,7 +216,7 @@ class FlowFamily:
         raise NotImplementedError
 
     def encode_negative(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode a negative prompt, for which some families use a different template than for the prompt."""
+        """Encode a negative prompt; some families use a different template for it than for the prompt."""
         return self.encode(texts, parsed)
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
@@ -239,7 +239,7 @@ def unpacked(tokens: Any, height: int, width: int) -> Any:
 
 
 def require_head(head: int, wanted: int, title: str) -> None:
-    """Reject a model with an attention head width other than `wanted`, since its position encoding would be unknown."""
+    """Reject a model whose attention heads are not `wanted` wide, because its position encoding is unknown."""
     if head != wanted:
         raise CannotRender(
             f"the attention heads of this {title} model are {head} wide, but civman knows its "

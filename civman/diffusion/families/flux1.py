@@ -1,4 +1,4 @@
-"""Flux.1: dev, schnell, and the models trained from dev that have its tensors, Krea and Kontext."""
+"""Flux.1: dev and schnell, and Krea and Kontext, which were trained from dev and have the same tensors."""
 
 import math
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ def positions(height: int, width: int, device: Any) -> Any:
 
 
 class Flux1(FlowFamily):
-    """Flux.1. Tensors show whether guidance is embedded, but not whether a model is dev, Krea or Kontext."""
+    """Flux.1. The tensors show whether the guidance scale is an input, but not whether it is dev, Krea or Kontext."""
 
     name = "flux1"
     title = "Flux.1"
@@ -98,11 +98,11 @@ class Flux1(FlowFamily):
     entries = 10000
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("dev", "krea", "kontext") if "guidance_in.in_layer.weight" in shapes else ("schnell",)
 
     def defaults(self, variant: str) -> Defaults:
-        """Return the values of options that a request does not set, for this variant.
+        """Return the variant's defaults for options that a request does not set.
 
         The shift of dev is ComfyUI's: μ = 1.15 for every size.
         """
@@ -118,7 +118,7 @@ class Flux1(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["pooled_projection_dim"]),
             "text_encoder_2": ("d_model", transformer["joint_attention_dim"]),
@@ -126,7 +126,7 @@ class Flux1(FlowFamily):
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with T5, padded to at least 256 tokens as in ComfyUI, and with CLIP-L for the pooled vector."""
+        """Encode a prompt with T5, padded to at least 256 tokens as in ComfyUI, and with CLIP-L (pooled vector)."""
         _, pooled = texts.clip("text_encoder", parsed)
         context = texts.t5("text_encoder_2", parsed, 256, 512)
         return FlowEncoded(context, pooled)

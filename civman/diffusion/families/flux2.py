@@ -57,7 +57,7 @@ _LAYERS = (9, 18, 27)
 """The indices of the Qwen3 layers whose input hidden states the transformer reads."""
 _TOKENS = 512
 _MOST_MU = 4.6
-"""The greatest μ, since a recipe's shift is at most 100."""
+"""The largest μ: a recipe's shift, e^μ, is at most 100."""
 
 
 class Flux2Klein(FlowFamily):
@@ -75,7 +75,7 @@ class Flux2Klein(FlowFamily):
     entries = 10000
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("distilled", "base")
 
     def defaults(self, variant: str) -> Defaults:
@@ -83,9 +83,9 @@ class Flux2Klein(FlowFamily):
         return Defaults(steps=30, cfg=7.0) if variant == "base" else Defaults(steps=8)
 
     def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
-        """Return the shift e^μ, where μ depends on the number of tokens of an image and on the number of steps.
+        """Return the shift e^μ, where μ depends on an image's number of tokens and on the number of steps.
 
-        Source: Black Forest Labs' `flux2/sampling.py` (a line through measured values for 10 and for 200 steps).
+        Source: Black Forest Labs' `flux2/sampling.py` (lines through measured values for 10 and for 200 steps).
         """
         tokens = size[0] // 16 * (size[1] // 16)
         many = 0.00016927 * tokens + 0.45666666
@@ -109,7 +109,7 @@ class Flux2Klein(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["joint_attention_dim"] // len(_LAYERS)),
             "vae": ("latent_channels", transformer["out_channels"] // 4),
@@ -118,8 +118,8 @@ class Flux2Klein(FlowFamily):
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
         """Encode the prompt with three layers of Qwen3, padded to 512 tokens.
 
-        The prompt is a user's message in Qwen3's chat template with thinking disabled. Weights are ignored, as for all
-        Qwen models.
+        The prompt becomes a user message in Qwen3's chat template, with thinking disabled. Weights are ignored, as for
+        all Qwen models.
         """
         words = f"<|im_start|>user\n{parsed.text}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         ids = texts.qwen_ids(words, _TOKENS)
@@ -146,7 +146,7 @@ def _places(rows: int, columns: int, tokens: int, device: Any) -> Any:
 
 
 def refuse_dev(names: Shapes) -> None:
-    """Refuse Flux.2 dev by name. Raises: CannotRender."""
+    """Refuse a Flux.2 dev checkpoint, explaining why. Raises: CannotRender."""
     marks = (*Flux2Klein.probes, _GUIDANCE)
     if any(all(prefix + mark in names for mark in marks) for prefix in PREFIXES):
         raise CannotRender(

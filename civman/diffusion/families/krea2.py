@@ -66,7 +66,7 @@ _LAYERS = tuple(range(2, 36, 3))
 
 
 class Krea2(FlowFamily):
-    """Krea 2. The transformer reads the hidden states of twelve of the text encoder's layers and joins them itself."""
+    """Krea 2. The transformer reads the hidden states of twelve text encoder layers and combines them itself."""
 
     name = "krea2"
     title = "Krea 2"
@@ -82,13 +82,13 @@ class Krea2(FlowFamily):
     entries = 10000
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("turbo", "raw")
 
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The steps and scales are those in CivitAI's settings; the shift is ComfyUI's μ of 1.15 at every size.
+        The steps and scales are those of CivitAI; the shift is ComfyUI's: μ = 1.15 at every size.
         """
         shift = math.exp(1.15)
         return Defaults(steps=30, cfg=3.5, shift=shift) if variant == "raw" else Defaults(steps=8, shift=shift)
@@ -122,17 +122,17 @@ class Krea2(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["text_hidden_dim"]),
             "vae": ("z_dim", transformer["in_channels"] // 4),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode the prompt, as a user's message after Qwen-Image's system prompt, with twelve layers of Qwen3-VL.
+        """Encode the prompt with twelve layers of Qwen3-VL, as a user message after Qwen-Image's system prompt.
 
-        Krea 2 was trained on texts with padding between the prompt and the tokens after it. The padding is masked and
-        takes no positions, so the hidden states are the same without padding. Weights are ignored, as in ComfyUI.
+        In training, the text was padded between the prompt and the tokens that follow the prompt. The padding was
+        masked and took no positions, so the hidden states are the same without it. Weights are ignored, as in ComfyUI.
         """
         ids = texts.qwen_ids(SYSTEM + parsed.text, DROPPED + _MOST_TOKENS - _AFTER_TOKENS)
         ids = [*ids, *texts.qwen_ids(_AFTER, _AFTER_TOKENS)]

@@ -63,7 +63,7 @@ class Lumina2(FlowFamily):
     known_extras = ("norm_final.",)
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
@@ -88,14 +88,14 @@ class Lumina2(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["cap_feat_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with Gemma's second-to-last layer, after the system prompt unless the prompt contains its own."""
+        """Encode a prompt with Gemma's second-to-last layer, adding the system prompt unless it contains one."""
         if _MARK not in parsed.text:
             parsed = replace(parsed, sections=((Fragment(_BEFORE, 1.0),), *parsed.sections))
         return self.encode_negative(texts, parsed)

@@ -25,7 +25,7 @@ SYSTEM = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
 )
-"""The system prompt before the user's prompt; its 34 tokens' hidden states are dropped after encoding. Source:
+"""The system prompt before the user's prompt; the hidden states of its 34 tokens are dropped after encoding. Source:
 Qwen-Image's pipeline.
 """
 DROPPED = 34
@@ -33,7 +33,7 @@ _MOST_TOKENS = 1024
 
 
 class QwenImage(FlowFamily):
-    """Qwen-Image 1: the releases 2508 and 2512, and the Edit models, which are used without their input pictures."""
+    """Qwen-Image 1: the releases 2508 and 2512, and the Edit models, which are run without input pictures."""
 
     name = "qwen-image"
     title = "Qwen-Image"
@@ -46,11 +46,11 @@ class QwenImage(FlowFamily):
     known_extras = ("__index_timestep_zero__",)
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return the values of options that a request does not set, for this variant.
+        """Return the variant's defaults for options that a request does not set.
 
         The scale is CivitAI's; the shift is that of SwarmUI and sd.cpp.
         """
@@ -69,14 +69,14 @@ class QwenImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["joint_attention_dim"]),
             "vae": ("z_dim", transformer["out_channels"]),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode the prompt, as a user's message after a fixed system prompt, as Qwen2.5-VL's last hidden states."""
+        """Encode the prompt with Qwen2.5-VL's last layer, as a user message after a fixed system prompt."""
         words = f"{SYSTEM}{parsed.text}<|im_end|>\n<|im_start|>assistant\n"
         ids = texts.qwen_ids(words, _MOST_TOKENS + DROPPED)
         return FlowEncoded(texts.language_model("text_encoder", ids, None)[:, DROPPED:])

@@ -26,8 +26,8 @@ Family = UNetFamily | FlowFamily
 """Any family."""
 
 UNET_FAMILIES: Final = (SDXL, REFINER, SD2, SD1)
-"""The UNet families, in the order in which they are tried. XL comes before its refiner, because one of XL's text
-encoders has the refiner's name.
+"""The UNet families in the order in which they are tried. XL precedes its refiner, because one of XL's text encoders
+has the tensor names by which the refiner is recognised.
 """
 
 
@@ -37,24 +37,24 @@ FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
 
 
 def family_of(names: Shapes) -> Family:
-    """Identify a checkpoint's family by its tensors. Raises: CannotRender: it is of no family that civman renders."""
+    """Identify a checkpoint's family by its tensors. Raises: CannotRender: civman does not render the family."""
     return flow_family_of(names) or unet_family_of(names)
 
 
 def flow_family_of(names: Shapes) -> FlowFamily | None:
-    """Return the flow-matching family of a checkpoint, or None if it is of none that civman renders."""
+    """Return the flow-matching family of a checkpoint; None if civman renders no such family."""
     return next((family for family in FLOW_FAMILIES if family.prefix_in(names) is not None), None)
 
 
 def refuse_by_name(names: Shapes) -> None:
-    """Refuse a checkpoint of a family that civman knows but cannot render, with the reason. Raises: CannotRender."""
+    """Refuse a checkpoint of a family that civman recognises but cannot render. Raises: CannotRender: the reason."""
     refuse_dev(names)
 
 
 def unet_family_of(names: Shapes) -> UNetFamily:
     """Identify the family by the text encoders in the file or, if it has none, by the UNet's context width.
 
-    Raises: CannotRender: there is no UNet in the original layout, or it is of a family that civman cannot render.
+    Raises: CannotRender: the file has no UNet in the original layout, or civman cannot render the UNet's family.
     """
     refuse_by_name(names)
     if f"{UNET}input_blocks.0.0.weight" not in names:

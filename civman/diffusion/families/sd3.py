@@ -47,7 +47,7 @@ _HEAD = 64
 
 
 class SD3(FlowFamily):
-    """Stable Diffusion 3 and 3.5. T5 is optional; without it, only the two CLIP encoders encode the prompt."""
+    """Stable Diffusion 3 and 3.5. T5 is optional: without it, prompts are encoded only by the two CLIP encoders."""
 
     name = "sd3"
     title = "Stable Diffusion 3"
@@ -61,11 +61,11 @@ class SD3(FlowFamily):
     )  # fmt: skip
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return the values of options that a request does not set, for this variant."""
+        """Return the variant's defaults for options that a request does not set."""
         return Defaults(steps=28, cfg=4.5, schedule="SGM Uniform", shift=3.0)
 
     def config(self, shapes: Shapes) -> Config:
@@ -92,7 +92,8 @@ class SD3(FlowFamily):
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
         """Map each parameter of the transformer, or of an extra component, to its tensor in the file.
 
-        In the last block, the text is only normalised; shift and scale are swapped between the file and diffusers.
+        In the last block, text is only normalised, and diffusers expects the halves of this layer's weights (shift and
+        scale) in reverse order.
         """
         assert component == "transformer"
         found = self.keys.sources(wanted, prefix)
@@ -104,9 +105,9 @@ class SD3(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: for each component, the option of its config and the value.
+        """Return the required width of each part: component → (the option of its config that states it, the width).
 
-        Three eighths of the pooled text's width are CLIP-L's (768), five eighths CLIP-G's (1280).
+        Of the pooled text's width, three eighths are CLIP-L's (768) and five eighths CLIP-G's (1280).
         """
         pooled = transformer["pooled_projection_dim"]
         return {
@@ -116,7 +117,7 @@ class SD3(FlowFamily):
         }  # fmt: skip
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with both CLIPs side by side, padded with zeros to T5's width, followed by T5's states."""
+        """Encode a prompt: both CLIPs' states side by side, zero-padded to T5's width, followed by T5's states."""
         import torch  # imported here, because planning uses this module without importing torch
 
         (narrow, first), (wide, second) = (texts.clip(each, parsed, -2) for each in ("text_encoder", "text_encoder_2"))

@@ -1,4 +1,4 @@
-"""What the families with a UNet have in common: Stable Diffusion 1, 2, XL and XL's refiner."""
+"""The common description of the families with a UNet: Stable Diffusion 1, 2, XL and XL's refiner."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +17,10 @@ upscaling", discuss.huggingface.co/t/23204 (SD 1; SD 2 has the same VAE); AUTOMA
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class UNetFamily:
-    """Describes one UNet family for rendering. `unet`, `vae` and `text_encoders`: options that no tensor shape reveals.
+    """Describes one UNet family for rendering.
 
-    Instances are singletons and compare by identity.
+    `unet`, `vae` and `text_encoders`: config options that no tensor shape reveals. Instances are singletons and compare
+    by identity.
     """
 
     name: str
@@ -41,13 +42,14 @@ class UNetFamily:
     refines: str = ""
     """The name of another family whose images this family's models can finish, if there is one."""
     takes_clip_skip: bool = False
-    """Whether clip skip selects the text encoder's layer."""
+    """Whether clip skip chooses the text encoder layer whose output is used."""
     is_silent_about_prediction: bool = False
-    """Whether both epsilon and v-prediction models exist whose files usually do not state which they are."""
+    """Whether the family has both epsilon and v-prediction models and their files usually do not state which they are.
+    """
     epsilon_size: int | None = None
     """The native size of the models that predict epsilon, if their native size differs."""
     drops_text_layer: bool = False
-    """Whether the text encoder's last layer is not used; adapter files may still contain changes of that layer."""
+    """Whether the text encoder's last layer is unused; adapter files may still contain changes to that layer."""
     zero_for_empty_negative: bool = False
     """Whether diffusers replaces the conditioning of an empty negative prompt with zeros."""
     latent_rgb: tuple[tuple[float, ...], ...] = field(default=SD_RGB, repr=False)
@@ -63,7 +65,7 @@ class UNetFamily:
         return self.epsilon_size if self.epsilon_size and prediction == "epsilon" else self.native_size
 
     def is_same(self, other: Any) -> bool:
-        """Whether `other` is the same family, so that adapters for one family's checkpoints fit the other's."""
+        """Whether `other` is the same family, so that adapters made for one of them fit the other's checkpoints."""
         return other is self
 
     def continues(self, other: Any) -> bool:
@@ -72,7 +74,7 @@ class UNetFamily:
 
     @property
     def merges_tokens(self) -> bool:
-        """Whether token merging applies: whether the UNet has attention at the latents' full resolution."""
+        """Whether token merging has an effect, which requires attention at the latents' full resolution."""
         return not self.is_xl
 
     def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> list[float] | None:

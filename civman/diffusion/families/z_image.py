@@ -41,13 +41,13 @@ class ZImage(FlowFamily):
     known_extras = ("norm_final.",)
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("turbo", "base")
 
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The steps and scales are those in CivitAI's settings.
+        The steps and scales are those of CivitAI.
         """
         return Defaults(steps=20, cfg=4.0, shift=3.0) if variant == "base" else Defaults(steps=9, shift=3.0)
 
@@ -65,14 +65,14 @@ class ZImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["cap_feat_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode the prompt, as a user's message, with Qwen3's second-to-last layer.
+        """Encode the prompt with Qwen3's second-to-last layer, as a user message.
 
         Weights are ignored, as in ComfyUI.
         """
