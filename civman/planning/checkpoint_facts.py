@@ -34,7 +34,7 @@ _ODD_INPUTS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The facts about a checkpoint on which rendering depends.
+    """The facts about a checkpoint that rendering depends on.
 
     `clip_layers`: the number of layers of the text encoder; None for families in which clip skip has no effect.
     """
@@ -101,7 +101,7 @@ def read_checkpoint(
 
 
 def stated_dimensions(found: Found, folder: Path) -> str:
-    """Return the values in `<component>/config.json` in `folder` that differ from the file's shapes, as canonical JSON.
+    """Return, as canonical JSON, the values in `<component>/config.json` that differ from the file's shapes.
 
     Raises: UsageError (`bad-config`): the files do not exist or cannot be read. CannotRender: as in `read_checkpoint`.
     """

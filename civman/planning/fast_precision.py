@@ -14,7 +14,7 @@ FAST: Final = "fast"
 
 
 def fast_precision(usual: str, *, vae_overflows: bool) -> tuple[str, str]:
-    """Return the fastest precision for a device whose usual one is `usual`, and a notice on how images change.
+    """Return the fastest precision for a device whose usual precision is `usual`, and a notice on how images change.
 
     "float32" is the usual precision of CPUs only. `vae_overflows`: the VAE overflows in float16, so it is computed in
     float32 if the other components are computed in float16.
@@ -35,8 +35,8 @@ def with_precision(
 ) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe with the precision `wanted`, and notices about that choice.
 
-    `wanted`: None means the usual precision of the device, `FAST` the fastest one. `is_there`: the device is known to
-    exist.
+    `wanted`: None means the usual precision of the device, and `FAST` means the fastest one. `is_there`: the device is
+    known to exist.
     """
     if wanted not in (None, FAST):
         return replace(recipe, precision=wanted), ()

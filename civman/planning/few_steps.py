@@ -32,7 +32,7 @@ Merged models also work with more steps.
 
 
 def few_steps_notice(label: str | None, name: str, *, steps: int, cfg: float) -> str | None:
-    """The notice for a checkpoint of this label and file name; None if none is needed.
+    """Return the notice for a checkpoint with this label and file name; None if no notice is needed.
 
     >>> few_steps_notice("SDXL Lightning", "a.safetensors", steps=8, cfg=2) is None
     True
@@ -51,7 +51,7 @@ def few_steps_notice(label: str | None, name: str, *, steps: int, cfg: float) ->
 def few_steps_defaults(
     label: str | None, name: str, *, steps: int | None, cfg: float | None
 ) -> tuple[int | None, float | None, str | None]:
-    """Fill in this checkpoint's steps and CFG scale if the user gave none. Also returns a notice if any is used.
+    """Fill in this checkpoint's default steps and CFG scale if the user gave none. Also returns a notice about them.
 
     >>> few_steps_defaults("SDXL Lightning", "a.safetensors", steps=4, cfg=None)[:2]
     (4, 1.5)

@@ -66,7 +66,7 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found, *, draws_re
 
 
 def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
-    """Return the kind of control image for a union ControlNet: the requested one, else the one of the preprocessor.
+    """Return the kind of control image for a union ControlNet: as requested, or as the preprocessor makes it.
 
     Empty for control models of a single kind. Raises: UsageError (`bad-value`): the kind is unknown or not stated, the
     model does not support it, or a kind was requested for a model of a single kind.
@@ -154,7 +154,7 @@ def _require_kind(control: Part, checkpoint: Part, name: str) -> None:
 
 
 def _control_image(picture: InputPicture, preprocessor: str, numbers: tuple[float, ...]) -> PlannedFile:
-    """Make the control image of a picture with a preprocessor; "none" uses the picture's own file."""
+    """Make the control image of a picture with a preprocessor. With "none", the picture itself is the control image."""
     path = picture.path.expanduser().absolute()
     if preprocessor == "none":
         return PlannedFile("control image", path.name, picture.sha256, path)

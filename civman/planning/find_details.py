@@ -24,7 +24,7 @@ from civman.store.blobs import digest_of
 
 @dataclass(frozen=True, slots=True)
 class FoundDetails:
-    """The detail passes of a request, with settings that depend on the image left open, and the files they need."""
+    """The detail passes of a request and the files that they need. Settings that depend on the image are left open."""
 
     passes: tuple[DetailPass, ...] = ()
     detector: Found | None = None

@@ -29,7 +29,7 @@ def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
     """Find the models that restore the faces of a request; None if no face restoration is requested.
 
     Raises: NotFound: a model is not in the library. AmbiguousRef: several stored models match. UsageError: the request
-        cannot be read, or its ref is another kind of file.
+        is invalid, or its ref means another kind of file.
     """
     if request.face_restoration is None:
         return None
@@ -94,7 +94,8 @@ def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") 
 def faces_of(index: Index, wanted: FaceRestoration) -> tuple[str | None, tuple[str, ...]]:
     """Return the face restoration of a recipe as the text of a request, and notices.
 
-    None if its models are not in the library: the image is then rendered without restoring faces, with a notice.
+    The text is None if the models are not in the library. The image is then rendered without restoring faces, which a
+    notice reports.
     """
     finder = Finder(index, ignore)
     try:

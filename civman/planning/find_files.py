@@ -51,7 +51,7 @@ _TYPES = {
 class Found:
     """A model file for one role: its path, its SHA-256, and what its header shows.
 
-    `inspected.header` lists the tensors in the file, `header` those that the model gets after they are unpacked.
+    `inspected.header` lists the tensors in the file; `header` lists the tensors that the model gets after unpacking.
     """
 
     role: str
@@ -64,7 +64,7 @@ class Found:
     air: str | None = None
     autov3: str = ""
     copy: Path | None = None
-    """Where the safetensors copy of a pickle is or will be; None for all other files."""
+    """The path for a pickle's safetensors copy, which may not exist yet; None for all other files."""
 
     @property
     def in_recipe(self) -> RecipeFile:

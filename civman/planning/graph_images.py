@@ -46,7 +46,7 @@ class Given:
     images: Sequence[SourceImage] = ()
 
     def of(self, reader: Reader, node: Node) -> SourceImage:
-        """Return the file for a node that loads an image. Raises: Stopped: no file was given; the message says how.
+        """Return the file for a node that loads an image. Raises: Stopped: no file was given; the message explains how.
 
         The user may give a file for a node by the node's id or by the name of its image. Otherwise, a file with the
         same name is used or, if the graph loads only one image, any file.

@@ -16,7 +16,7 @@ WORDS: Final = ("prompt", "negative_prompt")
 ONE_PICTURE: Final = ("count", "batch_size")
 """Fields that cannot be an axis, because each cell of a grid is exactly one picture."""
 _RANK: Final = {"checkpoint": 0, "sampler": 1, "hires": 1}
-"""Fields to change before all others, because changing them resets others: a new sampler resets the schedule."""
+"""Fields that are changed first, because changing them resets other fields: a new sampler resets the schedule."""
 _RANGE: Final = re.compile(r"([+-]?\d+(?:\.\d+)?)\.\.([+-]?\d+(?:\.\d+)?)(?:/(\d+(?:\.\d+)?))?")
 
 

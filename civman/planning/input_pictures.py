@@ -218,7 +218,7 @@ def input_file(role: str, digest: Sha256, here: Mapping[Sha256, Path]) -> Planne
 
 
 def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError | None:
-    """Return the error (`no-start-image`) for input images that `here` does not contain; None if it has all.
+    """Return the error (`no-start-image`) for input images that `here` does not contain; None if no image is missing.
 
     The message also names the files in `here` that the recipe does not use, because the user may have given wrong ones.
     """

@@ -77,11 +77,11 @@ _OTHER_ROLES = (
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """How to plan a request, beyond what the request itself says.
+    """The settings for planning that are not part of the request.
 
-    `device`: where the plan will be computed, which determines the precision; None: the best device of this machine.
-    `force`: plan even if the compatibility check says that the parts cannot work together. `allow_partial`: apply an
-    adapter even if some of its layers do not fit. `triggers`: add missing trigger words to the prompt.
+    `device`: the device that will render the plan, which determines the precision; None: the best device of this
+    machine. `force`: plan even if the compatibility check says that the parts cannot work together. `allow_partial`:
+    apply an adapter even if some of its layers do not fit. `triggers`: add missing trigger words to the prompt.
     """
 
     device: str | None = None

@@ -12,7 +12,7 @@ from civman.index import Index
 from civman.planning.find_files import Found
 
 USES = ("commercial",)
-"""The uses of images that a user can require the licences to permit."""
+"""The values of `--require`: uses of the images that all licences must permit."""
 
 
 def plan_terms(index: Index, found: Iterable[Found]) -> Terms:

@@ -17,7 +17,7 @@ from civman.planning.plan_stages import FurtherCheckpoints
 
 
 def memory_of(recipe: Recipe, checkpoint: Found, further: FurtherCheckpoints, parts: Sequence[Found]) -> Estimate:
-    """Estimate the memory that a recipe needs with the largest of its checkpoints, because one is loaded at a time."""
+    """Estimate the memory that a recipe needs with its largest checkpoint; only one checkpoint is loaded at a time."""
     each = [_memory(recipe, found, parts) for found in (checkpoint, *further.files)]
     return max(each, key=lambda estimated: estimated.needed(MemoryPlan.RESIDENT))
 

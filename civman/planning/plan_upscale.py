@@ -46,7 +46,10 @@ class PlannedUpscale:
         return (picture, self.model) if self.model is not None else (picture,)
 
     def with_files(self, files: Sequence[PlannedFile]) -> "PlannedUpscale":
-        """Return this plan with other paths for its files. `files`: copies of them, in the order of `files`."""
+        """Return this plan with the paths of copies of its files.
+
+        `files`: the copies, in the order of the plan's `files`.
+        """
         return replace(self, picture=files[0].path, picture_name=self.name, model=files[1] if files[1:] else None)
 
     @property

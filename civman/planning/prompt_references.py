@@ -155,9 +155,9 @@ def embeddings(
     """Find the embeddings in use: the requested ones, stored ones whose name occurs in a prompt, and packed ones.
 
     A stored embedding's names are its file name, its alias and its trigger words. `called`: pairs of a word and the ref
-    of the embedding that this word means, which take precedence over such names. Packed embeddings are inside the files
-    of `loras`; a separate file takes precedence over a packed embedding with the same name. `fits` returns whether a
-    file fits the checkpoint; stored embeddings that do not fit are ignored.
+    of the embedding that this word means; they take precedence over the embeddings' own names. Packed embeddings are
+    inside the files of `loras`; a separate file takes precedence over a packed embedding with the same name. `fits`
+    returns whether a file fits the checkpoint; stored embeddings that do not fit are ignored.
 
     Raises: UsageError (`embedding-unused`): a requested embedding's name occurs in neither prompt. AmbiguousRef: two
         embeddings have the same name.

@@ -46,7 +46,7 @@ class RecipeSource:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A model file that a recipe needs and that is missing. `name`: the file's name when the picture was made."""
+    """A missing model file of a recipe. `name`: the file's name when the picture was made."""
 
     role: str
     sha256: Sha256

@@ -60,7 +60,7 @@ class Controls:
     files: tuple[NamedFile, ...] = ()
     reasons: tuple[Reason, ...] = ()
     references: tuple[ReferenceRequest, ...] = ()
-    """Requests for the units that use an IP-Adapter, whose models `adapters` lists."""
+    """Requests for the units that use an IP-Adapter. `adapters` lists the models of these requests."""
     adapters: tuple[NamedFile, ...] = ()
 
     def values(self) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from civman.planning.redraw_prompts import negative_words
 from civman.planning.redraw_result import stand_in
 
 OWN_DETECTOR: Final = "retinaface"
-"""The detector's name that civman writes for its own passes for faces."""
+"""The name of civman's own face detector in the settings that civman writes."""
 _FACES: Final = re.compile(r"(face|mediapipe_face(?!_mesh_eyes))", re.IGNORECASE)
 _ANY: Final = re.compile("ADetailer ")
 _LEFT_OUT: Final = {

@@ -1,7 +1,7 @@
 """Features in other programs' settings beyond a plain render: unsupported ones, and ones without effect.
 
-Each row contains a pattern for names of entries, the condition under which they count, and the consequence for
-rendering the image.
+Each row of `_FEATURES` has a pattern for names of entries, the condition under which they count, and the consequence
+for rendering the image.
 """
 
 import re
@@ -54,7 +54,7 @@ def _feature(
 
 
 def face_method(entries: Entries) -> str | None:
-    """Return the method of face restoration; None if there is none, or one that civman does not support."""
+    """Return the method of face restoration; None if there was no restoration or civman does not support the method."""
     name = entries.text("Face restoration").casefold()
     return name if name in FACE_METHODS else None
 

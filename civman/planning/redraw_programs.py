@@ -45,7 +45,7 @@ _SWARM_TAG: Final = re.compile(r"<(\w+)[:\[>]")
 
 
 def texts_in(entries: Mapping[str, str]) -> Iterator[str]:
-    """Yield the texts in an image's metadata that may be another program's JSON, the likeliest first."""
+    """Yield the texts in image metadata that may be another program's JSON, in the order in which to try them."""
     for name in _TEXTS:
         if entries.get(name, "").lstrip().startswith("{"):
             yield entries[name]

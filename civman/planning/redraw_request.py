@@ -38,7 +38,7 @@ _MOST_TEXT = 1 << 20
 def settings_in(index: Index | None, path: Path) -> str | None:
     """Return A1111's `parameters` text, or another program's JSON, from an image or text file.
 
-    None if there is none, or if civman made the image.
+    None if the file contains neither, or if civman made the image.
 
     Raises: UsageError (`bad-picture`): the image is damaged.
     """
@@ -77,7 +77,8 @@ class Prepared:
 def prepare(index: Index | None, settings: "str | SiteImage", source: SourceImage | None = None) -> Prepared:
     """Read an image's settings as `understood` does, and check that the image can be rendered again.
 
-    Raises: CannotRender (`not-drawable`): it cannot be rendered again; the message says why. NotFound (`no-recipe`).
+    Raises: CannotRender (`not-drawable`): the image cannot be rendered again; the message says why. NotFound
+    (`no-recipe`).
     """
     prepared = understood(index, settings, source)
     found = prepared.found
