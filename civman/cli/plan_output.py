@@ -17,8 +17,8 @@ _SHOWN = 3
 def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Sequence[Planned] | None" = None) -> None:
     """Print the files, settings and memory requirement of each plan.
 
-    `among`: all plans of the job, if `plans` are only the first of them. All plans count when images that share slots
-    are counted.
+    `among`: all plans of the job, if `plans` are only the first of them. Images that share slots are counted over all
+    plans.
     """
     from civman.planning.slot_groups import beside
 

@@ -16,7 +16,7 @@ from civman.store.trash import blob_lock
 class Edit:
     """The changes to make. A field that is None or an empty tuple changes nothing.
 
-    An empty string as `note` or `alias` removes it, and a rating of 0 removes the rating.
+    An empty string as `note` or `alias` removes the note or the alias, and a rating of 0 removes the rating.
     """
 
     note: str | None = None

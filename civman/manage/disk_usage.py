@@ -36,7 +36,7 @@ class Usage:
 def usage(index: Index, store: BlobStore, group: str) -> Usage:
     """Compute the library's disk usage.
 
-    Model files count with their length, everything else with the space allocated on disk.
+    For model files, the file length is counted; for everything else, the space allocated on disk.
 
     Raises: UsageError: `group` is not one of `GROUPS`.
     """

@@ -29,7 +29,7 @@ _MOST_SHOWN = 8
 SHORT_HASHES = (8, 10)
 """The lengths of hashes that look like an id if all their digits are decimal: CRC32 and AutoV1 (8), AutoV2 (10)."""
 LEAST_PREFIX = 10
-"""The minimum length of the beginning of a SHA-256 that identifies a file of the library."""
+"""The minimum number of leading digits of a SHA-256 that may refer to a file of the library."""
 
 
 def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:

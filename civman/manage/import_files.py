@@ -258,8 +258,8 @@ def _identified(
 ) -> tuple[Identified, dict[Sha256, Beside]]:
     """Identify the new files, and those of the library that were not identified before.
 
-    CivitAI is asked about all of them in one batch. For files that it does not know, the notes of other programs are
-    read, whose contents are returned, too. `places` has the paths of this import's files by digest.
+    CivitAI is asked about all of them in one batch. Also returns the contents of other programs' notes, which may
+    identify files that CivitAI does not know. `places`: the paths of this import's files by digest.
     """
     identified = Identified()
     held = [(sha256, Path(path)) for sha256, path in index.unidentified() if sha256 not in by_digest]

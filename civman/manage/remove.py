@@ -42,7 +42,7 @@ class RemovalPlan:
     pinned: tuple[Asset, ...] = ()
     """Pinned assets whose bytes would be removed."""
     pictures: int = 0
-    """The number of this library's pictures that were made with these files and need them to be replayed."""
+    """The number of this library's pictures that were made with these files, without which they cannot be replayed."""
 
     @property
     def freed_bytes(self) -> int:
@@ -187,7 +187,7 @@ def undo(
     with trash.held(removal):
         if not removal.folder.is_dir():
             raise NotFound(
-                f"removal {removal.id} is no longer in the trash: another process has restored or emptied it",
+                f"removal {removal.id} is no longer in the trash: another process has restored it or emptied the trash",
                 hint="`civman list` shows the stored files, `civman restore --list` the trash",
             )
         for entry in removal.entries:

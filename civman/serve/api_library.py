@@ -89,9 +89,10 @@ async def models(request: Request) -> Response:
 
 
 def model_values(library: Library, assets: Sequence[Asset]) -> list[dict[str, Any]]:
-    """Convert stored files to JSON, with whether each has a preview image and the highest content rating it may have.
+    """Convert stored files to JSON objects, with facts about their preview images.
 
-    `preview_level` is that rating as a bit of `Model.nsfw_level`; 0 if it is unknown.
+    `has_preview`: whether there is a preview image. `preview_level`: the highest content rating that it may have, as a
+    bit of `Model.nsfw_level`; 0 if the rating is unknown.
     """
     versions = {asset.version_id for asset in assets if asset.version_id is not None}
     levels = library.context.index.preview_levels(versions) if versions else {}

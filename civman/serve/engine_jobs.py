@@ -1,4 +1,4 @@
-"""The engine's process runs each kind of job here: renders, grids, replays, redrawn images and upscales.
+"""Runs each kind of job in the engine's process: renders, grids, replays, redrawn images and upscales.
 
 Every function takes the library and the job's payload and returns the job's result as JSON values.
 """
@@ -41,7 +41,7 @@ class Telling:
 
 
 def run_job(kind: str, library_folder: Path, payload: dict[str, Any], started: Callable[[int, int], None]) -> Any:
-    """Run a job. Raises: CivmanError: it cannot be done. KeyboardInterrupt: it was cancelled."""
+    """Run a job. Raises: CivmanError: the job failed. KeyboardInterrupt: the job was cancelled."""
     from civman.library import Library
 
     notices: list[str] = []

@@ -18,7 +18,7 @@ class EngineLink:
     """Sends the queue's render jobs to the engine's process, from a thread of its own."""
 
     def __init__(self, jobs: JobQueue, library: Path, budget_bytes: int, run_command: RunCommand) -> None:
-        """`budget_bytes`: the most memory that all loaded models together may need."""
+        """`budget_bytes`: the maximum memory in bytes for all loaded models together."""
         self._jobs, self._library, self._run_command = jobs, library, run_command
         self.budget_bytes = budget_bytes
         self._process: BaseProcess | None = None

@@ -220,7 +220,7 @@ def test_who_restores_what_another_has_just_brought_back_is_told(held: dict[str,
     assert removal is not None
     library.trash.restore()
 
-    with pytest.raises(NotFound, match="another process has restored or emptied it"):
+    with pytest.raises(NotFound, match="another process has restored it or emptied the trash"):
         undo(library.context.index, library.context.store, removal, now=library.context.clock(), on_notice=print)
 
 
