@@ -1,8 +1,8 @@
-"""Load the components of a checkpoint file without network access and without copying the weights.
+"""Loads the components of a checkpoint file without network access and without copying the weights.
 
 Modules are built on torch's meta device without initialisation; each parameter then becomes a view of the memory-mapped
-file (`component_layouts` maps parameters to tensors). If a dtype other than the file's is requested, tensors are
-converted once, and `notes` says so. A file that lacks a parameter is refused; tensors that no component uses are
+file (`component_layouts` maps parameters to tensors). If another dtype than the file's is requested, tensors are
+converted once, and `notes` reports this. A file that lacks a parameter is refused; tensors that no component uses are
 listed.
 """
 
@@ -31,7 +31,7 @@ from civman.diffusion.unet_configs import component_configs, require_known_rules
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause
 
-# prefixes of tensors that occur in real files and that no component needs
+# prefixes of tensors in real files that no component needs and that are not reported as unused
 _KNOWN_EXTRAS = (
     "model_ema.", "alphas_cumprod", "alphas_cumprod_prev", "betas", "log_one_minus_alphas_cumprod", "posterior_",
     "sqrt_", "logvar", "cond_stage_model.logit_scale", "v_pred", "ztsnr", "denoiser.sigmas", "embedding_manager.",
@@ -45,14 +45,13 @@ _KNOWN_TAILS = (
 
 @dataclass(slots=True)
 class LoadedModel:
-    """The components of a checkpoint, ready to use, and the files they are read from.
+    """The components of a checkpoint, ready to use, and the files that they are read from.
 
     `prediction` is "epsilon", "v_prediction" or "flow"; `is_zero_snr`: the model was trained with zero terminal SNR.
     `notes` are sentences for the user (conversions, assumptions); `unused` lists the file's tensors that no component
-    uses.
-    `files` maps each component to its open file, `sources` maps each of its parameters to a tensor; `pipelines` caches
-    the diffusers pipelines built from this model. `tokenizers` has the tokenizer of each text encoder whose file
-    contains one.
+    uses. `files` maps each component to its open file; `sources` maps each component's parameters to tensors of that
+    file. `pipelines` caches the diffusers pipelines built from this model. `tokenizers` maps each text encoder whose
+    file contains a tokenizer to this tokenizer.
     """
 
     path: Path
@@ -83,9 +82,9 @@ class LoadedModel:
 
     @property
     def unused_layers(self) -> tuple[tuple[str, str], ...]:
-        """Layers whose changes in adapter files are ignored, since this family does not use these layers.
+        """Layers whose changes in adapter files are ignored, because this family does not use these layers.
 
-        The value is an argument for `merge_adapters.apply`.
+        In the form that `merge_adapters.apply` takes as `unused`.
         """
         if not self.family.drops_text_layer:
             return ()
@@ -101,14 +100,14 @@ class LoadedModel:
         return tensor.reshape(_tensor_of(self.components[component], parameter).shape)
 
     def forget(self, component: str, parameter: str) -> None:
-        """Release the memory pages of a tensor that `base_tensor` returned, once it has been copied.
+        """Release the memory pages of a tensor that `base_tensor` returned, once the tensor has been copied.
 
-        Afterwards its data is only in the system's page cache.
+        Afterwards, its data is only in the system's page cache.
         """
         self.files[component].forget(self.sources[component][parameter].name)
 
     def restore(self, component: str, parameters: Iterable[str] | None = None) -> int:
-        """Reset `parameters` (None: all of the component) to the file's values, and return their number."""
+        """Reset `parameters` (None: all parameters of the component) to the file's values, and return their number."""
         module = self.components[component]
         wanted = list(self.sources[component] if parameters is None else parameters)
         for name in wanted:
@@ -164,7 +163,7 @@ def load(
         files=dict.fromkeys(configs, weights) | {"vae": vae_file}, sources={},
     )  # fmt: skip
     notes: list[str] = []
-    # the import below is single-threaded, so a second CPU core is free to convert the UNet
+    # convert the UNet in a thread: the import below is single-threaded, so a second CPU core is free
     with ThreadPoolExecutor(max_workers=1) as pool:
         moving = () if leaves is not None else (weights, target, _wanted_dtype("unet", dtype, target, family))
         coming = pool.submit(_moved_unet, *moving) if moving else None
@@ -185,7 +184,7 @@ def load(
 
 
 def build_empty(configs: Mapping[str, Config], *, for_diffusers: bool = False) -> dict[str, nn.Module]:
-    """Build components from their configs on the meta device: modules that use no memory and are not initialised."""
+    """Build components from their configs on the meta device: modules without memory and without initial values."""
     made: dict[str, nn.Module] = {}
     with unfilled():
         for name, config in configs.items():
@@ -196,7 +195,7 @@ def build_empty(configs: Mapping[str, Config], *, for_diffusers: bool = False) -
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Make modules that are built inside this block have neither memory nor initial values."""
+    """Inside this block, build modules without memory and without initial values."""
     with _no_initialisation(), torch.device("meta"), _ConstantsOnCpu():
         yield
 
@@ -204,8 +203,8 @@ def unfilled() -> Iterator[None]:
 class _ConstantsOnCpu(TorchFunctionMode):
     """Makes `torch.arange` and `torch.tensor` allocate on the CPU under the meta device, so that constants have values.
 
-    Such constants are the encoders' position ids and Gemma's scale of embeddings. On the meta device they would have to
-    be recreated later, and torch would import sympy for that: 0.8 s.
+    Such constants are the text encoders' position ids and Gemma's factor for embeddings. On the meta device they would
+    have to be recreated later, for which torch would import sympy: 0.8 s.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -221,7 +220,7 @@ _SELF_INITIALISING: tuple[Any, ...] = (nn.Linear, nn.Conv2d, nn.Embedding, nn.La
 
 @contextmanager
 def _no_initialisation() -> Iterator[None]:
-    """Prevent torch's layers from initialising their weights randomly, since the file's values replace them anyway."""
+    """Prevent torch's layers from initialising their weights randomly; the file's values replace them anyway."""
     with _INIT_LOCK:
         saved = [layer.reset_parameters for layer in _SELF_INITIALISING]
         for layer in _SELF_INITIALISING:
@@ -256,10 +255,11 @@ def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | Non
         return {}
     made = {name: torch.empty(weights.shapes[name], dtype=dtype, device=device) for name in names}
     plain = [name for name in names if not weights.is_packed(name)]
-    # a single call, because many small calls would each wait for Python's global interpreter lock
+    # copy all tensors in a single call, because many small calls would each wait for Python's global interpreter lock
     torch._foreach_copy_([made[name] for name in plain], [weights.read(Source(name)) for name in plain])
     for name in names:
-        if weights.is_packed(name):  # unpack one weight after the other, because each one needs four bytes per number
+        # unpack the weights one by one, because an unpacked weight needs four bytes per number
+        if weights.is_packed(name):
             made[name].copy_(weights.read(Source(name)))
             weights.forget(name)
     return made
@@ -291,7 +291,7 @@ def fill(
 ) -> None:
     """Fill a module that was built on the meta device with the tensors of its file, and add it to `model`.
 
-    `moved`: tensors that are already converted; `leaves` is explained in `load`.
+    `moved`: tensors that are already converted; for `leaves`, see `load`.
     """
     weights, sources = model.files[name], model.sources[name]
     own = weights.dtype_of(source.name for source in sources.values())
@@ -320,7 +320,7 @@ def fill(
 def _meta_like(weights: Weights, source: Source, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Create a parameter on the meta device.
 
-    Unless the weight is packed, its memory layout is that of the file's tensor.
+    It has the memory layout of the file's tensor, unless the weight is packed.
     """
     if weights.is_packed(source.name):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -334,7 +334,7 @@ def _tensor_of(module: nn.Module, name: str) -> Tensor:
 
 
 def _move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Move the buffers that no file contains to the device: those that constructors create, such as position ids."""
+    """Move the buffers that constructors create, such as position ids, to the device; no file contains them."""
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if buffer.is_meta:
@@ -362,7 +362,8 @@ def _stated_configs(folder: Path) -> dict[str, Config]:
 
 
 def _wanted_dtype(name: str, dtype: torch.dtype | None, device: torch.device, family: Family) -> torch.dtype | None:
-    # SDXL's original VAE overflows in half precision: keep it in single precision (335 MB) instead of casting each time
+    # SDXL's original VAE overflows in half precision: keep it in single precision (335 MB) instead of casting it each
+    # time
     if name == "vae" and family.vae_overflows and (dtype is torch.float16 or (device.type != "cpu" and dtype is None)):
         return torch.float32
     return dtype

@@ -1,7 +1,7 @@
-"""Open a safetensors or GGUF file for reading: names, shapes, metadata, and tensors as views of the memory-mapped file.
+"""Opens a safetensors or GGUF file for reading: names, shapes, metadata, and tensors as views of a memory map.
 
-A packed weight (8-bit with a scale, 4-bit, GGUF's blocks) is unpacked when it is read, as float32, and has the name and
-shape that the model sees; every other tensor is a view of the file.
+A packed weight (8-bit with a scale, 4-bit, GGUF's blocks) is unpacked to float32 when it is read, and has the name and
+shape that the model expects; every other tensor is a view of the file.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ _DTYPES: Final = {
     "BOOL": torch.bool,
 }  # fmt: skip
 _PACKED_TYPES = frozenset({"I8", "U8"})
-"""Dtypes of packed weights, whose values are meaningless without their helper tensors."""
+"""Dtypes that only packed weights have; their values mean nothing without the weight's helper tensors."""
 
 
 _FIRST_BYTES, _FIRST_GGUF_BYTES = 512, 1 << 20
@@ -38,9 +38,9 @@ _FIRST_BYTES, _FIRST_GGUF_BYTES = 512, 1 << 20
 class Weights:
     """One open file. Its tensors share the memory map: a tensor is copied only if it is converted, moved or unpacked.
 
-    `shapes` and `dtypes` list the tensors that the model sees; the dtype of a packed weight is the stored one, such as
-    "F8_E4M3" or "Q4_K". Never write to a tensor: that would change this process's private copy of the page (not the
-    file), and `read` would return the changed page again.
+    `shapes` and `dtypes` list the tensors as the model sees them; the dtype of a packed weight is the stored one, such
+    as "F8_E4M3" or "Q4_K". Never write to a tensor: this would change the process's private copy of the page (not the
+    file), and `read` would return the changed values.
     """
 
     __slots__ = ("_begin", "_entries", "_map", "_packed", "dtypes", "form", "metadata", "path", "shapes")
@@ -50,7 +50,7 @@ class Weights:
 
         Raises:
             InvalidModelFile: the file is not a readable safetensors or GGUF file.
-            CannotRender: its weights are packed in a form that civman cannot unpack (`quantised-weights`).
+            CannotRender (`quantised-weights`): the file's weights are packed in a format that civman cannot unpack.
         """
         self.path = path
         try:
@@ -84,11 +84,11 @@ class Weights:
         return tensor.T if source.is_transposed else tensor
 
     def is_packed(self, name: str) -> bool:
-        """Whether this tensor is unpacked when it is read, so that its values are in memory and not in the file."""
+        """Whether this tensor is unpacked when it is read, so that the result is not a view of the file."""
         return name in self._packed or is_packed_type(self._entries[name].dtype)
 
     def _values(self, name: str, rows: tuple[int, int] | None) -> Tensor:
-        """Read a tensor, or only its rows (first, count), so that no other rows are unpacked."""
+        """Read a tensor. With `rows` (first row, number of rows), only these rows are unpacked and returned."""
         entry = self._entries[name]
         packed = self._packed.get(name)
         if is_packed_type(entry.dtype):
@@ -121,12 +121,12 @@ class Weights:
         return bytes(self._map[self._begin + entry.start : self._begin + entry.end])
 
     def forget(self, name: str) -> None:
-        """Release the memory of a tensor that has been copied elsewhere; it can be read again."""
+        """Release the memory of a tensor that has been copied elsewhere. The tensor can be read again."""
         entry = self._entries[name]
         forget_mapped(self._map, self._begin + entry.start, self._begin + entry.end)
 
     def dtype_of(self, names: Iterable[str]) -> torch.dtype:
-        """Return the dtype of most of the elements in these tensors; float16 for packed weights."""
+        """Return the dtype that most elements of these tensors have; float16 for packed weights."""
         counts: dict[str, int] = {}
         for name in names:
             counts[self.dtypes[name]] = counts.get(self.dtypes[name], 0) + prod(self.shapes[name])

@@ -1,7 +1,7 @@
-"""Match an adapter file against a loaded model, and report which of its modules apply and which match nothing.
+"""Matches an adapter file against a loaded model, and reports which of its modules apply and which match nothing.
 
-Names and shapes are compared by `civman.domain.adapters.module_fit`, as in `civman check` and in plans. This module
-derives from that how the merge changes each parameter. A mismatch is detected before any weight is changed.
+As in `civman check` and in plans, `civman.domain.adapters.module_fit` compares names and shapes. From its results, this
+module derives how the merge changes each parameter. A mismatch is detected before any weight is changed.
 """
 
 import math
@@ -31,12 +31,12 @@ TRANSFORMER = "transformer"
 _TEXT = "text_encoder"
 _ON_BIAS = frozenset({"diff_b", "up_bias"})
 _SHOWN = 5
-"""The maximum number of unmatched modules in an error message; the error's facts list all of them."""
+"""The maximum number of unmatched modules in an error message; the error's `facts` contain all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter file and its scales for the UNet and for the text encoders."""
+    """An adapter file, and the scales at which it is applied to the UNet and to the text encoders."""
 
     path: Path
     sha256: str
@@ -44,7 +44,7 @@ class Adapter:
     te_scale: float = 1.0
     name: str = ""
     blocks: str = ""
-    """The block weights as a string; "" if all blocks have the same weight."""
+    """The block weights as a string; empty if all blocks have the same weight."""
 
     @property
     def label(self) -> str:
@@ -73,7 +73,7 @@ class Coverage:
 
     `matched`: the model's modules that the adapter changes; `unmatched`: the adapter's modules that match nothing in
     the model; `idle`: modules that match but have no effect because of their own values (alpha 0). `kinds`: the kinds
-    of adapter in the file; `norms`: the Frobenius norm of scale · Δ per component, before rounding; `parameters`: the
+    of adapter in the file; `norms`: the Frobenius norm of scale · Δ by component, before rounding; `parameters`: the
     changed parameters as (component, parameter).
     """
 
@@ -86,15 +86,15 @@ class Coverage:
     parameters: tuple[tuple[str, str], ...]
     idle: tuple[Unmatched, ...] = ()
     blocks: Mapping[str, float] = field(default_factory=dict)
-    """For each block, the Frobenius norm of scale · Δ before rounding."""
+    """The Frobenius norm of scale · Δ by block, before rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
     """The effect of an adapter's module on one parameter: its kind, and the tensor for each role in its formula.
 
-    `alpha` is the value from the file's metadata if no tensor has it; `rank` is the number by which alpha is divided
-    for a bias.
+    `alpha`: the value from the file's metadata, used if there is no alpha tensor; `rank`: the number by which alpha is
+    divided when a bias is changed.
     """
 
     kind: Kind
@@ -105,14 +105,14 @@ class Act:
     rows: tuple[tuple[int, int], ...] = ()
     """The rows of the change that belong to this parameter, as (first, count); empty: all rows."""
     joint: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
-    """The parameters that form one joint layer in the adapter (such as q, k and v), each with its rows there; empty if
-    the adapter's layer is a single parameter.
+    """The parameters that form one joint layer in the adapter (such as q, k and v), each with its rows in that layer;
+    empty if the adapter's layer is a single parameter.
     """
 
 
 @dataclass(slots=True)
 class Plan:
-    """An adapter matched against the model, and what was measured while merging it."""
+    """How an adapter changes a model, with what was measured while merging it."""
 
     adapter: Adapter
     file: TensorFile
@@ -122,12 +122,12 @@ class Plan:
     idle: list[Unmatched] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     squares: dict[tuple[str, str], float] = field(default_factory=dict)
-    """For each component and block, the sum of the squares of the changes added there."""
+    """The sum of squares of the changes by (component, block)."""
     changes_bits: bool = False
 
     @property
     def is_asked_for_nothing(self) -> bool:
-        """Whether the adapter's scale is 0 for all parameters that it could change."""
+        """Whether the adapter's scale is 0 for every parameter that the adapter could change."""
         return bool(self.acts) and all(self.adapter.scale(place) == 0 for place in self.acts)
 
     def add(self, place: tuple[str, str], square: float) -> None:
@@ -155,7 +155,7 @@ class Plan:
         )
 
     def note(self, delta: Delta, weight: Weight, alpha: float | None) -> None:
-        """Record how a module of the adapter changes the parameters of `weight`, which it matches."""
+        """Record how a module of the adapter changes `weight`, the weight of the model that the module matches."""
         component = weight.component or _COMPONENTS[weight.part]
         on_bias = _ON_BIAS | {"ia3_l"} if _scales_bias(delta, weight) else _ON_BIAS
         for piece in weight.pieces or (Piece(weight.name, ()),):
@@ -188,9 +188,9 @@ def weights_of(
     """Index the weights of a model's components by all the names that adapter files use for them.
 
     Args:
-        components: the model's components; components that adapters do not change are ignored.
+        components: the model's components; those that adapters never change are ignored.
         unused: layers that the checkpoint's file contains but the model does not use, as (part, start of the path).
-        sources: the tensor of each parameter, by component, for models with a transformer.
+        sources: the tensor of each parameter, by component; only for models with a transformer.
     """
     if TRANSFORMER in components:
         return _transformer_index(components, unused, sources)
@@ -208,7 +208,10 @@ def _transformer_index(
     unused: Iterable[tuple[str, str]],
     sources: Mapping[str, Mapping[str, Source]],
 ) -> ModuleIndex:
-    """Index a transformer, the other networks stored with it, and its text encoders by their kind."""
+    """Index a transformer, the other networks stored with it, and its text encoders.
+
+    Text encoders are indexed under the part's name in adapter files, see `_text_part`.
+    """
     texts: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
     weights: dict[str, Weight] = {}
     prefix = common_prefix(source.name for source in sources.get(TRANSFORMER, {}).values())
@@ -235,7 +238,7 @@ def _text_part(component: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
-    """Determine how a file changes the model whose weights are in `index`, and which of its modules have no effect.
+    """Determine how an adapter changes the model with the weights in `index`, and which of its modules have no effect.
 
     Raises: InvalidModelFile: the file's metadata cannot be read.
     """

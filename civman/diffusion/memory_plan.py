@@ -1,4 +1,4 @@
-"""Estimate from a checkpoint's header how much memory a render needs, and fit the render into what is available."""
+"""Estimates from a checkpoint's header how much memory a render needs, and chooses a plan that fits in free memory."""
 
 import importlib
 import math
@@ -12,14 +12,14 @@ from civman.domain.files.header import Tensor
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import available_memory_bytes
 
-if TYPE_CHECKING:  # this module is used before torch is imported
+if TYPE_CHECKING:  # plans use this module before torch is imported
     import torch
 
     from civman.diffusion.loader import LoadedModel
 
 
 class MemoryPlan(StrEnum):
-    """Ways to place a model in memory, from the fastest to the one that needs least memory on the device."""
+    """Ways to keep a model in memory, from the fastest to the one that needs the least memory on the device."""
 
     RESIDENT = "resident"
     """All components stay on the device."""
@@ -28,14 +28,17 @@ class MemoryPlan(StrEnum):
     ONE_AT_A_TIME = "one-at-a-time"
     """Each component is moved to the device only while it runs; the VAE works in tiles."""
     LAYER_BY_LAYER = "layer-by-layer"
-    """Each layer's weights are read from the file whenever the layer is called; slower. On a GPU, the VAE works in
-    tiles.
+    """Each layer's weights are read from the file whenever the layer is called, which is slower. On a GPU, the VAE
+    works in tiles.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Memory in bytes on the device. Weights are exact; `unet_work` and `vae_work` (activations) are rough."""
+    """Memory in bytes on the device.
+
+    The sizes of weights are exact; those of activations (`unet_work`, `vae_work`) are rough.
+    """
 
     unet: int
     vae: int
@@ -82,10 +85,11 @@ class Estimate:
         )
 
 
-# activation memory, in multiples of one value per latent (UNet, first layer's width) or per pixel (VAE, first width),
-# measured as growth in resident memory for SD 1 at 512 px (43), the VAE at 512 and 256 px (8, 10), float32 on the CPU
+# activation memory, as a multiple of one value per latent (UNet, first layer's width) or per pixel (VAE, first width);
+# measured as growth in resident memory on the CPU in float32: 43 for SD 1 at 512 px, 8 and 10 for the VAE at 512 and
+# 256 px
 _UNET_FACTOR, _VAE_FACTOR = 44, 10
-# what a ControlNet adds to the UNet's activation memory, in the same unit: its 13 outputs and their weighted copies
+# what a ControlNet adds to the UNet's activation memory, as the same multiple: its 13 outputs and their weighted copies
 _CONTROLNET_FACTOR = 11
 _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 
@@ -93,8 +97,8 @@ _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 def layer_bytes(tensors: Iterable[Tensor], dtype_bytes: int) -> int:
     """Return the memory that the largest of these layers needs in layer-by-layer rendering.
 
-    It consists of the layer's weights in the compute dtype and, if they are packed or stored in another dtype, of the
-    float32 values from which they are converted.
+    This is the size of the layer's weights in the compute dtype plus, if they are packed or stored in another dtype,
+    the size of the float32 values from which they are converted.
     """
     most = 0
     for tensor in tensors:
@@ -110,8 +114,9 @@ def estimate(
 ) -> Estimate:  # fmt: skip
     """Estimate the memory that a checkpoint with these shapes (`Weights.shapes`) needs for images of this size.
 
-    `layer`: what its largest layer takes (`layer_bytes`). `unet_pixels`: the most pixels for which the UNet computes at
-    once, if that is less than the image. `controlnets`: how many ControlNets act. `attached`: see `Estimate`.
+    `layer`: the memory for the largest layer (`layer_bytes`). `unet_pixels`: the maximum number of pixels that the UNet
+    processes at once, if fewer than the image has. `controlnets`: the number of active ControlNets. `attached`: see
+    `Estimate`.
     """
     parts = {"unet": 0, "vae": 0, "text": 0}
     for name, shape in shapes.items():
@@ -144,8 +149,8 @@ def available_bytes(device: "torch.device") -> int | None:
 def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> None:
     """Place a model's components on `device` as a plan requires.
 
-    The model must have been loaded on the CPU or, for the plans RESIDENT and TILED, on `device`. For LAYER_BY_LAYER it
-    must have been loaded on `device` and prepared by `layer_streaming.stream`.
+    The model must have been loaded on the CPU; for RESIDENT and TILED, also possible on `device`. For LAYER_BY_LAYER,
+    it must have been loaded on `device` and prepared by `layer_streaming.stream`.
     """
     if plan is MemoryPlan.TILED or (plan is not MemoryPlan.RESIDENT and device.type != "cpu"):
         model.vae.enable_tiling()
@@ -160,8 +165,8 @@ def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> Non
 def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> None:
     """Move each module to `device` when it is called, after moving the previous one back to the CPU.
 
-    accelerate's own chain (`cpu_offload_with_hook`) supports only one fixed order; here the VAE may run before the UNet
-    (img2img), after it, and before it again (second pass).
+    accelerate's own chain (`cpu_offload_with_hook`) supports only one fixed order. Here, the VAE may run before the
+    UNet (img2img), after it, and before it again (second pass).
     """
     hooks: Any = importlib.import_module("accelerate.hooks")
     operations: Any = importlib.import_module("accelerate.utils.operations")
@@ -169,7 +174,8 @@ def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> 
     here: list[torch.nn.Module] = []
 
     class Turn(hooks.ModelHook):  # type: ignore[misc]  # accelerate is only imported here
-        execution_device = device  # set the device on which diffusers' pipelines create their own tensors
+        # the attribute that tells diffusers' pipelines on which device to create their own tensors
+        execution_device = device
 
         def pre_forward(self, module: "torch.nn.Module", *arguments: Any, **named: Any) -> tuple[Any, Any]:
             if here != [module]:

@@ -1,12 +1,13 @@
-"""Merge any number of adapters into the weights of a model, and restore the original weights.
+"""Merges any number of adapters into the weights of a model, and restores the original weights.
 
 Each affected weight becomes `round(W + Σ sᵢ · Δᵢ(W))`. Every Δ is computed in float32 from the *file's* weight W, even
 if it is not linear in W (DoRA, OFT, BOFT, GLoRA, IA3), so adapters do not affect each other and their order does not
-matter. The sum runs in the order of the adapters' SHA-256 (then scales) and is rounded once. A scale means the same for
-every kind of adapter: the fraction of the way from W to the weight that the adapter alone would produce.
+matter. The changes are added in the order of the adapters' SHA-256 (then scales), and the sum is rounded once. A scale
+means the same for every kind of adapter: the fraction of the way from W to the weight that the adapter alone would
+produce.
 
-Changes are never subtracted again: `restore` reads the original bits from the file. Merging never writes to the memory
-map from which those bits are read.
+Changes are never undone by subtraction: `restore` reads the original bits from the file. Merging never writes to the
+memory map from which those bits are read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,9 +28,9 @@ from civman.errors import Cause, Incompatible
 __all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
 
 _PIECE = 1 << 20
-"""The number of elements of a weight that are merged at once: 4 MiB of float32."""
+"""The number of elements of a weight that are merged at a time: 4 MiB of float32."""
 _SUSPECT = 1000.0
-"""If a change has at least this norm, the merged weight is checked for overflow.
+"""The norm of a change from which on the merged weight is checked for overflow.
 
 The largest float16 number is 65504; ordinary changes stay below 100.
 """
@@ -50,25 +51,25 @@ def apply(
     """Merge the adapters into the components and return one report per adapter, in the order given.
 
     Only weights that an adapter changes are written, each computed from `base`: call `restore` before switching to
-    another set of adapters. If an error is raised, this call has left no weight changed.
+    another set of adapters. If an error is raised, no weight is left changed.
 
     Args:
-        components: the model's `unet`, `text_encoder` and `text_encoder_2`, as far as it has them, or all components
-            of a model with a transformer; any device and float dtype.
+        components: the model's `unet`, `text_encoder` and `text_encoder_2`, as far as it has them, or all
+            components of a model with a transformer; any device and float dtype.
         base: returns the unchanged weights.
         adapters: any number; the same file may occur twice.
         allow_partial: accept adapters with modules that match nothing in the model.
         unused: layers that the checkpoint's file contains but the model does not use: (part, start of the path).
         sources: the tensor of each parameter, by component; required for a model with a transformer.
         done_with: called for each of `base`'s tensors that will not be read again.
-        later: records the changes of weights that are not loaded (meta device); replaces those it recorded before.
-        holds_base: whether the parameters have the values of `base`, as after loading or `restore`. They are then
-            changed where they are, without copying `base` to the device, unless loading has rounded them.
+        later: records the changes to weights that are not loaded (meta device), replacing earlier records.
+        holds_base: whether the parameters have the values of `base`, as after loading or `restore`. If so, they are
+            changed in place, without copying `base` to the device, unless loading has rounded them.
 
     Raises:
-        Incompatible: an adapter matches nothing (`code` `adapter-no-match`), matches only partly (`adapter-partial`),
-            changes no bit of any weight although its scale is not 0 (`adapter-no-change`), or results in weights that
-            are not finite (`adapter-not-finite`).
+        Incompatible: an adapter matches nothing (`code` `adapter-no-match`), matches only partly
+            (`adapter-partial`), changes no bit of any weight although its scale is not 0 (`adapter-no-change`), or
+            results in weights that are not finite (`adapter-not-finite`).
         InvalidModelFile, Refused: a file cannot be read.
     """
     index = weights_of(components, unused, sources)
@@ -83,7 +84,7 @@ def apply(
 
 
 def restore(components: Mapping[str, nn.Module], base: Base, coverages: Iterable[Coverage]) -> None:
-    """Restore the parameters that the reports list as changed to the bits in the checkpoint's file."""
+    """Reset the parameters that the reports list as changed to the bits in the checkpoint's file."""
     with torch.no_grad():
         _restore(components, base, {place for coverage in coverages for place in coverage.parameters})
 
@@ -91,7 +92,7 @@ def restore(components: Mapping[str, nn.Module], base: Base, coverages: Iterable
 class Later:
     """Adapters' changes to streamed weights.
 
-    The changes are applied each time a layer is called, with results that are bit-identical to the weights that `apply`
+    The changes are applied each time a layer is called. The results are bit-identical to the weights that `apply`
     writes.
     """
 
@@ -108,14 +109,14 @@ class Later:
         return place in self._places
 
     def change(self, place: tuple[str, str], plans: list[Plan]) -> None:
-        """Replace the recorded changes of one weight. The caller keeps the adapters' files open."""
+        """Replace the recorded changes of one weight. The caller must keep the adapters' files open."""
         self._places.pop(place, None)
         self._places |= {place: plans} if plans else {}
 
     def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack, base: Base) -> None:
         """Replace all recorded changes with `places`.
 
-        `files` keeps the adapter files open from which the changes are read; `base` returns the unchanged weights.
+        `files` keeps the adapter files open that the changes are read from; `base` returns the unchanged weights.
         """
         self._files.close()
         self._places, self._files, self._base = places, files, base
@@ -204,9 +205,9 @@ def in_order(plans: Iterable[Plan]) -> list[Plan]:
 def rewrite(
     components: Mapping[str, nn.Module], base: Base, places: Mapping[tuple[str, str], list[Plan]], later: Later | None
 ) -> None:
-    """Merge adapters at their current scales into each weight of `places`; restore a weight that has no adapters.
+    """Merge adapters at their current scales into each weight in `places`; restore the weights without adapters.
 
-    The changes of weights that are not loaded (meta device) are recorded in `later`. Raises: Incompatible
+    The changes to weights that are not loaded (meta device) are recorded in `later`. Raises: Incompatible
     (`adapter-not-finite`).
     """
     loaded: dict[tuple[str, str], list[Plan]] = {}
@@ -235,10 +236,10 @@ def _all(
     *,
     on_cpu: bool,
 ) -> list[list[float]]:
-    """Call `merge` for each weight and return the results; on the CPU, in parallel with one thread for each weight.
+    """Call `merge` for each weight and return the results; on the CPU, process weights in parallel, one thread each.
 
-    Otherwise torch's threads would wait for each other 6,000 times, which takes several times as long on a busy
-    machine. One thread for each weight also makes the results independent of the number of threads.
+    If torch used several threads for each weight, they would wait for each other 6,000 times, which takes several times
+    as long on a busy machine. One thread for each weight also makes the results independent of the number of threads.
     """
     with _one_thread_each() as threads:
         workers = threads if on_cpu else 1
@@ -266,7 +267,7 @@ def _one_thread_each() -> Iterator[int]:
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[Change], buffer: "_Buffer") -> None:
-    """For each adapter that has not yet been shown to change any bit, check whether it changes a bit of this weight."""
+    """Check whether this weight shows that an adapter changes any bit; skip adapters already known to do so."""
     for change in changes:
         if not change.plan.changes_bits:
             weight = buffer.holding(base, change.device)
@@ -305,7 +306,7 @@ class _Product:
     squares: list[float]
 
     def pieces(self, into: Tensor) -> list[slice]:
-        """Split the rows into slices, each of which is computed at once."""
+        """Split the rows into slices that are computed one at a time."""
         count, width = len(self.up), self.down.shape[1]
         rows = max(1, _PIECE // width) if into.device.type == "cpu" else count
         return [slice(row, row + rows) for row in range(0, count, rows)]
@@ -317,7 +318,7 @@ class _Product:
 
 
 def _product(base: Tensor, into: Tensor, changes: Sequence[Change]) -> _Product | None:
-    """Combine the changes into one low-rank product; None if one has no such form or may overflow."""
+    """Combine the changes into one low-rank product; None if a change is not low-rank or may overflow."""
     factors = [change.factors for change in changes]
     known = [each for each in factors if each is not None]
     if len(known) < len(factors) or not base.is_contiguous() or not into.is_contiguous():
@@ -337,7 +338,7 @@ def _add_up(base: Tensor, into: Tensor, changes: Sequence[Change], buffer: "_Buf
     squares = []
     for change in changes:
         squares.append(change.add_to(total, weight))
-        # a change with a small norm cannot overflow, so its sum need not be checked
+        # skip the check if the change has a small norm, because the sum cannot overflow then
         if not squares[-1] < _SUSPECT**2 and not torch.isfinite(total.to(into.dtype)).all():
             label = change.plan.adapter.label
             raise Incompatible(
@@ -371,7 +372,7 @@ def _is_unrounded(parameter: nn.Parameter, stored: Tensor) -> bool:
 
 
 def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
-    """Return memory for the parameter's new values: its present memory, unless that is the memory-mapped file."""
+    """Return memory for the parameter's new values: its own memory, unless that is part of the memory-mapped file."""
     is_file = parameter.device == base.device and parameter.data_ptr() == base.data_ptr()
     return torch.empty_like(parameter) if is_file else parameter.data
 
@@ -379,7 +380,7 @@ def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
 def _restore(components: Mapping[str, nn.Module], base: Base, places: Iterable[tuple[str, str]]) -> None:
     for component, name in places:
         parameter = components[component].get_parameter(name)
-        if parameter.is_meta:  # values of streamed weights are computed on each call
+        if parameter.is_meta:  # nothing to restore: the values of streamed weights are computed on each call
             continue
         bits = base(component, name)
         same = (bits.dtype, bits.device, bits.stride()) == (parameter.dtype, parameter.device, parameter.stride())
@@ -411,7 +412,7 @@ def _buffers(count: int) -> "SimpleQueue[_Buffer]":
 
 @contextmanager
 def _borrowed(buffers: "SimpleQueue[_Buffer]") -> Iterator[_Buffer]:
-    """Borrow a buffer for this thread only, with gradients disabled (torch's setting is per thread)."""
+    """Borrow a buffer for this thread, and disable gradients (a setting that torch keeps per thread)."""
     buffer = buffers.get()
     try:
         with torch.no_grad():

@@ -1,20 +1,21 @@
-"""Build models from diffusers' and transformers' classes, and import these classes without the rest of their libraries.
+"""Builds models from diffusers' and transformers' classes, and imports these classes without the rest of the libraries.
 
 The parts of Stable Diffusion come from `diffusers_files` and `clip_text_model`, which import neither library. For the
-transformer families and for diffusers' pipelines, the libraries themselves are imported. A plain import of one UNet
-also imports all of diffusers' transformer models, torch's compiler, its distributed tensors, PEFT, sympy and (if
-installed) scipy: this takes 5.1 of 6.3 CPU seconds, and 1.1 of 2.4 with this module [2 cores, torch 2.13]. During the
-first import, five things are disabled or replaced, and nothing else is changed:
+transformer families and for diffusers' pipelines, the libraries themselves are imported.
 
-* the `__init__` of packages that import or list all their submodules (four of diffusers', two of transformers', two of
-scipy's) runs only when a name from it is first used; * PEFT is replaced with a stub that has the one class that
-diffusers needs, and that acts like the real PEFT once that is imported; and calling a UNet does not import PEFT just to
-scale layers that only PEFT creates; * `torch._dynamo` is replaced with a stub whose decorators do nothing (they mark
-functions for a compiler that is not used); * `torch.distributed.is_available()` returns False, so that transformers
-skips its sharding code; * transformers does not find scipy (which it needs only for the loss functions of object
-detectors).
+A plain import of one UNet also imports all of diffusers' transformer models, torch's compiler, its distributed tensors,
+PEFT, sympy and (if installed) scipy. These take 5.1 of the 6.3 CPU seconds that the import takes; with this module,
+they take 1.1 of 2.4 [2 cores, torch 2.13]. During the first import, five things are disabled or replaced:
+    * The `__init__` of packages that import or list all their submodules (four of diffusers', two of transformers', two
+      of scipy's) runs only when a name from it is first used.
+    * PEFT is replaced with a stub that has the one class that diffusers needs, and that acts like the real PEFT once
+      that is imported. Calling a UNet does not import PEFT just to scale layers that only PEFT creates.
+    * `torch._dynamo` is replaced with a stub whose decorators do nothing. The real ones mark functions for a compiler
+      that is not used.
+    * `torch.distributed.is_available()` returns False, so that transformers skips its sharding code.
+    * transformers does not find scipy, which it needs only for the loss functions of object detectors.
 
-If another part of the program has already imported diffusers or transformers, none of this is done.
+Nothing is disabled or replaced if another part of the program has already imported diffusers or transformers.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from civman.diffusion.diffusers_files import class_of
 from civman.diffusion.no_compiler import no_compiler
 from civman.diffusion.postponed import postpone
 
-# civman renders from local files, so the libraries imported below must not contact a model hub
+# forbid the libraries imported below to contact a model hub, because civman renders from local files
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _LAZY_FIRST = ("transformers.models", "transformers.models.clip")
@@ -60,14 +61,14 @@ _FILES: dict[str, tuple[str, str]] = {
 def construct(component: str, config: dict[str, Any], *, for_diffusers: bool = False) -> nn.Module:
     """Build a component on torch's default device: one of those in `_FILES`, "text_encoder" or "text_encoder_2".
 
-    `for_diffusers`: build diffusers' and transformers' own classes, which diffusers' pipelines need and which take much
-    longer to import. Both compute the same bits.
+    `for_diffusers`: build diffusers' and transformers' own classes, which diffusers' pipelines need but which take much
+    longer to import. Both variants compute the same bits.
     """
     if component in _FILES:
         has_encoder = not config.get("decoder_only")
         kind: Any = _import(lambda: _diffusion(component)) if for_diffusers else class_of(*_FILES[component])
         made: Any = kind(**{k: v for k, v in config.items() if k != "decoder_only"})
-        if not has_encoder:  # a VAE without an encoder cannot encode; `vae_codec` raises the error
+        if not has_encoder:  # remove the encoder, which has no weights; `vae_codec` raises an error if it is needed
             made.encoder = made.quant_conv = None
         model: nn.Module = made
         return model
@@ -106,7 +107,7 @@ _CLASSES = {
 
 
 def construct_class(name: str, config: dict[str, Any]) -> nn.Module:
-    """Build one of diffusers' or transformers' models on torch's default device, by the name of its class."""
+    """Build a model of diffusers or transformers on torch's default device, by the name of its class."""
     _import(lambda: None)
     with warnings.catch_warnings():  # hide diffusers' deprecation warnings, which its own classes trigger
         warnings.simplefilter("ignore", FutureWarning)
@@ -137,10 +138,10 @@ def _text() -> Any:
 def _import(what: Callable[[], Any]) -> Any:
     with _LOCK:
         if "diffusers" not in sys.modules and "transformers" not in sys.modules:
-            # import with the CPU as torch's default device, because it also applies to tensors that libraries create on
+            # import with the CPU as torch's default device, which also applies to tensors that libraries create on
             # import
             with no_compiler(), _no_distribution(), torch.device("cpu"):
-                # import diffusers here, since it checks for scipy and PEFT while being imported
+                # import diffusers before scipy and PEFT are hidden, because it checks for them on import
                 importlib.import_module("diffusers")
                 with _no_scipy():
                     for name in _LAZY_FIRST:
@@ -195,7 +196,7 @@ def _no_peft() -> Iterator[None]:
 
 
 def _scale_where_peft_is() -> None:
-    """Prevent UNet calls from importing PEFT to scale PEFT's layers: without the import, no such layers exist."""
+    """Prevent UNet calls from importing PEFT just to scale PEFT's layers, which cannot exist without it."""
     utils = importlib.import_module("diffusers.utils.peft_utils")
     for name in ("scale_lora_layers", "unscale_lora_layers"):
         setattr(utils, name, _only_with_peft(getattr(utils, name)))
@@ -203,7 +204,8 @@ def _scale_where_peft_is() -> None:
 
 def _only_with_peft(function: Callable[..., None]) -> Callable[..., None]:
     def wrapped(model: Any, *arguments: Any, **named: Any) -> None:
-        # look at the model, not at the imported modules: torch.compile would recompile whenever a module is imported
+        # check the model, not the imported modules: otherwise torch.compile would recompile whenever a module is
+        # imported
         if torch.compiler.is_compiling():
             has_layers = bool(getattr(model, "_hf_peft_config_loaded", False))
         else:
@@ -232,7 +234,7 @@ class _PeftStandIn(ModuleType):
 
 class _IsTunerLayer(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        # if the real PEFT was never imported, there are no layers of this class
+        # unless the real PEFT has been imported, no layer of this class can exist
         real = sys.modules.get(_PEFT[2])
         return real is not None and isinstance(instance, real.BaseTunerLayer)
 

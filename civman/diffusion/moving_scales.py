@@ -1,7 +1,7 @@
-"""Changes the scales of merged adapters between the steps of a rendering.
+"""Changes the scales of merged adapters between the steps of a render.
 
-Only weights that an adapter with a new scale changes are computed again, each from the checkpoint's own tensor, so that
-every weight has the bits that `merge_adapters.apply` would give it at these scales.
+Only weights that are affected by an adapter with a new scale are computed again, each from the checkpoint's own tensor.
+So every weight has exactly the bits that `merge_adapters.apply` would give it at these scales.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +17,14 @@ from civman.diffusion.tensor_files import open_tensors
 
 
 class MovingScales:
-    """Adapters that `merge_adapters.apply` has merged and whose scales can change; keeps their files open."""
+    """Changes the scales of adapters that `merge_adapters.apply` has merged; keeps their files open."""
 
     def __init__(
         self, components: Mapping[str, nn.Module], base: Base, adapters: Sequence[Adapter], *,
         unused: Iterable[tuple[str, str]] = (), sources: Mapping[str, Mapping[str, Source]] = {},
         later: Later | None = None,
     ) -> None:  # fmt: skip
-        """Open the adapters' files. The arguments are those with which `merge_adapters.apply` was called.
+        """Open the adapters' files. The arguments must be those of the call to `merge_adapters.apply`.
 
         Raises: InvalidModelFile, Refused: a file cannot be read.
         """
@@ -35,7 +35,7 @@ class MovingScales:
             self._files = files.pop_all()
 
     def set(self, scales: Sequence[float]) -> None:
-        """Merge the adapters at these UNet scales, one for each adapter; the scales for text encoders stay the same."""
+        """Merge the adapters again at these UNet scales, one for each adapter; text encoder scales stay the same."""
         changed = []
         for plan, scale in zip(self._plans, scales, strict=True):
             if plan.adapter.unet_scale != scale:

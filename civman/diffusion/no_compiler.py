@@ -1,4 +1,4 @@
-"""Prevents libraries from importing torch's compiler just to mark functions for it."""
+"""Prevents libraries from importing torch's compiler if they only want to mark functions for it."""
 
 import importlib.machinery
 import sys
@@ -29,8 +29,8 @@ def no_compiler() -> Iterator[None]:
             yield
         finally:
             del sys.modules["torch._dynamo"]
-            # importing the stub sets this attribute of torch; remove it, so that the real module is imported on first
-            # use
+            # importing the stub has set this attribute of torch; remove it, so that the real module is imported on
+            # first use
             vars(torch).pop("_dynamo", None)
 
 

@@ -1,10 +1,10 @@
 """The noise of a seed, the same on any device: every number is drawn on the CPU, with one generator per image.
 
 `Rng.CPU` is torch's CPU generator. `Rng.NV` gives what torch draws on an NVIDIA card, computed in integers and double
-precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform). Which value of a large tensor gets which
-number depends on how many threads the card runs: `nv:43008` is a card with 43008 threads, `nv` one with at least as
-many threads as the tensor has values. An image's noise may also be a mixture of two seeds' noise, or be drawn for
-another size (`Variation`).
+precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform). In a large tensor, which number each value
+gets depends on the number of threads that the card runs: `nv:43008` is a card with 43008 threads, `nv` a card with at
+least as many threads as the tensor has values. An image's noise may also be a mixture of two seeds' noise, or be drawn
+for another size (`Variation`).
 """
 
 import math
@@ -22,7 +22,8 @@ from civman.domain.recipes.recipe import Recipe
 class Rng(StrEnum):
     """The random number generator that turns a seed into noise.
 
-    `nv:THREADS`, which is not a member of this class, is also possible: see the module's docstring.
+    Recipes may also specify `nv:THREADS`, an NVIDIA card with this number of threads, which is not a member of this
+    class.
     """
 
     CPU = "cpu"
@@ -38,7 +39,7 @@ class Draws(Protocol):
 
 
 class TorchDraws:
-    """Torch's CPU generator (Mersenne Twister). Numbers agree between machines to about 2e-6."""
+    """Torch's CPU generator (Mersenne Twister). The numbers are equal on all machines to within about 2e-6."""
 
     __slots__ = ("_generator",)
 
@@ -58,14 +59,14 @@ class PhiloxDraws:
     def __init__(self, seed: int, threads: int | None = None) -> None:
         """Start the stream of a seed.
 
-        `threads`: how many threads the card runs at the same time; None means one for each value.
+        `threads`: the number of threads that the card runs at the same time; None means one for each value.
         """
         self._seed = seed & (2**64 - 1)
         self._count = 0
         self._threads = threads
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw from the emulated CUDA generator; see `Draws.randn`.
+        """Draw the next numbers from the emulated CUDA generator: a float32 tensor of this shape on the CPU.
 
         Each thread draws blocks of four numbers: value `i + threads · k` is number `k` of thread `i`'s block. If a
         tensor needs more than four numbers from each thread, the threads continue with their next blocks.
@@ -91,21 +92,21 @@ class PhiloxDraws:
 
 
 class SlicedDraws:
-    """One image's slice of noise that is drawn for several images at once, as ComfyUI does for a batch."""
+    """One image's slice of the noise that ComfyUI draws for a whole batch at once."""
 
     __slots__ = ("_count", "_index", "_whole")
 
     def __init__(self, whole: Draws, index: int, count: int) -> None:
-        """Start a stream for the image with this `index`, counted from 0, of `count` images."""
+        """Start a stream for image `index` (counted from 0) of a batch of `count` images."""
         self._whole, self._index, self._count = whole, index, count
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw the next numbers for all images, and return those of this image."""
+        """Draw the next numbers for the whole batch, and return those of this image."""
         return self._whole.randn((self._count, *shape))[self._index]
 
 
 class UnfoldedDraws:
-    """Numbers drawn for latents folded into squares of 2×2, each of which is one place with four times the channels."""
+    """Noise for latents that is drawn in folded form: each 2×2 square is one position with four times the channels."""
 
     __slots__ = ("_folded",)
 
@@ -123,7 +124,8 @@ class UnfoldedDraws:
 def draws(rng: str, seed: int, part: str = "", *, is_folded: bool = False) -> Draws:
     """Start the noise stream of this seed.
 
-    `part`: the slice of each draw that is used, as in `Recipe.noise_slice`. `is_folded`: see `UnfoldedDraws`.
+    `part`: the slice of each draw that is used, as in `Recipe.noise_slice`. `is_folded`: draw noise for folded latents,
+    see `UnfoldedDraws`.
     """
     if is_folded:
         return UnfoldedDraws(draws(rng, seed, part))
@@ -138,10 +140,10 @@ def draws(rng: str, seed: int, part: str = "", *, is_folded: bool = False) -> Dr
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """How an image's initial noise differs from that of its seed alone.
+    """How an image's initial noise differs from the noise of its seed alone.
 
     `strength`: the share of the second seed's noise, from 0 to 1. `drawn_for`: the height and width in latents for
-    which the noise is drawn; it is then pasted into the centre of noise of the image's own size.
+    which the noise is drawn; that noise is then pasted into the centre of noise of the image's own size.
     """
 
     seed: int = 0
@@ -152,9 +154,8 @@ class Variation:
 class PictureNoise:
     """All noise of one image, from one stream: first that of the initial latents, then that of the steps.
 
-    If `eta_seed_delta` (often 31337) is not 0, the steps' noise comes from a second stream, whose seed is greater by
-    this number. `step_rng` names another random generator for the steps. `part` and `is_folded`: see
-    `draws`.
+    If `eta_seed_delta` (often 31337) is not 0, the steps' noise comes from a second stream with the seed `seed +
+    eta_seed_delta`. `step_rng` names another random generator for the steps. For `part` and `is_folded`, see `draws`.
     """
 
     __slots__ = ("_is_folded", "_part", "_rng", "_seed", "_step_rng", "_steps", "_stream", "_variation")
@@ -174,7 +175,7 @@ class PictureNoise:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, seed: int, *, is_folded: bool = False) -> Self:
-        """Create the noise of the recipe's image that has this seed."""
+        """Create the noise of a recipe's image; `seed` is the image's seed."""
         height, width = recipe.seed_resize_height // 8, recipe.seed_resize_width // 8
         if is_folded:
             height, width = height // 2 * 2, width // 2 * 2
@@ -204,7 +205,7 @@ class PictureNoise:
     def brownian(
         self, shape: tuple[int, ...], low: float, high: float, *, falls_upwards: bool = False
     ) -> "BrownianPath":
-        """Create a Brownian path over the noise levels from low to high; it depends on the seed alone."""
+        """Create a Brownian path over the noise levels from `low` to `high`; it depends on the seed alone."""
         return BrownianPath(
             self._seed,
             shape,
@@ -218,10 +219,10 @@ class PictureNoise:
 
 
 class BrownianPath:
-    """Brownian motion over [low, high]; its values do not depend on which levels are queried, nor in which order.
+    """Brownian motion over [low, high]; its values do not depend on which levels are queried, or in which order.
 
     The noise of a step from a higher to a lower level is the path's increment in that direction, as in k-diffusion;
-    `falls_upwards` negates it, as version 1 of the recipe rules requires.
+    `falls_upwards` negates the increment, as version 1 of the recipe rules requires.
 
     The upward path equals torchsde's `BrownianTree(t0, w0, t1, entropy=seed)` (0.2.6), which other programs' SDE
     samplers use: a dyadic tree whose nodes are split in the middle by a Brownian bridge, each with a seed spawned from
@@ -241,7 +242,7 @@ class BrownianPath:
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
-        # scale the whole increment by the exact length of the interval, whose ends are rounded to six digits above
+        # scale by the exact length of the interval, because its ends in `_low` and `_high` are rounded to six digits
         self._whole = self._draw(np.random.SeedSequence(seed, pool_size=_POOL)) * math.sqrt(high - low)
         self._cache: dict[tuple[int, int], Tensor] = {}
         self._deep: dict[tuple[int, int], Tensor] = {}
@@ -249,19 +250,19 @@ class BrownianPath:
 
     def noise(self, here: float, after: float) -> Tensor:
         """Return the path's increment from one noise level to the next, scaled to unit variance."""
-        # k-diffusion passes levels in single precision, which may change the sixth digit, and the tree rounds to six
-        # digits
+        # convert to single precision, as k-diffusion does, because this may change the sixth digit, to which the tree
+        # rounds
         low, high = (float(np.float32(level)) for level in sorted((here, after)))
         a, b = (min(max(round(value, _DIGITS), self._low), self._high) for value in (low, high))
-        # a step begins at the level where the previous step ended, and passes the same deep nodes of the tree on its
-        # way there
+        # keep the previous step's deep nodes: this step begins at the level where that step ended, so it passes the
+        # same nodes on its way there
         self._deep, self._passed = self._passed, {}
         increment = self._between(a, b, self._low, self._high, key=0, depth=0, whole=self._whole)
         unit = increment / math.sqrt(high - low)
         return unit if self._falls_upwards or here < after else -unit
 
     def _between(self, a: float, b: float, start: float, end: float, *, key: int, depth: int, whole: Tensor) -> Tensor:
-        """Compute the increment over [a, b] inside the tree node [start, end], whose own increment is `whole`."""
+        """Compute the increment over [a, b] inside the tree node [start, end], whose total increment is `whole`."""
         if a >= b:
             return torch.zeros(self._shape)
         if a == start and b == end:
@@ -301,9 +302,9 @@ _DIGITS, _POOL, _CACHED_DEPTH = 6, 24, 9
 
 
 def _between(noise: Tensor, other: Tensor, share: float) -> Tensor:
-    """Interpolate two noises (channels, height, width) spherically, column by column in each channel.
+    """Interpolate two noise tensors (channels, height, width) spherically, column by column in each channel.
 
-    Source: A1111, which measures the angle between columns, not between whole noises.
+    Source: A1111, which measures the angle between columns, not between whole tensors.
     """
     dot = (noise / noise.norm(dim=1, keepdim=True) * (other / other.norm(dim=1, keepdim=True))).sum(1)
     if dot.mean() > _NEARLY_PARALLEL:
@@ -317,7 +318,7 @@ _NEARLY_PARALLEL = 0.9995
 
 
 def _pasted(noise: Tensor, whole: Tensor) -> Tensor:
-    """Replace the centre of `whole` with `noise`; if `noise` is larger, its edges are cut off."""
+    """Paste `noise` into the centre of `whole`; if `noise` is larger, its edges are cut off."""
     result = whole.clone()
     cut = []
     for small, large in zip(noise.shape[1:], whole.shape[1:], strict=True):
@@ -330,7 +331,10 @@ def _pasted(noise: Tensor, whole: Tensor) -> Tensor:
 
 
 def _normals(words: list[np.ndarray], *, is_first_only: bool = False) -> list[np.ndarray]:
-    """Convert each block's four random words to normals (Box-Muller, double precision): all, or only the first."""
+    """Convert each block's four random words to normally distributed numbers: all, or only the first.
+
+    Computes the Box-Muller transform in double precision.
+    """
     found = []
     for first, second in ((words[0], words[1]), (words[2], words[3])):
         radius = np.sqrt(-2.0 * np.log(first * 2.0**-32 + 2.0**-33))
@@ -343,7 +347,7 @@ def _normals(words: list[np.ndarray], *, is_first_only: bool = False) -> list[np
 
 
 def _philox(counter: list[np.ndarray], key: int) -> list[np.ndarray]:
-    """Compute the four random words of each counter's Philox block, in double precision."""
+    """Compute the four random words of each counter's Philox block, returned as float64."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     low = np.uint64(0xFFFFFFFF)
