@@ -1,1 +1,1 @@
-"""Share the library with other machines and programs: bundles, projects with a lock file, folders for programs."""
+"""Share the library with other machines and programs: bundles, projects with a lock file, views, an object store."""

@@ -1,8 +1,8 @@
-"""The format of a bundle: an uncompressed tar file. Apart from the files' contents, its manifest determines every byte.
+"""The format of a bundle: an uncompressed tar file in which the manifest determines every byte except file contents.
 
-`civman-bundle.json` comes first and lists the blobs by SHA-256; then, in this order, each blob's sidecar, preview and
-contents. The reader knows from the manifest which tar header comes where and accepts no other, so path traversal,
-links, duplicates and extra members are impossible. `tar tf` can list the file.
+`civman-bundle.json` comes first and lists the blobs by SHA-256. It is followed, for each blob, by its sidecar, preview
+and contents, in this order. The reader knows from the manifest which tar header comes at which offset and accepts no
+other, so path traversal, links, duplicates and extra members are impossible. `tar tf` can list a bundle.
 
 Source: POSIX.1-1988 ustar; sizes of 8 GiB and more in GNU's base 256.
 """
@@ -56,9 +56,9 @@ class Packed:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether the file starts like a bundle; False if it cannot be read or is not a regular file."""
+    """Whether the file starts like a bundle; False if it is not a regular file or cannot be read."""
     try:
-        if not path.is_file():  # do not read a pipe: that would wait for ever
+        if not path.is_file():  # do not open a named pipe, because reading it could block forever
             return False
         with path.open("rb") as file:
             block = file.read(BLOCK)
@@ -68,13 +68,13 @@ def is_bundle(path: Path) -> bool:
 
 
 def bad_bundle(why: str, **facts: str | int) -> IntegrityError:
-    """The error for a bundle that is damaged or was changed."""
+    """Build the error for a bundle that is damaged or was modified."""
     hint = "export the bundle again with `civman export`, and compare its SHA-256 on both computers after copying it"
     return IntegrityError(f"the bundle is invalid: {why}", code=Cause.BAD_BUNDLE, hint=hint, **facts)
 
 
 def header(name: str, size_bytes: int) -> bytes:
-    """Build the tar header of a member. It does not depend on when, where or by whom the bundle was made."""
+    """Build the tar header of a member, which is independent of when, where and by whom the bundle was made."""
     is_small = size_bytes < _OCTAL_LIMIT
     size = f"{size_bytes:011o}\0".encode() if is_small else b"\x80" + size_bytes.to_bytes(11, "big")
     start = name.encode().ljust(100, b"\0") + b"0000444\0" + b"0000000\0" * 2 + size + b"00000000000\0"
@@ -84,7 +84,7 @@ def header(name: str, size_bytes: int) -> bytes:
 
 
 def padding(size_bytes: int) -> bytes:
-    """The zero bytes that fill the last tar block of a member of `size_bytes`."""
+    """The zero bytes that fill up the last tar block of a member of this size."""
     return bytes(-size_bytes % BLOCK)
 
 
@@ -103,11 +103,12 @@ def total_bytes(manifest_size: int, packed: list[Packed]) -> int:
 class Reader:
     """Reads a bundle from start to end. Contents have the declared size; the caller must check the digests.
 
-    Every method raises IntegrityError (`bad-bundle`) if the bundle is truncated, extended or its structure was changed.
+    Every method raises IntegrityError (`bad-bundle`) if the bundle is truncated, has extra data or a modified
+    structure.
     """
 
     def __init__(self, file: IO[bytes], size_bytes: int) -> None:
-        """Start reading; `size_bytes` is the size of the file."""
+        """Read and check the manifest. `size_bytes` is the size of the whole file."""
         self._file = file
         block = self._take(BLOCK)
         declared = _declared_size(block)
@@ -129,7 +130,7 @@ class Reader:
         return data
 
     def blob(self, name: str, size_bytes: int, view: memoryview) -> Iterator[memoryview]:
-        """Read a blob's contents piece by piece into `view`."""
+        """Read a blob's contents into `view` piece by piece; yields the filled part of `view` for each piece."""
         self._begin(name, size_bytes)
         left = size_bytes
         while left:
@@ -139,7 +140,7 @@ class Reader:
         self._end_member(size_bytes)
 
     def end(self) -> None:
-        """Check that nothing but the end marker of the tar file follows."""
+        """Check that only the tar file's end marker follows."""
         if self._take(2 * BLOCK) != bytes(2 * BLOCK) or self._file.read(1):
             raise bad_bundle("there is data after its last file")
 

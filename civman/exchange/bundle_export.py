@@ -1,4 +1,4 @@
-"""Write a bundle. Every blob is read and verified while it is written, and the file gets its final name last."""
+"""Write a bundle. Every blob is verified while it is copied, and the bundle gets its final name only at the end."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ _READ_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A bundle that was written. `sha256` is the digest of the whole file."""
+    """The bundle that was written. `sha256` is the digest of the whole file."""
 
     path: Path
     size_bytes: int
@@ -51,7 +51,7 @@ def export_bundle(
     replace: bool = False,
     on_event: OnEvent,
 ) -> Exported:
-    """Write `assets` with their metadata to `target`; the same content always gives the same bytes.
+    """Write `assets` with their metadata to `target`. The same content always gives the same bytes.
 
     Raises: UsageError: there is nothing to write, or `target` exists. HashMismatch: a stored file is corrupt.
         StoreError.

@@ -1,4 +1,4 @@
-"""Import a bundle. Each file is written to a temporary file, read back, verified, stored and indexed."""
+"""Import a bundle: write each file to a temporary file, read it back, verify it, store it and index it."""
 
 import hashlib
 import threading
@@ -30,7 +30,7 @@ _READ_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class ImportedFile:
-    """One verified file of a bundle that is now in the library. `was_present`: the library had its bytes before."""
+    """A verified file of a bundle that is now in the library. `was_present`: it was already in the library before."""
 
     sha256: Sha256
     size_bytes: int
@@ -47,9 +47,9 @@ def import_bundle(
     clock: Callable[[], datetime],
     on_event: OnEvent,
 ) -> list[ImportedFile]:
-    """Import every file of the bundle at `path`. Needs no network and a few megabytes of memory.
+    """Import every file of the bundle at `path`. Needs no network and only a few megabytes of memory.
 
-    Raises: IntegrityError: the bundle is damaged or was changed (`bad-bundle`), or a file has wrong contents. Refused:
+    Raises: IntegrityError: the bundle is damaged or was modified (`bad-bundle`), or a file has wrong contents. Refused:
         a pickle in it could run code. StoreError, DiskFull. Files that were verified before the error stay in the
         library.
     """
@@ -152,7 +152,7 @@ class _Taker:
             require_readable(path, name)
 
     def _skip(self, reader: Reader, member: str, packed: Packed) -> None:
-        """Skip data that the library already has, but still compare it, so that a corrupt bundle is detected."""
+        """Skip a blob that the library already has, but check its SHA-256, so that a corrupt bundle is detected."""
         sha256 = hashlib.sha256()
         for piece in reader.blob(member, packed.size_bytes, self._view):
             sha256.update(piece)

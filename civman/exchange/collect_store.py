@@ -1,4 +1,4 @@
-"""The requests of `civman gc` to an object store. It may delete remains of uploads there, never a file."""
+"""What `civman gc` does in an object store. It may delete remains of uploads there, but never a file."""
 
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
@@ -10,18 +10,16 @@ from civman.exchange.second_home import offers, verify_remote
 from civman.manage.second_copies import SecondCopy, StoreLeftover
 
 SHORTEST_AGE = timedelta(days=1)
-"""The minimum age of a sidecar or preview that may be deleted; a younger one may belong to an upload that is still
-running.
-"""
+"""The minimum age of a sidecar or preview that may be deleted. A younger one may belong to an unfinished upload."""
 
 
 def second_copies(
     remote: ObjectStore, last: Collection[Sha256], read: Collection[Sha256], *, now: datetime,
     on_event: OnEvent = ignore,
 ) -> list[SecondCopy]:  # fmt: skip
-    """Find out which of the files `last` can be pulled from the store. Those in `read` are read there and verified.
+    """List those of the files `last` that can be pulled from the store. Files in `read` are read and verified there.
 
-    Left out are files without a readable sidecar, which cannot be pulled, and files whose bytes are wrong.
+    Files without a readable sidecar cannot be pulled and are left out, and so are files with a wrong digest.
 
     Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """
@@ -36,14 +34,14 @@ def second_copies(
 
 
 def leftovers(remote: ObjectStore, *, now: datetime, older_than: timedelta) -> list[StoreLeftover]:
-    """List sidecars and previews in the store without their file, older than `older_than` and than a day."""
+    """List sidecars and previews in the store that have no blob and are older than `older_than` and than a day."""
     return remote.beside_missing(now - max(older_than, SHORTEST_AGE))
 
 
 def drop_leftovers(remote: ObjectStore, chosen: Iterable[StoreLeftover], *, now: datetime) -> list[StoreLeftover]:
-    """Delete those sidecars and previews of `chosen` that have not changed and whose blob is still missing.
+    """Delete those sidecars and previews of `chosen` that are unchanged and still without a blob.
 
-    Returns the ones that were deleted. Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
+    Returns the deleted ones. Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """
     still = set(remote.beside_missing(now - SHORTEST_AGE))
     doomed = [each for each in chosen if each in still]

@@ -1,8 +1,9 @@
 """A bucket of an S3-compatible object store that stores blobs under their digests, as a second copy of a library.
 
-Keys below the prefix in the store's URL: `blobs/sha256/ab/<sha256>` is a file, next to it `<sha256>.civman.json` is its
-sidecar and `<sha256>.preview.<ext>` its preview image. What is written is complete or absent: uploads of several parts
-become visible only at their end. What is read is not trusted: callers compare digests.
+Keys below the prefix in the store's URL: `blobs/sha256/ab/<sha256>` is a file; next to it are its sidecar
+`<sha256>.civman.json` and its preview image `<sha256>.preview.<ext>`. A written object is complete or absent, because
+multipart uploads become visible only when they are finished. Objects that are read are not trusted: callers verify
+digests.
 """
 
 import configparser
@@ -37,7 +38,7 @@ _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """A bucket, the prefix of its keys ("" or ending in a slash), and its server if it is not Amazon's."""
+    """A bucket, the prefix of its keys ("" or ending in a slash), and the server's URL if it is not Amazon's."""
 
     bucket: str
     prefix: str = ""
@@ -83,19 +84,20 @@ class ObjectStore:
     """An open connection to a bucket. Its methods raise NetworkError, NotAllowed and NotFound (no such bucket)."""
 
     def __init__(self, address: StoreAddress, store: Any, server: tuple[str, str]) -> None:
-        """`store` is obstore's client; `server` is the scheme and host with port that signed URLs point to."""
+        """`store` is obstore's client; `server` is the scheme and the host with port of signed URLs."""
         self.address = address
         self.server = server
         self._store = store
 
     @classmethod
     def open(cls, url: str, *, environ: Mapping[str, str] | None = None, home: Path | None = None) -> Self:
-        """Open the store at `url`. Nothing is sent yet.
+        """Open the store at `url`. No request is sent yet.
 
         Access keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, else from ~/.aws/credentials (the profile
         in AWS_PROFILE, or "default").
 
-        Raises: UsageError: `url` is invalid, or the extra `s3` is not installed. NotAllowed (`no-key`): no access keys.
+        Raises: UsageError: `url` is invalid, or the extra `s3` is not installed. NotAllowed (`no-key`): there are no
+        access keys.
         """
         address = StoreAddress.parse(url)
         environ = os.environ if environ is None else environ
@@ -121,7 +123,7 @@ class ObjectStore:
         return cls(address, made, _server(made))
 
     def blobs(self) -> dict[Sha256, int]:
-        """List the digests of all blobs in the store with their sizes in bytes."""
+        """Map the digests of all blobs in the store to their sizes in bytes."""
         found: dict[Sha256, int] = {}
         with self._errors():
             for page in _obstore().list(self._store, prefix="blobs/sha256/"):
@@ -131,10 +133,10 @@ class ObjectStore:
         return found
 
     def beside_missing(self, before: datetime) -> list[StoreLeftover]:
-        """List sidecars and previews whose blob is not in the store, and that were written before this time.
+        """List sidecars and previews that were written before `before` and whose blob is not in the store.
 
-        An upload writes them before its blob, so recent ones may belong to an upload that is still running. Objects
-        that civman does not write are left out.
+        An upload writes sidecar and preview before the blob, so recent ones may belong to an unfinished upload. Objects
+        that civman did not write are left out.
         """
         found: list[StoreLeftover] = []
         blobs: set[str] = set()
@@ -163,9 +165,9 @@ class ObjectStore:
             return None
 
     def upload(self, sha256: Sha256, pieces: Iterable[bytes]) -> None:
-        """Write a blob in several parts; the server verifies the checksum of each.
+        """Write a blob as a multipart upload; the server verifies the checksum of each part.
 
-        If `pieces` raises, nothing is written.
+        If `pieces` raises an error, nothing is written.
         """
         with self._errors():
             _obstore().put(
@@ -174,18 +176,21 @@ class ObjectStore:
             )  # fmt: skip
 
     def read(self, sha256: Sha256) -> Iterator[bytes]:
-        """Read a blob from start to end, in pieces of some megabytes. Raises: NotFound: the store does not have it."""
+        """Read a blob from start to end, in pieces of a few megabytes.
+
+        Raises: NotFound: the store does not have the blob.
+        """
         with self._errors():
             for piece in _obstore().get(self._store, _key(sha256)).stream(min_chunk_size=_READ_BYTES):
                 yield bytes(piece)
 
     def signed_url(self, sha256: Sha256) -> str:
-        """Make a URL from which the blob can be downloaded without the access keys, for one hour. Sends nothing."""
+        """Create a URL from which the blob can be downloaded for an hour without access keys. Sends no request."""
         with self._errors():
             return str(_obstore().sign(self._store, "GET", _key(sha256), _SIGNED_FOR))
 
     def delete(self, sha256: Sha256) -> None:
-        """Delete a blob and what is stored next to it."""
+        """Delete a blob with its sidecar and preview."""
         with self._errors():
             beside = [entry["path"] for page in _obstore().list(self._store, prefix=_folder(sha256)) for entry in page]
             doomed = [path for path in beside if path.startswith(_key(sha256))]
@@ -197,7 +202,7 @@ class ObjectStore:
             _obstore().put(self._store, _key(sha256) + ending, data)
 
     def read_beside(self, sha256: Sha256, ending: str) -> bytes | None:
-        """Read a small file next to a blob; None if there is none. Raises: BadAnswer: the file is too large."""
+        """Read a small file next to a blob; None if it does not exist. Raises: BadAnswer: the file is too large."""
         try:
             with self._errors():
                 found = _obstore().get(self._store, _key(sha256) + ending)
@@ -208,7 +213,7 @@ class ObjectStore:
             return None
 
     def preview_ending(self, sha256: Sha256) -> str | None:
-        """The ending of the blob's preview image, such as ".preview.jpeg"; None if there is none."""
+        """The end of the key of the blob's preview image, such as ".preview.jpeg"; None if there is no preview."""
         key = _key(sha256)
         with self._errors():
             for page in _obstore().list(self._store, prefix=_folder(sha256)):
@@ -219,11 +224,11 @@ class ObjectStore:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn obstore's exceptions into civman's."""
+        """Convert obstore's exceptions to civman's errors."""
         known = _exceptions()
         try:
             yield
-        # obstore raises Python's FileNotFoundError for some missing objects
+        # for some missing objects, obstore raises Python's FileNotFoundError
         except (known.NotFoundError, FileNotFoundError) as error:
             if "NoSuchBucket" in str(error):
                 raise NotFound(
@@ -261,14 +266,14 @@ def _reason(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error of obstore, without its technical details and the keys in signed URLs."""
+    """The first line of an obstore error, without technical details and without the keys in signed URLs."""
     line = str(error).partition("\n")[0].strip()
     line = re.sub(r"\?X-Amz-[^\s`]*", "", line)
     return line.removeprefix("Generic S3 error: ")[:300]
 
 
 def _credentials(environ: Mapping[str, str], home: Path) -> dict[str, Any]:
-    """The access keys as obstore's options; empty if there are none."""
+    """The access keys as options for obstore; empty if there are none."""
     found = {name: value for name in _KEYS if (value := environ.get(name.upper()))}
     if found:
         return found

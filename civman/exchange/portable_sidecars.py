@@ -1,4 +1,4 @@
-"""Sidecars for other machines: private data is left out when writing, and all data is checked when reading."""
+"""Sidecars for other machines: private data is left out when writing, and everything is checked when reading."""
 
 import json
 from datetime import datetime
@@ -18,22 +18,22 @@ _PRIVATE = ("note", "tags", "trigger_words", "rating", "is_favourite", "alias")
 
 
 class Portable:
-    """Creates sidecars and previews when they are needed, so that they do not stay in memory."""
+    """Creates sidecars and previews one at a time, when they are needed, to save memory."""
 
     def __init__(self, index: Index, store: BlobStore, *, with_notes: bool) -> None:
-        """`with_notes`: include the user's own annotations."""
+        """With `with_notes`, the user's own annotations are included."""
         self._index, self._store, self._with_notes = index, store, with_notes
 
     def sidecar(self, sha256: Sha256) -> bytes:
-        """The JSON of the blob's sidecar, without the data that belongs to this machine (path and pins)."""
+        """The JSON of the blob's sidecar, without the data that is specific to this machine (path and pins)."""
         facts = described(self._index, self._index.referrers(sha256), self._store)
-        for own in ("path", "pins"):  # these facts belong to this machine, not to the model
+        for own in ("path", "pins"):  # path and pins concern this machine, not the model
             facts.pop(own, None)
         facts["assets"] = [self._public(entry) for entry in facts["assets"]]
         return json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True).encode()
 
     def preview(self, sha256: Sha256) -> tuple[str, bytes] | None:
-        """The suffix and the bytes of the blob's preview image; None if it has none, or one that is too large."""
+        """The suffix and the bytes of the blob's preview image; None if there is none or it is too large."""
         path = self._store.preview(sha256)
         if path is None or not 0 < path.stat().st_size <= MOST_PREVIEW_BYTES:
             return None
@@ -45,12 +45,12 @@ class Portable:
 
 
 def bad_sidecar(why: str) -> IntegrityError:
-    """The error for a sidecar from another machine that cannot be used."""
+    """Build the error for an unusable sidecar from another machine."""
     return IntegrityError(f"the file's metadata (its sidecar) is invalid: {why}", code=Cause.BAD_SIDECAR)
 
 
 def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
-    """Parse a sidecar from another machine: unsafe names and times in the future are replaced, pins are removed.
+    """Parse a sidecar from another machine. Unsafe names and future times are replaced, and pins are removed.
 
     Raises: IntegrityError (`bad-sidecar`).
     """
@@ -69,7 +69,7 @@ def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
     if entry.get("model") and entry.get("version"):
         from civman.civitai import wire_models  # imported here, not at the top: it imports pydantic, which takes 0.2 s
 
-        # check the metadata before the file's contents are imported
+        # parse the metadata before the file's contents are imported, to find errors early
         wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=lambda _: None)
     asked = {what: _asked((entry.get("asked") or {}).get(what), now) for what in ("model", "version")}
     return {
@@ -82,7 +82,7 @@ def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
 
 
 def _asked(raw: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
-    """Replace times in the future: a response dated in the future would keep all later ones out of the index."""
+    """Replace future times: with a response from the future, the index would ignore all later responses."""
     if not raw or datetime.fromisoformat(raw["at"]) > now:
         return None
     return raw

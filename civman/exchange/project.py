@@ -1,7 +1,7 @@
-"""A project's models in two files: `[[models]]` in civman.toml (what is wanted) and civman.lock (exactly which bytes).
+"""A project's models, in two files: civman.toml lists the wanted models (`[[models]]`), civman.lock the exact files.
 
-civman.toml belongs to the user: comments, order and spacing are preserved. civman.lock belongs to civman: it is sorted,
-and the same content gives the same text on every machine.
+civman.toml belongs to the user, so comments, order and spacing are preserved. civman.lock belongs to civman: it is
+sorted, and the same content gives the same text on every machine.
 """
 
 import os
@@ -29,9 +29,9 @@ _OTHER_LOCK = "update civman"
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """One file that the project needs, identified by its digest.
+    """A file that the project needs, identified by its digest.
 
-    `ref` is the entry of civman.toml that it belongs to.
+    `ref` is the entry of civman.toml that the file belongs to.
     """
 
     ref: str
@@ -47,7 +47,7 @@ class Locked:
 
     @property
     def exact_ref(self) -> str | None:
-        """The ref that identifies exactly this file on CivitAI; None if it is not from CivitAI."""
+        """The ref that identifies exactly this file on CivitAI; None if the file is not from CivitAI."""
         if self.version_id is None:
             return None
         return str(VersionRef(self.version_id, self.model_id, FileSelector(self.file_id)))
@@ -72,7 +72,7 @@ class Stale:
 
 
 class Project:
-    """The two files of one project folder. They are read on request and always written whole."""
+    """The two files of a project folder. They are read on request and always written as a whole."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest = folder / PROJECT_FILE
@@ -80,18 +80,18 @@ class Project:
 
     @classmethod
     def nearest(cls, folder: Path) -> "Project":
-        """The project that `folder` belongs to: the nearest civman.toml in it or above it, or else `folder` itself."""
+        """The project of `folder`: that of the nearest civman.toml in it or above it, or else `folder` itself."""
         found = nearest_project_file(folder)
         return cls(found.parent if found is not None else folder)
 
     def wanted(self) -> list[str]:
-        """The refs of civman.toml in their canonical form and in order. Raises: ConfigError."""
+        """The refs of civman.toml in canonical form, in the file's order. Raises: ConfigError."""
         return [_canonical(ref) for ref in _refs(self._document_plain(), self.manifest)]
 
     def locked(self) -> list[Locked]:
-        """The entries of the lock; empty if there is no lock.
+        """The entries of the lock file; empty if there is none.
 
-        Raises: ConfigError: it is damaged, or from a newer civman.
+        Raises: ConfigError: the lock file is damaged, or from another version of civman.
         """
         try:
             raw = tomllib.loads(self.lock.read_text(encoding="utf-8"))
@@ -110,16 +110,16 @@ class Project:
             raise self._spoilt(error) from error
 
     def stale(self) -> Stale:
-        """How the lock differs from civman.toml."""
+        """Compare the lock file with civman.toml."""
         wanted, locked = self.wanted(), {entry.ref for entry in self.locked()}
         return Stale(
             tuple(ref for ref in dict.fromkeys(wanted) if ref not in locked), tuple(sorted(locked - set(wanted)))
         )
 
     def add(self, entries: Sequence[Locked]) -> list[str]:
-        """Write entries to both files, replacing earlier ones with the same ref.
+        """Write entries to both files, replacing earlier entries with the same ref.
 
-        Returns the refs new in civman.toml.
+        Returns the refs that are new in civman.toml.
         """
         known = set(self.wanted())
         fresh = [entry for entry in entries if entry.ref not in known]
@@ -130,14 +130,14 @@ class Project:
         return [entry.ref for entry in fresh]
 
     def find(self, ref: str) -> set[str]:
-        """The entries of civman.toml that `ref` means."""
+        """The entries of civman.toml that `ref` refers to."""
         locked = self.locked()
         return {entry for entry in self.wanted() if _means(ref, entry, locked)}
 
     def drop(self, refs: Sequence[str]) -> list[Locked]:
         """Remove entries from both files and return them. The library's files are not touched.
 
-        Raises: NotFound: the project has no such entry.
+        Raises: NotFound: the project has no entry for a ref.
         """
         locked = self.locked()
         chosen: set[str] = set()
@@ -157,7 +157,7 @@ class Project:
         return [entry for entry in locked if entry.ref in chosen]
 
     def write_lock(self, entries: Iterable[Locked]) -> None:
-        """Write the lock, sorted by content."""
+        """Write the lock file with the entries in sorted order."""
         import tomlkit  # imported here, not at the top: it takes 0.04 s, and only writing needs it
 
         document = tomlkit.document()
@@ -206,7 +206,7 @@ class Project:
 
 
 def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked:
-    """Create the lock entry for a stored file, whose bytes have been verified."""
+    """Create the lock entry for a stored file. Its bytes were verified when it was stored."""
     return Locked(
         ref=_canonical(ref),
         name=asset.name,
@@ -222,10 +222,10 @@ def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked
 
 
 def locked_file(ref: str, version: ModelVersion, file: ModelFile) -> Locked:
-    """Create the lock entry for a file on CivitAI. Raises: UsageError: CivitAI declares no digest or size for it."""
+    """Create the lock entry for a file on CivitAI. Raises: UsageError: CivitAI declares no digest or size."""
     if file.hashes.sha256 is None or file.size_bytes is None:
         raise UsageError(
-            f"CivitAI gives no SHA-256 for `{file.name}`, so it cannot be locked without downloading it first",
+            f"CivitAI declares no SHA-256 for `{file.name}`, so it cannot be locked without downloading it first",
             hint="leave out --no-download, so that civman computes the SHA-256",
         )
     return Locked(
@@ -302,7 +302,7 @@ def _without_models(text: str, refs: set[str]) -> str:
 
 
 def _means(typed: str, entry: str, locked: Sequence[Locked]) -> bool:
-    """Whether a typed text identifies this entry, by its ref, model, version, file, digest or name."""
+    """Whether `typed` identifies this entry: by its ref, model, version, file, digest or name."""
     if _canonical(typed) == entry:
         return True
     return any(each.ref == entry and means(typed, each.known_ids) for each in locked)

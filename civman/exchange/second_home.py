@@ -1,7 +1,7 @@
 """Push files to an object store and pull files from it; each is identified by its SHA-256 and verified on arrival.
 
-The store has each blob once, with a sidecar, so that several libraries can share it. Neither pushing nor pulling
-deletes anything. Like a download from CivitAI, a download from the store resumes after an interruption.
+The store contains each blob once, with a sidecar, so that several libraries can share it. Neither pushing nor pulling
+deletes anything. Like a download from CivitAI, an interrupted download from the store can be resumed.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ _SIDECAR = ".civman.json"
 _READ_BYTES = 4 << 20
 _AT_ONCE = 16
 _FEW = 20
-"""For up to this many files, the store is asked about each; for more, all objects in the store are listed instead."""
+"""For up to this many files, the store gets one request per file; for more files, all its objects are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The result for one file. `was_present`: the file was there already, so nothing was transferred."""
+    """The result for one file. `was_present`: nothing was transferred, because the target already had the file."""
 
     sha256: Sha256
     name: str
@@ -53,7 +53,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A file in an object store: its digest and size, and the contents of its sidecar."""
+    """A file in an object store: its digest, its size and the contents of its sidecar."""
 
     sha256: Sha256
     size_bytes: int
@@ -79,9 +79,9 @@ def push(
     with_notes: bool = False,
     on_event: OnEvent = ignore,
 ) -> Iterator[Moved]:
-    """Upload the files of `assets` that the store does not have yet, with their metadata.
+    """Upload those files of `assets` that the store does not have, with their metadata.
 
-    Yields a result for each file. Each file is hashed while it is read; a corrupt one leaves nothing in the store.
+    Yields a result for each file. Each file is hashed while it is read; a corrupt file is not stored.
 
     Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """
@@ -105,7 +105,7 @@ def push(
 
 
 def _upload(remote: ObjectStore, asset: Asset, portable: Portable, on_event: OnEvent) -> None:
-    """Upload one file, after its sidecar and preview. Raises: IntegrityError, StoreError; and what `remote` raises."""
+    """Upload a file's sidecar and preview, then the file. Raises: IntegrityError, StoreError, errors of `remote`."""
     sha256 = asset.blob.sha256
     remote.write_beside(sha256, _SIDECAR, portable.sidecar(sha256))
     if (preview := portable.preview(sha256)) is not None:
@@ -116,9 +116,9 @@ def _upload(remote: ObjectStore, asset: Asset, portable: Portable, on_event: OnE
 
 
 def offers(remote: ObjectStore, digests: Iterable[Sha256] | None = None, *, now: datetime) -> list[Offer]:
-    """List the files in the store with these digests (None: all) and their metadata, ordered by name.
+    """List the files in the store that have these digests (None: all files) and their metadata, ordered by name.
 
-    A file without a readable sidecar is left out; so is a digest that the store does not have.
+    Files without a readable sidecar are left out, as are digests that the store does not have.
     """
     sizes = _sizes(remote, list(digests)) if digests is not None else remote.blobs()
 
@@ -135,7 +135,7 @@ def offers(remote: ObjectStore, digests: Iterable[Sha256] | None = None, *, now:
 
 
 def choose(offered: Sequence[Offer], refs: Sequence[str], *, file: str | None, now: datetime) -> list[Offer]:
-    """Choose the offers that `refs` mean, by the same rules as for files in the library.
+    """Return the offers that `refs` refer to, by the same rules as for files in the library.
 
     Raises: NotFound, AmbiguousRef, InvalidRef.
     """
@@ -155,7 +155,7 @@ def choose(offered: Sequence[Offer], refs: Sequence[str], *, file: str | None, n
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """Downloads files from an object store into a library, and adds them to its index."""
+    """Downloads files from an object store into a library and adds them to the library's index."""
 
     remote: ObjectStore
     index: Index
@@ -165,7 +165,7 @@ class Puller:
     clock: Callable[[], datetime]
 
     def pull(self, wanted: Iterable[Offer], *, permits: Permits, on_event: OnEvent = ignore) -> Iterator[Moved]:
-        """Download, verify and index each of `wanted`. Yields a result for each.
+        """Download, verify and index the `wanted` files. Yields a result for each file.
 
         Raises: KeyboardInterrupt: the bytes received so far are kept for the next attempt.
         """
@@ -215,7 +215,7 @@ class Puller:
 
 
 def verify_remote(remote: ObjectStore, digests: Sequence[Sha256], *, on_event: OnEvent = ignore) -> Iterator[Moved]:
-    """Read files in the store and compare their SHA-256. Yields a result for each file; nothing is deleted.
+    """Read files in the store and compare their SHA-256; delete nothing. Yields a result for each file.
 
     Raises: NetworkError, NotAllowed: the store cannot be used.
     """
@@ -251,7 +251,7 @@ def _sizes(remote: ObjectStore, digests: Iterable[Sha256]) -> dict[Sha256, int]:
 
 
 def _hashed(path: Path, sha256: Sha256, name: str, on_event: OnEvent) -> Iterator[bytes]:
-    """Read a file in pieces. Raises: StoreError. HashMismatch, after the last piece: it does not match `sha256`."""
+    """Yield a file in pieces. Raises: StoreError. HashMismatch, after the last piece: the digest is not `sha256`."""
     actual = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""Make the library contain exactly the files that a project's lock lists, and write that lock."""
+"""Download exactly the files that a project's lock lists, and create or update the lock."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Fetch = Callable[[Sequence[str], Examine | None], Sequence[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The result for one entry of the lock: its file, which was present or was downloaded, or else an error."""
+    """The result for one entry of the lock: its file, which was either present or downloaded, or an error."""
 
     entry: Locked
     asset: Asset | None = None
@@ -43,13 +43,13 @@ class Syncing:
     project: Project
     index: Index
     fetch: Fetch
-    """Downloads refs; the second argument checks each file before its download."""
+    """Downloads refs. Its second argument is a function that checks each file before its download."""
     plan: Callable[[str], Job]
     file: str | None = None
     """Selects one of a version's files, as for `--file`."""
 
     def add(self, refs: Sequence[str], *, download: bool) -> list[Added]:
-        """Resolve `refs` now, and write them to the project and its lock; refs with errors are left out."""
+        """Resolve `refs` and write them to civman.toml and the lock; refs with errors are left out."""
         found = self._locked_held(refs) if download else {}
         rest = [ref for ref in refs if ref not in found]
         found |= self._fetched(rest) if download else {ref: self._unseen(ref) for ref in rest}
@@ -61,14 +61,14 @@ class Syncing:
         ]
 
     def relock(self) -> list[Added]:
-        """Update the lock to match civman.toml: new entries are resolved, existing ones stay as they are."""
+        """Update the lock to match civman.toml: new entries are resolved, existing entries stay as they are."""
         stale = self.project.stale()
         entries = [entry for entry in self.project.locked() if entry.ref not in stale.extra]
         self.project.write_lock(entries)
         return self.add(stale.missing, download=True)
 
     def sync(self) -> list[Synced]:
-        """Download exactly the files that the lock lists and the library lacks. Nothing is removed."""
+        """Download exactly those files that the lock lists and the library does not have. Removes nothing."""
         entries = self.entries()
         missing = [entry for entry in entries if self._here(entry) is None and entry.exact_ref is not None]
         wanted = {(entry.version_id, entry.file_id): entry for entry in missing}
@@ -82,17 +82,17 @@ class Syncing:
         return [self._synced(entry, outcomes.get(entry)) for entry in entries]
 
     def check(self) -> list[Synced]:
-        """Report which files of the lock the library contains. Changes nothing and needs no network."""
+        """Report which files of the lock are in the library. Changes nothing and needs no network."""
         return [self._synced(entry, None) for entry in self.entries()]
 
     def entries(self) -> list[Locked]:
-        """The entries of the lock, if it matches civman.toml.
+        """The entries of the lock, which must match civman.toml.
 
         Raises: ConfigError: `lock-missing`, `lock-stale`. NotFound: `no-project`.
         """
         if not self.project.manifest.exists() and not self.project.lock.exists():
             raise NotFound(
-                f"there is no project in `{self.project.manifest.parent}` or a folder above it",
+                f"neither `{self.project.manifest.parent}` nor a folder above it contains a project",
                 hint="run `civman add REF` to start a project: it writes civman.toml and civman.lock",
                 code=Cause.NO_PROJECT,
             )
@@ -140,9 +140,9 @@ class Syncing:
         return next(found, None)
 
     def _locked_held(self, refs: Sequence[str]) -> dict[str, Locked | CivmanError]:
-        """Resolve names, digests and paths of stored files to lock entries.
+        """Resolve refs that are names, digests or paths of stored files to lock entries.
 
-        An ambiguous ref gets its error instead; refs that match no stored file are left out.
+        For an ambiguous ref, the error is returned instead. Refs that match no stored file are left out.
         """
         found: dict[str, Locked | CivmanError] = {}
         for ref in refs:
@@ -181,7 +181,7 @@ class Syncing:
 def check_declared(
     wanted: dict[tuple[VersionId | None, FileId | None], Locked], version: ModelVersion, file: ModelFile
 ) -> None:
-    """Check that CivitAI still declares the locked bytes for a file.
+    """Check that CivitAI still declares the locked SHA-256 for a file.
 
     Raises: IntegrityError, before anything is downloaded.
     """
@@ -201,7 +201,7 @@ def check_declared(
 
 
 def _wish(ref: str, version: ModelVersion | None, file_id: FileId | None, sha256: Sha256 | None) -> str:
-    """Return the ref to write to civman.toml: as typed if it is unambiguous, else the exact ref of its file."""
+    """Return the ref to write to civman.toml: as typed if it is unambiguous, else the exact ref of the file."""
     parsed = parse_ref(ref)
     if isinstance(parsed, NameRef | HashRef | PathRef | NumberRef | ImageRef):
         if version is None:

@@ -1,4 +1,4 @@
-"""Small files next to a model that another program reads: CivitAI metadata in that program's format, and a preview."""
+"""Small files next to a model for another program: CivitAI metadata in the program's own format, and a preview."""
 
 import json
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from civman.index import Index
 _MOST_CONFIG = 1 << 20
 _PICTURES = {b"\x89PNG": ".preview.png", b"\xff\xd8\xff": ".preview.jpg"}
 _WEBUI_VERSIONS = {Architecture.SD1: "SD1", Architecture.SD2: "SD2", Architecture.SDXL: "SDXL"}
-"""A1111's names for the base models that adapters were trained on."""
+"""Maps base models of adapters to the names that A1111 uses for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A small file: its kind, the suffix after the model's name, and its contents."""
+    """A small file next to a model: its kind, the suffix after the model's name, and its contents."""
 
     kind: Companion
     ending: str
@@ -30,7 +30,7 @@ class Beside:
 def companions(
     asset: Asset, version: ModelVersion | None, picture: bytes | None, wanted: tuple[Companion, ...]
 ) -> list[Beside]:
-    """Create the companion files of one model; companion files without any content are left out."""
+    """Create the companion files of one model. Files that would be empty are left out."""
     found = []
     for kind in wanted:
         match kind:
@@ -44,14 +44,14 @@ def companions(
             case Companion.SWARM_JSON:
                 ending, data = ".swarm.json", _swarm_json(asset, version)
             case Companion.CONFIG:
-                continue  # leave out the checkpoint's config: `config_of` finds it
+                continue  # the model's config is not created here; `config_of` finds it
         if data is not None:
             found.append(Beside(kind, ending, data))
     return found
 
 
 def config_of(asset: Asset, index: Index) -> Beside | None:
-    """Find the config of a model: a stored file of the same version, or a file next to the model."""
+    """Find a model's config: a stored file of the same version, or a file next to the model."""
     of_version = index.find_by_version(asset.version_id) if asset.version_id is not None else []
     paths = [Path(other.path) for other in of_version if other.blob.suffix in CONFIG_SUFFIXES]
     paths += [Path(asset.path).with_suffix(suffix) for suffix in sorted(CONFIG_SUFFIXES)]
@@ -73,7 +73,7 @@ def _picture_ending(picture: bytes | None) -> str:
 
 
 def _civitai_info(version: ModelVersion) -> bytes:
-    """The version in the form of CivitAI's `/model-versions` response, which programs expect in this file."""
+    """The version as CivitAI's endpoint `/model-versions` returns it, which is what programs expect in this file."""
     raw: dict[str, Any] = json.loads(version.raw)
     model = version.model
     said = raw.get("model") if isinstance(raw.get("model"), dict) else {}

@@ -1,4 +1,4 @@
-"""Give a blob a second name: by shared blocks, a hard link, a symbolic link, or a copy. Never changes the blob."""
+"""Make a blob available at a second path by shared blocks, hard link, symbolic link or copy. Blobs never change."""
 
 import os
 import shutil
@@ -20,15 +20,15 @@ from civman.system.move_files import remove_file, rename_file, replace_file
 def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -> tuple[Entry, list[str]]:
     """Create the entry's file from `blob` with the first method that works.
 
-    Returns the entry as created, and why the other methods failed. Raises: StoreError: none works, or a file already
-    exists there.
+    Returns the entry as created, and why earlier methods failed. Raises: StoreError: no method works, or the path
+    already exists.
     """
     path = folder / entry.path
     if os.path.lexists(path):
         raise StoreError(
             f"`{path}` was created by another program in the meantime; it is left unchanged", path=str(path)
         )
-    remove_file(_temporary(path), missing_ok=True)  # a killed process may have left the temporary file
+    remove_file(_temporary(path), missing_ok=True)  # remove a temporary file that a killed process may have left behind
     reasons = []
     for method in methods:
         refusal = _MAKERS[method](blob, path, entry.sha256)
@@ -44,7 +44,7 @@ def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -
 
 
 def write_companion(folder: Path, entry: Entry, data: bytes) -> Entry:
-    """Write a small file of the view, replacing an older one, and return its entry. Raises: StoreError."""
+    """Write a companion file of the view, replacing an older version, and return its entry. Raises: StoreError."""
     path = folder / entry.path
     temporary = _temporary(path)
     try:
@@ -56,13 +56,13 @@ def write_companion(folder: Path, entry: Entry, data: bytes) -> Entry:
 
 
 def remove_entry_file(folder: Path, entry: Entry, store: BlobStore) -> None:
-    """Remove the entry's file; a blob that shares its bytes as a hard link stays read-only. Raises: OSError."""
+    """Remove the entry's file. If it is a hard link to a blob, the blob stays read-only. Raises: OSError."""
     is_linked = entry.method is Method.HARDLINK and entry.kind == "model"
     remove_file(folder / entry.path, missing_ok=True, twin=_twin(entry, store) if is_linked else None)
 
 
 def _twin(entry: Entry, store: BlobStore) -> Path | None:
-    """The file in the store to which the entry is a hard link: the blob or its safetensors copy."""
+    """The file in the store that the entry is a hard link to: the blob or its safetensors copy."""
     if entry.sha256 == entry.of:
         return _blob_path(entry.of, store)
     copy = copy_place(store, entry.of)
@@ -76,7 +76,7 @@ def _blob_path(sha256: Sha256, store: BlobStore) -> Path | None:
     return stored.path if stored is not None else found[1] if found is not None else None
 
 
-# Each function creates `path` with one method. It returns why this failed, or "" if the file was created.
+# Each of the following functions tries one method to create `path`. It returns why this failed, or "" if it worked.
 
 
 def _reflink(blob: Path, path: Path, _: Sha256) -> str:

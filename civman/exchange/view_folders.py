@@ -1,7 +1,7 @@
 """Determine the kind of a file, and the folder in which a program expects files of this kind.
 
-The facts are in view_folders.json. Source: the programs' defaults (ComfyUI `folder_paths`, A1111 and Forge `models/`
-and `embeddings/`, SwarmUI `Paths` settings); InvokeAI scans any folder and identifies files itself.
+The folders are listed in view_folders.json. Source: the programs' defaults (ComfyUI `folder_paths`, A1111 and Forge
+`models/` and `embeddings/`, SwarmUI `Paths` settings); InvokeAI scans any folder and identifies files itself.
 """
 
 import json
@@ -15,7 +15,7 @@ from civman.errors import UsageError
 
 
 class Slot(StrEnum):
-    """A kind of file that a program has a folder for."""
+    """A kind of file for which a program has a folder."""
 
     CHECKPOINT = "checkpoint"
     DIFFUSION_MODEL = "diffusion-model"
@@ -33,19 +33,21 @@ class Slot(StrEnum):
 
 
 class Companion(StrEnum):
-    """A small file next to a model that a program reads."""
+    """A kind of small file that a program reads next to a model."""
 
     CIVITAI_INFO = "civitai-info"
     PREVIEW = "preview"
     WEBUI_JSON = "webui-json"
     SWARM_JSON = "swarm-json"
     CONFIG = "config"
-    """The model's own config, without which some checkpoints are loaded wrongly; every layout has it."""
+    """The model's own config file, without which some checkpoints are loaded wrongly. Views for every program include
+    it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A program's folder layout. `place` describes which folder of the program the view's folder is meant for."""
+    """A program's folder layout. `place` describes which folder of the program the view should be."""
 
     name: str
     place: str
@@ -96,7 +98,7 @@ def layout_named(name: str) -> Layout:
 
 
 def slot_of(asset: Asset) -> Slot | None:
-    """The kind of a file: from its tensors if they show it, else from CivitAI's type; None for other files."""
+    """The kind of a file: from its tensors if they show it, else from CivitAI's type; None if there is no folder."""
     if asset.blob.suffix not in MODEL_SUFFIXES:
         return None
     slot = _BY_KIND.get(asset.facts.kind) or _BY_TYPE.get(asset.type)

@@ -1,6 +1,6 @@
-"""Create, refresh and remove a view. It changes only files that its manifest lists and that are still unchanged.
+"""Create, refresh and remove a view. Only files that its manifest lists, and that are unchanged, are modified.
 
-Once a blob has a name in the view, it keeps this name for as long as it is in the view.
+Once a blob has a name in a view, it keeps this name for as long as it is in the view.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ from civman.system.process_lock import FileLock
 
 _LOCK = ".civman-view.lock"
 _SHORTEST_NAME = 40
-"""The minimum length of a file name: room for a suffix, and for enough of a digest to distinguish two files."""
+"""The minimum space for a file name in bytes: it leaves room for a suffix or for a digest that tells two files apart.
+"""
 
 
 class Act(StrEnum):
@@ -40,18 +41,18 @@ class Act(StrEnum):
     ADD = "add"
     RENAME = "rename"
     RENEW = "renew"
-    """The file is created again in the same place: by another method, with other companion files, or after a new
+    """The file at the same path is created again: by another method, for changed companion files, or after a new
     download.
     """
     REMOVE = "remove"
     KEEP = "keep"
     LEAVE = "leave"
-    """Another program's or the user's file exists there; it is not touched."""
+    """A file of the user or of another program exists at the path; it is not touched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One path of the plan. `old_path` is its path before a rename."""
+    """One step of the plan, for one path. `old_path` is the path before a rename."""
 
     act: Act
     entry: Entry
@@ -62,13 +63,13 @@ class Step:
 
     @property
     def path(self) -> str:
-        """The path below the view's folder, with slashes."""
+        """The path relative to the view's folder, with slashes."""
         return self.entry.path
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An asset that the view cannot show, and why."""
+    """An asset that the view cannot show, with the reason."""
 
     asset: Asset
     reason: str
@@ -76,7 +77,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """Everything that `apply` would do."""
+    """The changes that `apply` makes, and what it leaves out."""
 
     folder: Path
     layout: Layout
@@ -99,11 +100,11 @@ def plan_view(
     folder: Path, assets: Iterable[Asset], index: Index, store: BlobStore, after: Manifest, before: Manifest | None,
     safe: SafeAssets | None = None,
 ) -> ViewPlan:  # fmt: skip
-    """Plan the changes that make `folder` show `assets` as `after` specifies. Changes nothing in `folder`.
+    """Plan the changes after which `folder` shows `assets` as `after` specifies. Changes nothing in `folder`.
 
-    `safe`: show the safetensors copies of pickles.
+    With `safe`, the safetensors copies of pickles are shown.
 
-    Raises: UsageError: the folder contains another program's view. StoreError.
+    Raises: UsageError: the folder contains a view for another program. StoreError.
     """
     layout = layout_named(after.layout)
     if before is not None and before.layout != after.layout:
@@ -118,7 +119,7 @@ def plan_view(
 def apply(plan: ViewPlan, store: BlobStore) -> Linked:
     """Carry out the plan.
 
-    Raises: StoreError, DiskFull: what was created before the error is recorded in the manifest.
+    Raises: StoreError, DiskFull: files that were created before the error are recorded in the manifest.
     """
     lock = _locked(plan.folder)
     try:
@@ -132,7 +133,7 @@ def apply(plan: ViewPlan, store: BlobStore) -> Linked:
 
 
 def remove_view(folder: Path, store: BlobStore) -> list[Step]:
-    """Remove the view: its files, if unchanged, then its empty folders. Blobs stay."""
+    """Remove a view: its unchanged files, then its empty folders. The blobs are not touched."""
     before = memory.read(folder)
     if before is None:
         raise UsageError(f"there is no view in `{folder}`", hint="`civman link DIR --layout NAME` creates one")
@@ -169,7 +170,8 @@ class _Planner:
     def plan(self, assets: Iterable[Asset]) -> ViewPlan:
         placed, skipped = self._placed(assets)
         shown = {asset.blob.sha256: self._digest_and_size(asset)[0] for _, asset in placed}
-        # if the view has switched between a pickle and its safetensors copy, the file shown before is dropped
+        # entries of a file that is no longer shown, because the view switched between a pickle and its safetensors
+        # copy, are dropped
         fitting = [each for each in self._before if each.kind == "model" and shown.get(each.of, "") == each.sha256]
         models = {(entry.folder, entry.of): entry for entry in fitting}
         elsewhere = {entry.of: entry for entry in fitting}
@@ -192,7 +194,10 @@ class _Planner:
         return ViewPlan(self._folder, self._layout, self._manifest, after, tuple(self._steps), tuple(skipped))
 
     def _placed(self, assets: Iterable[Asset]) -> tuple[list[tuple[str, Asset]], list[Skipped]]:
-        """Choose a folder for the oldest asset of each blob. The oldest come first, so they get the plain names."""
+        """Choose a folder for the oldest asset of each blob.
+
+        Older assets come first, so they get names without a suffix.
+        """
         found: dict[tuple[str, Sha256], Asset] = {}
         skipped: list[Skipped] = []
         for asset in sorted(assets, key=lambda asset: (asset.added_at, asset.blob.sha256)):
@@ -259,7 +264,7 @@ class _Planner:
         self._companions(entry, asset)
 
     def _strangers(self, folder: str) -> set[tuple[str, str]]:
-        """Names of files in a folder of the view that were not created by the view."""
+        """Names of files in a folder of the view that the view did not create."""
         if folder not in self._listed:
             try:
                 self._listed[folder] = {entry.name for entry in (self._folder / folder).iterdir()}
@@ -345,7 +350,7 @@ class _Worker:
         return Linked(plan, tuple(self._entries.values()), tuple(self._notices))
 
     def _announce(self) -> None:
-        """Write the manifest before creating any file, so that files left by a crash are recognised as the view's."""
+        """Write the manifest before any file is created, so that files left by a crash are known to be the view's."""
         coming = {step.path: step.entry for step in self._plan.steps if step.act in (Act.ADD, Act.RENAME)}
         memory.write(
             self._plan.folder,
@@ -368,7 +373,8 @@ class _Worker:
                 f"`{target}` was created by another program in the meantime; it is left unchanged", path=str(target)
             )
         self._make_folder(step.entry.folder)
-        if step.entry.method is Method.SYMLINK:  # rewrite the link: a relative link depends on the place where it is
+        # create the link again, because a relative link depends on its own location
+        if step.entry.method is Method.SYMLINK:
             remove_file(self._plan.folder / step.old_path)
             self._entries.pop(step.old_path, None)
             self.add(step)
@@ -392,7 +398,7 @@ class _Worker:
             self._notices.update(dict.fromkeys(reasons))
 
     def leave(self, step: Step) -> None:
-        """Keep an entry that is still wanted, so that its name stays taken; drop an entry that is no longer wanted."""
+        """Keep the entry of a file that is still wanted, so that its name stays taken; else drop the entry."""
         if step.asset is None and step.entry.kind == "model":
             self._entries.pop(step.path, None)
 
@@ -430,7 +436,7 @@ def _removal(folder: Path, entry: Entry, store: BlobStore) -> Step:
 
 
 def _remove_folders(folder: Path, made: Sequence[str]) -> set[str]:
-    """Remove those of the folders `made` that are empty, the deepest first. Returns the folders that are not empty."""
+    """Remove those of the folders `made` that are empty, deepest first. Returns the folders that are not empty."""
     kept = set()
     for name in sorted(made, key=lambda name: name.count("/"), reverse=True):
         path = folder / name

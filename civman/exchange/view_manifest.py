@@ -1,6 +1,6 @@
 """The record of which files civman created in a view: a JSON file in the view's folder.
 
-All other files in the folder belong to the user or to other programs.
+All files that it does not list belong to the user or to other programs.
 """
 
 import json
@@ -31,24 +31,24 @@ class Method(StrEnum):
 
 
 class State(StrEnum):
-    """Whether the file at an entry's path is the one that the view created, is missing, or is a different file."""
+    """Whether the file at an entry's path is the one that the view created, is missing, or is another file."""
 
     OURS = "ours"
     MISSING = "missing"
     FOREIGN = "foreign"
-    """There is another file, or the file has other contents."""
+    """The path contains another file, or the file's contents have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file that the view created. `inode` 0 means that an error occurred before it was created."""
+    """One file of the view. `inode` is 0 if an error occurred before the file was created."""
 
     path: str
-    """The path below the view's folder, with slashes."""
+    """The path relative to the view's folder, with slashes."""
     of: Sha256
-    """The SHA-256 of the model: the file itself, or the one it is a companion of."""
+    """The SHA-256 of the model that this file is, or that it is a companion of."""
     kind: str
-    """"model" for a model file, otherwise the kind of companion file, such as a preview."""
+    """"model" for a model file, otherwise the kind of companion file, such as "preview"."""
     size_bytes: int
     sha256: Sha256
     method: Method = Method.COPY
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the view was requested to contain; an empty value means everything."""
+    """Which files the view was requested to show. Empty fields do not restrict the files."""
 
     refs: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
@@ -90,11 +90,11 @@ class Manifest:
     wanted: Wanted = Wanted()
     entries: tuple[Entry, ...] = ()
     folders: tuple[str, ...] = field(default=())
-    """Folders that civman created below the view's own folder; they are removed with the view if they are empty."""
+    """Folders that civman created inside the view's folder. They are removed with the view if they are empty."""
 
 
 def read(folder: Path) -> Manifest | None:
-    """Read the manifest; None if there is no view. Raises: StoreError: it is damaged."""
+    """Read the manifest; None if there is no view. Raises: StoreError: the manifest is damaged."""
     path = folder / FILE
     try:
         raw = json.loads(path.read_bytes())
@@ -140,7 +140,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def state_of(folder: Path, entry: Entry, blob: Path | None) -> State:
-    """Whether the file at the entry's path is still the one that was created. `blob` is the model's path."""
+    """Whether the file at the entry's path is still the one that civman created. `blob` is the path of the model."""
     path = folder / entry.path
     try:
         found = path.lstat()

@@ -1,4 +1,4 @@
-"""File names in views that never collide and never change while their file stays. Pure functions."""
+"""File names in views. They never collide, and never change while the file stays in the view. Pure functions."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -13,7 +13,8 @@ _BREAKS = re.compile(r"[^\w.+-]+")
 def stem_key(folder: str, name: str) -> tuple[str, str]:
     """The key that must be unique in a view: the folder and the name without extension, ignoring case.
 
-    Programs treat `x.safetensors` and `x.ckpt` as the same model, and their companion files would have the same names.
+    Programs treat `x.safetensors` and `x.ckpt` as the same model, and the two would have companion files of the same
+    name.
     """
     return folded(folder), folded(name.rpartition(".")[0])
 
@@ -25,9 +26,10 @@ def free_name(
     rival: Asset | None,
     most_bytes: int = MOST_BYTES,
 ) -> str:
-    """The first free name for the asset, of `most_bytes` at most.
+    """The first free name for the asset, of at most `most_bytes`.
 
-    It is its own name, then its own name plus a suffix that distinguishes it from `rival`, then its digest.
+    The candidates are the asset's own name, then this name with a suffix that distinguishes it from `rival`, then this
+    name with the digest.
     """
     candidates = list(_candidates(asset, rival, most_bytes))
     return next((name for name in candidates if stem_key(folder, name) not in taken), candidates[-1])

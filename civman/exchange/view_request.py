@@ -1,4 +1,4 @@
-"""What the user wants in a view, combined with what was requested when the view was created."""
+"""Combines a request for a view with what was requested when the view was created."""
 
 import os
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from civman.store.blobs import BlobStore
 
 @dataclass(frozen=True, slots=True)
 class ViewRequest:
-    """The current request. None and empty values mean: as when the view was created, else everything."""
+    """The current request. A None or empty value means: as when the view was created, or else no restriction."""
 
     layout: str | None = None
     method: str | None = None
@@ -30,16 +30,16 @@ class ViewRequest:
     types: tuple[ModelType, ...] = ()
     base_models: tuple[str, ...] = ()
     everything: bool = False
-    """Whether to drop the earlier restriction to some files."""
+    """Whether to show all files again, after an earlier restriction to some files."""
     is_dry_run: bool = False
-    """Whether the plan is only shown: safetensors copies that are missing are then not made."""
+    """Whether the plan is only shown, so that missing safetensors copies are not created."""
 
 
 def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path, request: ViewRequest) -> ViewPlan:
-    """Plan the view in `folder` for the library in `root`. Creates missing safetensors copies, unless it is a dry run.
+    """Plan the view in `folder` for the library in `root`. Creates missing safetensors copies, except in a dry run.
 
-    Raises: UsageError: no layout was given, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref matches no
-    file or several.
+    Raises: UsageError: no layout was given, or the folder cannot contain a view. NotFound, AmbiguousRef: a ref matches
+    no file or several.
     """
     folder = tidy(folder)
     _check_folder(folder, root)
@@ -51,7 +51,7 @@ def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path
 
 
 def tidy(folder: Path) -> Path:
-    """Return the absolute path of `folder`, with `..` resolved."""
+    """Return the absolute path of `folder` without `..`, but with symbolic links unresolved."""
     return Path(os.path.abspath(folder))  # noqa: PTH100  # pathlib keeps `..`, and resolving would follow links
 
 
@@ -68,10 +68,12 @@ def _joined(before: Manifest | None, request: ViewRequest, root: Path, folder: P
     if layout is None:
         raise UsageError(
             f"civman does not know which program uses `{folder}`",
-            hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; later runs remember the layout",
+            hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; civman remembers it for later runs",
         )
     if request.method not in (None, "auto", *Method):
-        raise UsageError(f"`{request.method}` is not a method", hint=f"choose one of: auto, {', '.join(Method)}")
+        raise UsageError(
+            f"`{request.method}` is not a method of linking files", hint=f"choose one of: auto, {', '.join(Method)}"
+        )
     given = Wanted(request.refs, tuple(kind.value for kind in request.types), request.base_models)
     wanted = given if given != Wanted() or request.everything or before is None else before.wanted
     known = before or Manifest(layout.lower(), str(root))
@@ -93,7 +95,8 @@ def _assets(index: Index, wanted: Wanted, *, is_asked_now: bool) -> list[Asset]:
     for ref in wanted.refs:
         try:
             found += find_assets(index, parse_ref(ref))
-        except NotFound:  # ignore files that are no longer in the library: refreshing a view removes their links
+        # ignore files that are no longer in the library, so that refreshing the view removes their links
+        except NotFound:
             if is_asked_now:
                 raise
     labels = {label_key(label) for label in wanted.base_models}

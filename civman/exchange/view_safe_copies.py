@@ -12,16 +12,16 @@ from civman.store.safe_copies import SafeCopy, copy_place, find_copy, make_copy
 
 
 class SafeAssets:
-    """The safetensors copies that a view shows, by the digest of the original."""
+    """Finds or creates the safetensors copies that a view shows instead of pickles."""
 
     def __init__(self, store: BlobStore, *, makes_copies: bool) -> None:
-        """`makes_copies`: whether missing copies are made."""
+        """With `makes_copies`, missing copies are created."""
         self._store = store
         self._makes_copies = makes_copies
         self._copies: dict[Sha256, SafeCopy] = {}
 
     def shown(self, asset: Asset) -> Asset | str:
-        """Return the asset with the path and name of its safetensors copy, or why a pickle cannot be shown safely.
+        """Return the asset with the path and name of its safetensors copy, or why a pickle cannot be shown as one.
 
         Assets that are not pickles are returned unchanged. Raises: StoreError, DiskFull.
         """
@@ -39,6 +39,6 @@ class SafeAssets:
         return replace(asset, path=str(place), name=f"{stem}.safetensors")
 
     def digest_and_size(self, asset: Asset) -> tuple[Sha256, int]:
-        """The digest and the size of the file that is shown for an asset."""
+        """The digest and size of the file that the view shows for an asset."""
         copy = self._copies.get(asset.blob.sha256)
         return (copy.sha256, copy.size_bytes) if copy is not None else (asset.blob.sha256, asset.blob.size_bytes)
