@@ -3,10 +3,11 @@
 import base64
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -157,6 +158,15 @@ TINY = {
         **_SD3_TEXT, "vae": ("AutoencoderKL", SD3_KL),
     },
 }  # fmt: skip
+
+
+def cases(layouts: Iterable[str]) -> list[Any]:
+    """Every tiny model with every layout, as arguments of a test; all but those of Flux.1 are for the long tests."""
+    return [
+        pytest.param(name, layout, marks=() if name == "flux1" else (pytest.mark.long,))
+        for name in TINY
+        for layout in layouts
+    ]
 
 
 def piece_model() -> bytes:

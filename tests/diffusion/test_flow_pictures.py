@@ -50,7 +50,7 @@ def recipe_for(name: str, *, cfg: float, steps: int = 3, **changes: Any) -> Reci
     return Recipe(**values | changes)
 
 
-def drawn(model: Any, recipe: Recipe) -> tuple[Any, Any]:
+def drawn(model: Any, recipe: Recipe, inputs: run_recipe.Inputs = run_recipe.NO_INPUTS) -> tuple[Any, Any]:
     """Render without sockets; returns the decoder's own output (3, H, W), before rounding, and the picture."""
     decoded = []
     original = model.vae.decode
@@ -63,7 +63,7 @@ def drawn(model: Any, recipe: Recipe) -> tuple[Any, Any]:
     texts = FlowTextEncoders(model)
     cond, pooled = texts.encode(parse(recipe.prompt), recipe, (), is_negative=False)
     uncond, uncond_pooled = texts.encode(parse(recipe.negative_prompt), recipe, (), is_negative=True)
-    pictures = run_recipe.render(recipe, model, Conditioning(cond, uncond, pooled, uncond_pooled))
+    pictures = run_recipe.render(recipe, model, Conditioning(cond, uncond, pooled, uncond_pooled), inputs=inputs)
     values = decoded[-1].reshape(3, recipe.height, recipe.width)
     return (values / 2 + 0.5).clamp(0, 1), pictures[0]
 
