@@ -1,6 +1,10 @@
-"""Writes docs/cli.md and docs/python.md from the code: `python docs/generate.py`. A test fails when a page is stale."""
+"""Writes docs/cli.md, docs/python.md and the tables of docs/families.md from the code: `python docs/generate.py`.
+
+A test fails when a page is stale.
+"""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +102,9 @@ def _first_line(documented: Any) -> str:
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     PYTHON_PAGE.write_text(python_page(), encoding="utf-8")
+
+    # these tables are made from the lists of tests, which import torch
+    sys.path[:0] = [str(PAGE.parents[1] / "tests" / folder) for folder in ("", "diffusion")]
+    import family_tables
+
+    family_tables.PAGE.write_text(family_tables.page(), encoding="utf-8")
