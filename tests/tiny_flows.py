@@ -184,7 +184,12 @@ def _recorded(name: str) -> Any:
 
 
 TOKENIZERS = {"spiece_model": piece_model, "tekken_model": tekken_model}
-"""Maps the last part of a tokenizer's tensor name to what makes its bytes."""
+"""Maps the name of a tokenizer's tensor to what makes its bytes."""
+
+
+def byte_tensor(data: bytes) -> Tensor:
+    """Return the bytes as a tensor, as text encoders' files contain their tokenizer."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
@@ -219,7 +224,7 @@ def original_tensors(name: str, family: Any, made: Mapping[str, nn.Module]) -> d
             prefix = kind.prefixes[0]
             sources = kind.sources(shapes, dict(TINY[name][component][1]))
             for key in kind.tokenizers[:1]:
-                tensors[key] = torch.tensor(list(TOKENIZERS[key.rpartition(".")[2]]()), dtype=torch.uint8)
+                tensors[f"text_encoders.{key}"] = byte_tensor(TOKENIZERS[key]())
             if "CLIP" in kind.model:
                 prefix += "text_model."
         else:

@@ -189,7 +189,7 @@ def render(
         list[str] | None,
         typer.Option(
             metavar="ROLE=REF",
-            help="An encoder that the checkpoint does not contain. ROLE is t5, qwen3, clip-vision … (repeatable).",
+            help="A part that the checkpoint does not contain. ROLE is t5, clip-vision, tokenizer … (repeatable).",
         ),
     ] = None,
     variant: Annotated[

@@ -1,18 +1,24 @@
-"""Reads the tokenizers that files of text encoders contain as tensors of bytes. Does not import torch."""
+"""Reads the tokenizers of text encoders for which civman ships none. Does not import torch.
+
+A text encoder's file contains its tokenizer as a tensor of bytes; the same bytes may be a file of their own.
+"""
 
 from collections.abc import Callable, Mapping
 
+from civman.diffusion.json_tokenizer import JsonTokenizer, read_json
 from civman.diffusion.piece_tokenizer import PieceTokenizer, read_pieces
 from civman.diffusion.tekken_tokenizer import TekkenTokenizer, read_tekken
+from civman.domain.files.tokenizer_files import JSON, PIECES, TEKKEN
 
-FileTokenizer = PieceTokenizer | TekkenTokenizer
+FileTokenizer = PieceTokenizer | TekkenTokenizer | JsonTokenizer
 """Any tokenizer from a file."""
 
 _READERS: Mapping[str, Callable[[bytes, str, str], FileTokenizer]] = {
-    "spiece_model": read_pieces,
-    "tekken_model": read_tekken,
+    PIECES: read_pieces,
+    TEKKEN: read_tekken,
+    JSON: read_json,
 }
-"""Maps the last part of the tensor's name, as ComfyUI writes it, to the function that reads the tokenizer."""
+"""Maps the last part of the tensor's name to the function that reads the tokenizer."""
 
 
 def read_tokenizer(tensor: str, data: bytes, title: str, file: str) -> FileTokenizer:

@@ -14,7 +14,7 @@ from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.component_layouts import Source
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.file_tokenizers import read_tokenizer
-from civman.diffusion.flow_parts import TRANSFORMER, Placed, place_parts
+from civman.diffusion.flow_parts import TOKENIZER, TRANSFORMER, Placed, place_parts
 from civman.diffusion.key_table import require_sources
 from civman.diffusion.loader import LoadedModel, fill, unfilled
 from civman.diffusion.mapped_weights import Weights
@@ -38,7 +38,8 @@ def load_flow(
     Args:
         path: the file with the transformer, in the original layout.
         family: the checkpoint's family.
-        parts: the files of text encoders and the VAE that are not in the checkpoint, by component.
+        parts: the files of text encoders and the VAE that are not in the checkpoint, by component; "tokenizer": a
+            tokenizer file.
         device: where to put the components.
         dtype: the dtype to compute in; None uses the files' own.
         config: options that no tensor shape reveals, by component.
@@ -60,9 +61,10 @@ def load_flow(
     )  # fmt: skip
     for name, part in placed.items():
         if part.tokenizer is not None:
+            file = model.files[name] if part.has_tokenizer else files[parts[TOKENIZER]]
             # in GGUF files, each byte is a floating-point number
-            data = model.files[name].read(Source(part.tokenizer)).to(torch.uint8).numpy().tobytes()
-            model.tokenizers[name] = read_tokenizer(part.tokenizer, data, part.title, model.files[name].path.name)
+            data = file.read(Source(part.tokenizer)).to(torch.uint8).numpy().tobytes()
+            model.tokenizers[name] = read_tokenizer(part.tokenizer, data, part.title, file.path.name)
     notes: list[str] = []
     for name, part in placed.items():
         module = _built(part)
@@ -97,6 +99,6 @@ def _unused(model: LoadedModel, family: FlowFamily, placed: Mapping[str, Placed]
     prefix = placed[TRANSFORMER].prefix
     weights = model.files[TRANSFORMER]
     used = {source.name for table in model.sources.values() for source in table.values()}
-    used |= {part.tokenizer for part in placed.values() if part.tokenizer is not None}
+    used |= {part.tokenizer for part in placed.values() if part.tokenizer and part.has_tokenizer}
     extras = tuple(prefix + name for name in family.known_extras)
     return tuple(sorted(name for name in weights.shapes if name not in used and not name.startswith(extras)))

@@ -6,7 +6,7 @@ Plans and the loader use the same function, so that a missing or wrong part is r
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from civman.diffusion.checkpoint_names import Config, Shapes, stated_in
 from civman.diffusion.component_layouts import Source
@@ -15,6 +15,8 @@ from civman.domain.known_parts import parts_for
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 TRANSFORMER = "transformer"
+TOKENIZER = "tokenizer"
+"""The role of a tokenizer file, and its name among the files of a model's components."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Placed:
     sources: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Source]] = field(repr=False)
     tokenizer: str | None = None
     """The name of the tensor that contains the part's tokenizer; None if the tokenizer is shipped with civman."""
+    has_tokenizer: bool = False
+    """Whether that tensor is in the part's own file; otherwise it is in the file of the component `TOKENIZER`."""
 
 
 def place_parts(
@@ -45,7 +49,8 @@ def place_parts(
         family: the checkpoint's family.
         checkpoint: the shapes of the checkpoint's tensors.
         file: the checkpoint's name, for messages.
-        own_files: for each part that is not in the checkpoint: the shapes of the tensors in its file.
+        own_files: for each part that is not in the checkpoint: the shapes of the tensors in its file; also those of a
+            separate tokenizer.
         names: the names of these files, by component.
         stated: options that override those read from shapes, by component.
         metadata: the checkpoint's metadata, which may also contain such options for the checkpoint's own
@@ -75,7 +80,7 @@ def place_parts(
         is_own = need.component in own_files
         width = widths[need.component][1] if need.component in widths else None
         if (part := _placed(need, shapes, name, family, width, is_own=is_own, stated=options)) is not None:
-            placed[need.component] = part
+            placed[need.component] = _with_tokenizer(part, need, shapes, own_files.get(TOKENIZER, {}), name, family)
     _require_widths(family, placed, file, names)
     return placed
 
@@ -101,14 +106,25 @@ def _placed(
         if need.is_optional and not is_own:
             return None
         raise wrong_kind(need, file) if is_own else missing_part(need, file, family, width)
-    if (error := missing_tokenizer(need, shapes, file, family)) is not None:
-        raise error
     inner = kind.shapes_in(shapes, prefix)
     config = _read(file, lambda: kind.config(inner)) | stated.get(need.component, {})
     return Placed(
-        kind.title, kind.model, config, prefix, lambda wanted: kind.sources_in(wanted, config, shapes, prefix),
-        kind.tokenizer_in(shapes),
+        kind.title, kind.model, config, prefix, lambda wanted: kind.sources_in(wanted, config, shapes, prefix)
     )  # fmt: skip
+
+
+def _with_tokenizer(
+    part: Placed, need: Need, shapes: Shapes, separate: Shapes, file: str, family: FlowFamily
+) -> Placed:  # fmt: skip
+    """Add to a part where its tokenizer is: in the separate file if there is one, else in the part's file."""
+    kind = need.kind
+    if not kind.tokenizers:
+        return part
+    if (name := kind.tokenizer_in(separate)) is not None:
+        return replace(part, tokenizer=name)
+    if (name := kind.tokenizer_in(shapes)) is not None:
+        return replace(part, tokenizer=name, has_tokenizer=True)
+    raise missing_tokenizer(need, file, family)
 
 
 def missing_part(need: Need, file: str, family: FlowFamily, width: int | None) -> CannotRender:
@@ -123,17 +139,22 @@ def missing_part(need: Need, file: str, family: FlowFamily, width: int | None) -
     )  # fmt: skip
 
 
-def missing_tokenizer(need: Need, shapes: Shapes, file: str, family: FlowFamily) -> CannotRender | None:
-    """Build the error for a file that has a part but not the part's tokenizer; None if nothing is missing."""
-    if not need.kind.tokenizers or need.kind.tokenizer_in(shapes) is not None:
-        return None
-    tensor = need.kind.tokenizers[-1]
+def missing_tokenizer(need: Need, file: str, family: FlowFamily) -> CannotRender:
+    """Build the error for a file that has a part but not the part's tokenizer."""
     return CannotRender(
-        f"the {need.kind.title} in `{file}` has no tokenizer (the tensor `{tensor}`), "
+        f"the {need.kind.title} in `{file}` has no tokenizer (the tensor `{need.kind.tokenizers[0]}`), "
         "and civman ships none for it",
-        hint=f"pass a file that also contains the tokenizer with {option_of(need)}; {_how_to_fetch(need, family)}",
-        code=Cause.MISSING_PART, part=need.kind.role, file=file,
+        hint=f"pass a tokenizer with --part {TOKENIZER}=FILE, or a file that also contains the tokenizer with "
+        f"{option_of(need)}; {_where_tokenizer(need, family)}",
+        code=Cause.MISSING_PART, part=TOKENIZER, file=file,
     )  # fmt: skip
+
+
+def _where_tokenizer(need: Need, family: FlowFamily) -> str:
+    known = parts_for(str(family.architecture), TOKENIZER)
+    if not known:
+        return _how_to_fetch(need, family)
+    return f"`{known[0].name}` is in the public repository {known[0].published} (sha256 {known[0].sha256})"
 
 
 def wrong_kind(need: Need, file: str) -> CannotRender:

@@ -23,7 +23,7 @@ class FlowText:
     def __init__(
         self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, FileTokenizer] = {}
     ) -> None:
-        """Use a model's components. `tokenizers` maps text encoders to the tokenizers that their files contain."""
+        """Use a model's components. `tokenizers` maps text encoders to the tokenizers read from files."""
         self._components, self._device, self._tokenizers = components, device, tokenizers
         self.notes: list[str] = []
 
@@ -96,20 +96,27 @@ class FlowText:
         ids, weights = ids[: most - len(ends)] + ends, weights[: most - len(ends)]
         return torch.tensor([ids], device=self._device), [*weights, *[1.0] * len(ends)]
 
-    def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
-        """Return a prompt's first `most` token ids, including the start token, and the weight of each token.
+    def piece_ids(
+        self, component: str, parsed: ParsedPrompt, most: int, *, starts: bool = True, ends: bool = False
+    ) -> tuple[list[int], list[float]]:
+        """Return at most `most` token ids of a prompt and each token's weight, by a tokenizer read from a file.
 
-        The tokenizer is the one in this text encoder's file.
+        `starts`, `ends`: whether the ids begin with the tokenizer's start token and end with its end token.
         """
-        ids, weights = _weighted(parsed, self._tokenizers[component].encode)
-        return self._started(component, ids, most), [1.0, *weights][:most]
+        tokenizer = self._tokenizers[component]
+        ids, weights = _weighted(parsed, tokenizer.encode)
+        before = [tokenizer.start] if starts and tokenizer.start is not None else []
+        after = [tokenizer.end] if ends and tokenizer.end is not None else []
+        room = most - len(before) - len(after)
+        if len(ids) > room:
+            self._cut(tokenizer.title, len(ids) + most - room, most)
+        inner = weights[:room]
+        return [*before, *ids[:room], *after], [*[1.0] * len(before), *inner, *[1.0] * len(after)]
 
     def file_ids(self, component: str, text: str, most: int) -> list[int]:
-        """Return at most `most` token ids of a text, beginning with the start token.
-
-        The tokenizer is the one in this text encoder's file.
-        """
-        return self._started(component, self._tokenizers[component].encode(text), most)
+        """Return at most `most` token ids of a text, including the start token, by a tokenizer read from a file."""
+        ids, _ = self.piece_ids(component, ParsedPrompt(text, ((Fragment(text, 1.0),),)), most)
+        return ids
 
     def plain(self, parsed: ParsedPrompt) -> str:
         """Return the prompt's text without its weights and their brackets."""
@@ -156,13 +163,6 @@ class FlowText:
         """Add a note for the user, unless it was added before."""
         if words not in self.notes:
             self.notes.append(words)
-
-    def _started(self, component: str, ids: Sequence[int], most: int) -> list[int]:
-        """Put the start token before the ids, and cut them off."""
-        tokenizer = self._tokenizers[component]
-        if len(ids) + 1 > most:
-            self._cut(tokenizer.title, len(ids) + 1, most)
-        return [tokenizer.start, *ids][:most]
 
     def _cut(self, title: str, count: int, most: int) -> None:
         self.note(f"the prompt has {count} tokens, but {title} reads only the first {most}")

@@ -1,5 +1,7 @@
 """Opens a safetensors or GGUF file for reading: names, shapes, metadata, and tensors as views of a memory map.
 
+A tokenizer file is opened as well: it has one tensor with all of its bytes.
+
 A packed weight (8-bit with a scale, 4-bit, GGUF's blocks) is unpacked to float32 when it is read, and has the name and
 shape that the model expects; every other tensor is a view of the file.
 """
@@ -15,7 +17,7 @@ from torch import Tensor
 from civman.diffusion import dequantise
 from civman.diffusion.component_layouts import Source
 from civman.domain.files.gguf import MAGIC, NeedsMore, parse_gguf
-from civman.domain.files.header import Header, needed_bytes, parse
+from civman.domain.files.header import Header, needed_bytes, parse, tokenizer_header
 from civman.domain.files.header import Tensor as Entry
 from civman.domain.files.packed_weights import Packed, is_packed_type, packed_weights, plain_tensors
 from civman.domain.files.weight_forms import WeightForm, weight_form
@@ -49,7 +51,7 @@ class Weights:
         """Open and memory-map a file.
 
         Raises:
-            InvalidModelFile: the file is not a readable safetensors or GGUF file.
+            InvalidModelFile: the file is not a readable safetensors, GGUF or tokenizer file.
             CannotRender (`quantised-weights`): the file's weights are packed in a format that civman cannot unpack.
         """
         self.path = path
@@ -151,6 +153,8 @@ def _rows(tensor: Tensor, rows: tuple[int, int] | None) -> Tensor:
 
 def _header(file: BinaryIO, size: int) -> Header:
     first = file.read(_FIRST_BYTES)
+    if (tokenizer := tokenizer_header(first, size, {})) is not None:
+        return tokenizer
     if not first.startswith(MAGIC):
         return parse(first + file.read(max(0, needed_bytes(first, size) - len(first))), file_size=size)
     while True:

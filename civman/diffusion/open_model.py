@@ -10,6 +10,7 @@ from civman.diffusion import loader
 from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.families.registry import flow_family_of
 from civman.diffusion.flow_model import load_flow
+from civman.diffusion.flow_parts import TOKENIZER
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.mapped_weights import Weights
 
@@ -32,7 +33,7 @@ def load(
         device: where to put the components.
         dtype: the dtype to compute in; None uses the file's own.
         vae: a separate VAE file to use instead of the checkpoint's VAE.
-        parts: role, such as "t5" → file, for text encoders that are not in the checkpoint.
+        parts: role, such as "t5" → file, for text encoders and a tokenizer that are not in the checkpoint.
         config: options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
         for_unets: further arguments of `loader.load`, which are ignored for transformers.
@@ -44,4 +45,5 @@ def load(
         return loader.load(path, device=device, dtype=dtype, vae=vae, config=config, leaves=leaves, **for_unets)
     given = dict(parts or {}) | ({"vae": vae} if vae is not None else {})
     placed = {need.component: given[need.kind.role] for need in family.needs if need.kind.role in given}
+    placed |= {TOKENIZER: given[TOKENIZER]} if TOKENIZER in given else {}
     return load_flow(path, family, parts=placed, device=device, dtype=dtype, config=config, leaves=leaves)

@@ -11,6 +11,7 @@ from typing import Final
 from civman.diffusion.checkpoint_names import Config, Shapes
 from civman.diffusion.clip_and_vae_configs import count, text_config, vae_config
 from civman.diffusion.component_layouts import Source, own_vae_names, vae_sources
+from civman.domain.files.tokenizer_files import JSON, PIECES, TEKKEN
 from civman.errors import CannotRender
 
 Sources = Callable[[Mapping[str, tuple[int, ...]], Config], dict[str, Source]]
@@ -37,8 +38,8 @@ class PartKind:
     without prefix).
     """
     tokenizers: tuple[str, ...] = ()
-    """The names of the tensor with the part's tokenizer in the files that have it; empty for parts whose tokenizer is
-    shipped with civman.
+    """The names of the tensor with the part's tokenizer, in the order in which they are tried; see
+    `civman.domain.files.tokenizer_files`. Empty for parts whose tokenizer is shipped with civman.
     """
     lacks: tuple[str, ...] = ()
     """Tensor names, in the same form as `probes`, by which a file with a similar part of another kind is recognised."""
@@ -58,7 +59,8 @@ class PartKind:
 
     def tokenizer_in(self, shapes: Shapes) -> str | None:
         """Return the name of the tensor with this part's tokenizer, or None if the file has none."""
-        return next((name for name in self.tokenizers if name in shapes), None)
+        names = [prefix + name for name in self.tokenizers for prefix in ("text_encoders.", "")]
+        return next((name for name in names if name in shapes), None)
 
     def sources_in(
         self, wanted: Mapping[str, tuple[int, ...]], config: Config, shapes: Shapes, prefix: str
@@ -313,13 +315,13 @@ _OTHER_MODELS: Final = (
 GEMMA2: Final = PartKind(
     "gemma2", "Gemma 2 text encoder", "Gemma2Model", ("text_encoders.gemma2_2b.transformer.model.", "model.", ""),
     ("embed_tokens.weight", "layers.0.pre_feedforward_layernorm.weight"), _gemma, _plainly,
-    tokenizers=("text_encoders.spiece_model", "spiece_model"),
+    tokenizers=(PIECES, JSON),
 )  # fmt: skip
 MINISTRAL: Final = PartKind(
     "ministral", "Ministral 3 text encoder", "Ministral3Model",
     ("text_encoders.ministral3_3b.transformer.model.", "language_model.model.", "model.language_model.", "model.", ""),
     ("embed_tokens.weight", "layers.0.self_attn.q_proj.weight"), _ministral, _plainly,
-    tokenizers=("text_encoders.tekken_model", "tekken_model"), lacks=_OTHER_MODELS,
+    tokenizers=(TEKKEN, JSON), lacks=_OTHER_MODELS,
 )  # fmt: skip
 FLUX_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKL", ("vae.", "first_stage_model.", ""), ("decoder.conv_in.weight",),

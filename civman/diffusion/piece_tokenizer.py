@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from civman.domain.files.tokenizer_files import BYTE_PAIRS, fields
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 _SPACE = "▁"
@@ -20,8 +21,6 @@ _NORMAL, _USER_DEFINED, _UNUSED, _BYTE = 1, 4, 5, 6
 """The types of pieces that can stand for text; the other types (unknown, control) never do."""
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 """Field numbers in the message `ModelProto`."""
-_PAIRS = 2
-"""The value of the trainer's field `model_type` for byte-pair encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ class PieceTokenizer:
     """A pattern for pieces that are never split, and never joined with their neighbours."""
     adds_space: bool = False
     trims_spaces: bool = False
+    end: int | None = None
+    """The id that ends a text."""
 
     def encode(self, text: str) -> list[int]:
         """Convert a text of any length to token ids, without the start token."""
@@ -140,9 +141,9 @@ def _read(data: bytes, title: str) -> PieceTokenizer | str:
     ids: dict[str, int] = {}
     kinds: dict[int, set[str]] = {_USER_DEFINED: set(), _UNUSED: set(), _BYTE: set()}
     number = 0
-    for key, value in _fields(data):
+    for key, value in fields(data):
         if key == _PIECE:
-            message = dict(_fields(_bytes(value)))
+            message = dict(fields(_bytes(value)))
             piece, kind = _bytes(message[1]).decode(), _whole(message.get(3, _NORMAL))
             kinds.setdefault(kind, set()).add(piece)
             if kind in (_NORMAL, _USER_DEFINED, _UNUSED):
@@ -151,12 +152,12 @@ def _read(data: bytes, title: str) -> PieceTokenizer | str:
                 ids[piece] = number
             number += 1
         elif key == _TRAINER:
-            trainer = dict(_fields(_bytes(value)))
+            trainer = dict(fields(_bytes(value)))
         elif key == _NORMALIZER:
-            normalizer = dict(_fields(_bytes(value)))
+            normalizer = dict(fields(_bytes(value)))
     if not trainer or not scores:
         raise ValueError("no vocabulary")
-    if trainer.get(3, 1) != _PAIRS:
+    if trainer.get(3, 1) != BYTE_PAIRS:
         return "does not use byte-pair encoding"
     if normalizer.get(2, b"") or trainer.get(24, 0) or not normalizer.get(5, 1):
         return "rewrites characters before it divides the text"
@@ -164,44 +165,12 @@ def _read(data: bytes, title: str) -> PieceTokenizer | str:
         return "has no pieces for single bytes"
     whole = sorted(kinds[_USER_DEFINED], key=len, reverse=True)
     return PieceTokenizer(
-        title, _whole(trainer.get(41, 1)), {p: n for p, n in ids.items() if p not in kinds[_BYTE]}, scores,
+        title, _whole(trainer.get(41, 1)),
+        {piece: number for piece, number in ids.items() if piece not in kinds[_BYTE]}, scores,
         frozenset(kinds[_UNUSED]), tuple(ids[f"<0x{byte:02X}>"] for byte in range(256)),
         re.compile("|".join(map(re.escape, whole))) if whole else None,
-        bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1)),
+        bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1)), _whole(trainer.get(42, 2)),
     )  # fmt: skip
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """List the fields of a protocol buffer message: integers as numbers, everything else as bytes."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError("no such kind of field")
-        if at + size > len(data):
-            raise IndexError("the message ends too early")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
 
 
 def _bytes(value: int | bytes) -> bytes:

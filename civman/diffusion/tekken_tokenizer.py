@@ -23,7 +23,7 @@ from civman.diffusion.piece_tokenizer import PieceTokenizer
 from civman.errors import InvalidModelFile
 from civman.prompts.tokenizer import byte_symbols
 
-_START, _PADDING = "<s>", "<pad>"
+_START, _END, _PADDING = "<s>", "</s>", "<pad>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class TekkenTokenizer:
     """The text encoder's name, for messages."""
     start: int
     """The id that begins every text."""
+    end: int
+    """The id that ends a text."""
     padding: int
     """The id with which short texts are padded."""
     words: pre_tokenizers.PreTokenizer = field(repr=False)
@@ -106,7 +108,7 @@ def _read(document: Any, title: str) -> TekkenTokenizer:
     )
     longest_first = sorted(control, key=len, reverse=True)
     return TekkenTokenizer(
-        title, control[_START], control[_PADDING], words, pieces, control,
+        title, control[_START], control[_END], control[_PADDING], words, pieces, control,
         re.compile("|".join(map(re.escape, longest_first))),
     )  # fmt: skip
 

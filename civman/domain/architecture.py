@@ -30,6 +30,8 @@ class Kind(StrEnum):
     GLIGEN = "gligen"
     HYPERNETWORK = "hypernetwork"
     UPSCALER = "upscaler"
+    TOKENIZER = "tokenizer"
+    """Converts text to a text encoder's token ids."""
     FACE_MODEL = "face-model"
     """Finds, parses or restores faces: RetinaFace, ParseNet, GFPGAN, CodeFormer."""
     UNKNOWN = "unknown"

@@ -21,7 +21,7 @@ from civman.domain.events import Notice, OnEvent
 from civman.domain.file_names import safe_name
 from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.domain.files.gguf import MAGIC as GGUF_MAGIC
-from civman.domain.files.header import Header, sniff
+from civman.domain.files.header import Header, Sniffed, sniff
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import facts_of, identify
 from civman.errors import CivmanError
@@ -43,7 +43,7 @@ from civman.manage.sidecar import write_due
 from civman.manage.take_files import ImportMode, Kept, Problem, Taking
 from civman.store.blobs import BlobStore
 from civman.store.other_digests import other_digests
-from civman.store.read_header import read_first, read_header
+from civman.store.read_header import read_first, read_header, read_tokenizer
 from civman.store.read_pickle import looks_like_pickle, read_or_refusal
 from civman.store.trash import blob_lock
 
@@ -226,12 +226,18 @@ def _examine(found: _Found, broken: list[Problem], on_event: OnEvent) -> bool:
         if found.path.suffix.lower() == ".gguf" and not first.startswith(GGUF_MAGIC):
             broken.append(Problem(str(found.path), "not a GGUF file: it does not begin with `GGUF`"))
             return False
+        if content is Sniffed.TOKENIZER:
+            return _identify(found, broken, read_tokenizer)
         header = _header_of_pickle(found.path, on_event) if looks_like_pickle(found.path) else None
         if header is not None:
             found.identify(header)
         return True
+    return _identify(found, broken, read_header)
+
+
+def _identify(found: _Found, broken: list[Problem], read: Callable[[Path], Header]) -> bool:
     try:
-        header = read_header(found.path)
+        header = read(found.path)
     except CivmanError as error:
         broken.append(Problem(str(found.path), error.message))
         return False

@@ -16,7 +16,14 @@ from civman.domain.files.weight_forms import weight_form
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import conflicts, facts, identify
 from civman.errors import CannotRender, CivmanError, InvalidModelFile, NotFound
-from civman.store.read_header import plain_header, read_first, read_gguf, read_header, read_numbers
+from civman.store.read_header import (
+    plain_header,
+    read_first,
+    read_gguf,
+    read_header,
+    read_numbers,
+    read_tokenizer,
+)
 from civman.store.read_pickle import PickleFile, looks_like_pickle, read_or_refusal, read_pickled_numbers
 
 
@@ -153,6 +160,8 @@ def facts_of_file(path: Path, base_model: str | None) -> FileFacts:
         return facts(read_header(path), base_model)
     if path.suffix.lower() == GGUF_SUFFIX and sniff(read_first(path)) is Sniffed.GGUF:
         return facts(read_gguf(path).as_header, base_model)
+    if sniff(read_first(path)) is Sniffed.TOKENIZER:
+        return facts(read_tokenizer(path), base_model)
     found = read_or_refusal(path, path.name) if looks_like_pickle(path) else None
     return facts(found.header, base_model) if isinstance(found, PickleFile) else FileFacts()
 
@@ -167,10 +176,11 @@ def _inspected(
             raise InvalidModelFile(f"`{name}` is not a safetensors file: its content is {content}", name=name)
         if looks_like_pickle(path):
             return _inspected_pickle(path, name, label, model_type, asset)
-        if content is not Sniffed.GGUF:
+        if content not in (Sniffed.GGUF, Sniffed.TOKENIZER):
             return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset)
     gguf = read_gguf(path) if content is Sniffed.GGUF else None
-    header = gguf.as_header if gguf is not None else read_header(path)
+    read = read_tokenizer if content is Sniffed.TOKENIZER else read_header
+    header = gguf.as_header if gguf is not None else read(path)
     said = claims(header.metadata)
     identity = identify(header, said)
     cut = (gguf.cut_words,) if gguf is not None and gguf.cut_words else ()

@@ -1,6 +1,6 @@
 """Checks how files fit together and whether civman can render with a checkpoint, for `civman check`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -86,14 +86,20 @@ def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[st
         if not need.is_optional
         and not any(each.header is not None and need.kind.prefix_in(each.header.shapes) is not None for each in given)
     )
+    files = [each for each in (checkpoint, *given) if each.header is not None]
     without_tokenizer = tuple(
-        error.message
+        missing_tokenizer(need, each.name, family).message
         for need in family.needs
-        for each in (checkpoint, *given)
-        if each.header is not None and need.kind.prefix_in(each.header.shapes) is not None
-        and (error := missing_tokenizer(need, each.header.shapes, each.name, family)) is not None
-    )  # fmt: skip
+        for each in files
+        if need.kind.tokenizers
+        and need.kind.prefix_in(_shapes(each)) is not None
+        and not any(need.kind.tokenizer_in(_shapes(other)) for other in files)
+    )
     return (*missing, *without_tokenizer)
+
+
+def _shapes(file: Inspected) -> Mapping[str, tuple[int, ...]]:
+    return file.header.shapes if file.header is not None else {}
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:

@@ -27,7 +27,7 @@ _WANTED = {
     "checkpoint": (Kind.CHECKPOINT,), "hires-checkpoint": (Kind.CHECKPOINT,), "refiner": (Kind.CHECKPOINT,),
     "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
     "controlnet": (Kind.CONTROLNET,), "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
-    "ip-adapter": (Kind.IP_ADAPTER,), "clip-vision": (Kind.CLIP_VISION,),
+    "tokenizer": (Kind.TOKENIZER,), "ip-adapter": (Kind.IP_ADAPTER,), "clip-vision": (Kind.CLIP_VISION,),
     "face-restorer": (Kind.FACE_MODEL,), "face-detector": (Kind.FACE_MODEL,), "face-parser": (Kind.FACE_MODEL,),
 }  # fmt: skip
 
@@ -283,7 +283,7 @@ _OPTIONS = {
     Kind.ADAPTER: "pass it with --lora", Kind.EMBEDDING: "pass it with --embedding", Kind.VAE: "pass it with --vae",
     Kind.CHECKPOINT: "pass it as the checkpoint", Kind.UPSCALER: "pass it with --upscaler",
     Kind.FACE_MODEL: "pass it with --face-restoration", Kind.IP_ADAPTER: "pass it with --reference",
-    Kind.CLIP_VISION: "pass it with --part clip-vision=REF",
+    Kind.CLIP_VISION: "pass it with --part clip-vision=REF", Kind.TOKENIZER: "pass it with --part tokenizer=REF",
     Kind.CONTROLNET: "pass it with --control",
 }  # fmt: skip
 

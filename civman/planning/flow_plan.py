@@ -8,12 +8,13 @@ from math import prod
 from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.families.flow_family import Defaults, FlowFamily, Need
 from civman.diffusion.families.registry import flow_family_of, refuse_by_name
-from civman.diffusion.flow_parts import TRANSFORMER, Placed, missing_parts, option_of, place_parts
+from civman.diffusion.flow_parts import TOKENIZER, TRANSFORMER, Placed, missing_parts, option_of, place_parts
 from civman.diffusion.memory_plan import Estimate, layer_bytes
 from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
 from civman.errors import AmbiguousRef, Cause, UsageError
 from civman.planning.checkpoint_facts import Checkpoint, native_size
 from civman.planning.find_files import Finder, Found
+from civman.planning.find_tokenizer import tokenizer_for, with_tokenizer
 
 _TRANSFORMER_FACTOR = 30
 """A rule of thumb for the memory of a transformer's activations, in values per token and channel."""
@@ -21,7 +22,10 @@ _TRANSFORMER_FACTOR = 30
 
 @dataclass(frozen=True, slots=True)
 class FlowChoice:
-    """A flow-matching checkpoint with its variant and parts. `parts`: the files by role, without the VAE."""
+    """A flow-matching checkpoint with its variant and parts.
+
+    `parts`: the files by role, with a separate tokenizer and without the VAE.
+    """
 
     family: FlowFamily
     variant: str
@@ -111,6 +115,10 @@ def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config:
         if need.kind.role not in named and (stored := _stored(finder, need, family, found)) is not None:
             named[need.kind.role] = stored
             notices.append(f"the {need.kind.title} is `{stored.inspected.name}`, the only stored file that fits")
+    tokenizer, notice = tokenizer_for(finder, family, found, named)
+    if tokenizer is not None:
+        named[TOKENIZER] = tokenizer
+    notices += [notice] if notice else []
     return _chosen(family, found, named, request.variant, config, notices)
 
 
@@ -159,7 +167,7 @@ def _chosen(
 ) -> FlowChoice:
     by_component = {
         need.component: named[need.kind.role] for need in family.needs if need.kind.role in named
-    }  # fmt: skip
+    } | {component: named[component] for component in (TOKENIZER,) if component in named}  # fmt: skip
     stated: dict[str, Config] = json.loads(config) if config else {}
     placed = place_parts(
         family, found.header.shapes, found.inspected.name,
@@ -207,6 +215,7 @@ def _variant(
 def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
     """Parse `--part ROLE=REF`. Raises: UsageError: the text has a different form, or the family has no such role."""
     roles = [need.kind.role for need in family.needs if need.component != "vae"]
+    roles += [TOKENIZER] if with_tokenizer(family) is not None else []
     found: dict[str, str] = {}
     for text in parts:
         role, equals, ref = text.partition("=")

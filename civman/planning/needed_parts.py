@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.families.registry import flow_family_of
-from civman.diffusion.flow_parts import missing_parts
+from civman.diffusion.flow_parts import TOKENIZER, missing_parts
 from civman.domain.adapters.ip_adapters import read_ip_adapter
 from civman.domain.architecture import Kind
 from civman.domain.catalog import ModelVersion
@@ -13,6 +14,7 @@ from civman.domain.known_parts import KnownPart, parts_for
 from civman.domain.printed_refs import file_ref
 from civman.planning.find_encoder import fitting_encoders, known_encoders
 from civman.planning.find_files import Finder, Found
+from civman.planning.find_tokenizer import fitting_tokenizers, lacks_tokenizer, with_tokenizer
 from civman.planning.flow_plan import fitting_files, part_widths
 
 Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
@@ -54,7 +56,23 @@ def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
         _, width = widths.get(need.component, ("", None))
         published = parts_for(str(family.architecture), need.kind.role, width)
         found.append(NeededPart(need.kind.role, need.kind.title, need.is_optional, held, published, {}))
-    return tuple(found)
+    return (*found, *_tokenizer(finder, family, checkpoint))
+
+
+def _tokenizer(finder: Finder, family: FlowFamily, checkpoint: Found) -> tuple[NeededPart, ...]:
+    """Return the tokenizer that a checkpoint needs; empty if a fitting text encoder's file contains it."""
+    need = with_tokenizer(family)
+    if need is None or need.kind.tokenizer_in(checkpoint.header.shapes) is not None:
+        return ()
+    own = need.kind.prefix_in(checkpoint.header.shapes) is not None
+    encoders = [checkpoint] if own else fitting_files(finder, need, family, checkpoint)
+    published = parts_for(str(family.architecture), TOKENIZER)
+    if not all(lacks_tokenizer(need, each) for each in encoders) or not (encoders or published):
+        return ()
+    held = dict.fromkeys(
+        file.inspected.name for encoder in encoders for file in fitting_tokenizers(finder, need, encoder)
+    )
+    return (NeededPart(TOKENIZER, f"tokenizer of the {need.kind.title}", False, tuple(held), published, {}),)
 
 
 def with_offers(parts: Iterable[NeededPart], look_up: Lookup) -> tuple[NeededPart, ...]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from civman.domain.files.gguf import GgufHeader, NeedsMore, parse_gguf
-from civman.domain.files.header import Header, needed_bytes, parse
+from civman.domain.files.header import Header, needed_bytes, parse, tokenizer_header
 from civman.domain.files.packed_weights import packed_weights, plain_tensors
-from civman.errors import StoreError
+from civman.domain.files.tokenizer_files import TOKENS, token_count
+from civman.errors import InvalidModelFile, StoreError
 from civman.store.partial import store_error
 from civman.system.file_io import read_at
 
@@ -20,6 +21,8 @@ _FIRST_GGUF_BYTES = 1 << 18
 A diffusion model's header takes about 100 kB; a language model's, with its vocabulary, some megabytes.
 """
 _MAX_GGUF_BYTES = 256 << 20
+_MAX_TOKENIZER_BYTES = 128 << 20
+"""The limit on the size of a tokenizer file; the largest published ones have about 35 MB."""
 
 
 def read_header(path: Path) -> Header:
@@ -114,6 +117,19 @@ def read_gguf(path: Path) -> GgufHeader:
             return parse_gguf(read_first(path, count), is_whole=whole, file_size=size)
         except NeedsMore:
             count = min(size, count * 8, _MAX_GGUF_BYTES)
+
+
+def read_tokenizer(path: Path) -> Header:
+    """Read a tokenizer file. The header lists it as one tensor; the metadata contains the number of token ids.
+
+    Raises: InvalidModelFile: it is not a tokenizer file, is damaged or of an unsupported kind. StoreError.
+    """
+    data = read_first(path, _MAX_TOKENIZER_BYTES + 1)
+    header = tokenizer_header(data, len(data), {}) if len(data) <= _MAX_TOKENIZER_BYTES else None
+    if header is None:
+        raise InvalidModelFile(f"`{path.name}` is not a tokenizer")
+    tokens = token_count(next(iter(header.tensors)), data)
+    return replace(header, metadata={TOKENS: str(tokens)}, notes={})
 
 
 def read_first(path: Path, count: int = _FIRST_BYTES) -> bytes:

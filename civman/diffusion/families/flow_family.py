@@ -81,12 +81,17 @@ class Texts(Protocol):
         """Run one of the model's other networks, such as Anima's text adapter, and return its output."""
         ...
 
-    def piece_ids(self, component: str, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
-        """Return a prompt's first `most` token ids and weights, by the tokenizer in this text encoder's file."""
+    def piece_ids(
+        self, component: str, parsed: ParsedPrompt, most: int, *, starts: bool = True, ends: bool = False
+    ) -> tuple[list[int], list[float]]:
+        """Return at most `most` token ids of a prompt and each token's weight, by this text encoder's tokenizer.
+
+        `starts`, `ends`: whether the ids begin with the tokenizer's start token and end with its end token.
+        """
         ...
 
     def file_ids(self, component: str, text: str, most: int) -> list[int]:
-        """Return at most `most` token ids of a text, by the tokenizer in this text encoder's file."""
+        """Return at most `most` token ids of a text, by this text encoder's tokenizer."""
         ...
 
     def language_model(

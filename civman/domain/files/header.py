@@ -16,8 +16,11 @@ from operator import itemgetter
 from typing import Any
 
 from civman.domain.files.header_text import BITS, Tensor, read_text, refuse, short
+from civman.domain.files.tokenizer_files import tokenizer_tensor
 
-__all__ = ["BITS", "MAX_HEADER_BYTES", "Header", "Sniffed", "Tensor", "needed_bytes", "parse", "sniff"]
+__all__ = [
+    "BITS", "MAX_HEADER_BYTES", "Header", "Sniffed", "Tensor", "needed_bytes", "parse", "sniff", "tokenizer_header",
+]  # fmt: skip
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that safetensors' reference implementation sets on the length of a header."""
@@ -38,6 +41,7 @@ class Sniffed(StrEnum):
     GZIP = "gzip"
     SEVEN_ZIP = "7z"
     GIT_LFS = "git-lfs"
+    TOKENIZER = "tokenizer"
     EMPTY = "empty"
     UNKNOWN = "unknown"
 
@@ -54,6 +58,7 @@ _SAID = {
     Sniffed.GZIP: "gzip data, not safetensors",
     Sniffed.SEVEN_ZIP: "a 7z archive, not safetensors",
     Sniffed.GIT_LFS: "a Git LFS pointer, not the file itself",
+    Sniffed.TOKENIZER: "a tokenizer, not safetensors",
     Sniffed.EMPTY: "empty",
 }
 
@@ -110,6 +115,8 @@ def sniff(first: bytes) -> Sniffed:
     plausible = len(first) >= 8 and 2 <= int.from_bytes(first[:8], "little") <= MAX_HEADER_BYTES
     if plausible and first[8:].lstrip(b" \t\r\n")[:1] in (b"{", b""):
         return Sniffed.SAFETENSORS
+    if tokenizer_tensor(first) is not None:
+        return Sniffed.TOKENIZER
     for magic, said in _MAGIC:
         if first.startswith(magic):
             return said
@@ -159,6 +166,17 @@ def parse(prefix: bytes, *, file_size: int) -> Header:
     tensors, metadata = read_text(prefix, needed)
     _check_places(tensors, data_bytes=file_size - needed, header_bytes=needed)
     return Header(tensors=tensors, metadata=metadata, header_bytes=needed, file_size=file_size)
+
+
+def tokenizer_header(first: bytes, file_size: int, metadata: Mapping[str, str]) -> Header | None:
+    """Return the header of a tokenizer file, whose only tensor contains the whole file; None for other files.
+
+    `first`: the file's first 512 bytes.
+    """
+    name = tokenizer_tensor(first[:512])
+    if name is None:
+        return None
+    return Header({name: Tensor("U8", (file_size,), 0, file_size)}, metadata, 0, file_size)
 
 
 def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_bytes: int) -> None:

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from civman.domain.files.gguf_types import BLOCKS, UNREADABLE
 from civman.domain.files.header_text import Tensor
+from civman.domain.files.tokenizer_files import TENSORS as TOKENIZERS
 
 SCALES = (".scale_weight", ".weight_scale")
 """Endings of the names of scale tensors, which multiply their module's weight: ComfyUI's former and current names."""
@@ -20,8 +21,6 @@ INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
 """Endings of tensors that only an 8-bit matrix product needs; computing in 16 or 32 bits ignores them."""
 MARKER = "scaled_fp8"
 """The name (after any prefix) of the empty tensor that marks weights with scales in ComfyUI's older files."""
-TOKENIZERS = ("spiece_model", "tekken_model")
-"""Endings of the names of tensors that contain a text encoder's tokenizer as bytes, in ComfyUI's files."""
 
 
 class Quantisation(StrEnum):
@@ -99,8 +98,6 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
     counts: dict[str, dict[str, int]] = {}
     scaled: set[str] = set()
     for name, tensor in tensors.items():
-        if tensor.dtype == "U8" and name.endswith(TOKENIZERS):
-            continue
         part = _part_of(name)
         if found is Quantisation.FP8_SCALED and name.endswith(SCALES):
             scaled.add(part)
@@ -170,6 +167,9 @@ _MARKS = (
 
 
 def _part_of(name: str) -> str:
+    """Return the part of a model that a tensor belongs to; empty for a tokenizer, which is no weight."""
+    if name.endswith(TOKENIZERS):
+        return ""
     for part, prefixes in _PARTS:
         if name.startswith(prefixes):
             return part

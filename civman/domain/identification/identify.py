@@ -29,6 +29,7 @@ from civman.domain.architecture import (
 from civman.domain.base_models import architectures_of
 from civman.domain.catalog import FileFacts
 from civman.domain.files.header import Header
+from civman.domain.files.tokenizer_files import NAMES, TITLES, TOKENS
 from civman.domain.files.weight_forms import weight_form
 from civman.domain.identification import rule_tables, rules
 from civman.domain.identification.claims import Claims, claims
@@ -48,6 +49,8 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     `said`: the claims in its metadata, if read.
     """
     shapes = header.shapes
+    if shapes and shapes.keys() <= TITLES.keys():
+        return _tokenizer(header)
     said = said or claims(header.metadata)
     base = Identity(
         precision=_precision(header.elements),
@@ -73,6 +76,16 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     if said.architecture is not Architecture.UNKNOWN:
         reasons.append(f"its metadata says {said.base}, which no tensor confirms")
     return replace(base, reasons=tuple(reasons))
+
+
+def _tokenizer(header: Header) -> Identity:
+    tokens = header.metadata.get(TOKENS, "")
+    name = next(iter(header.shapes))
+    counted = f" with {int(tokens):,} tokens" if tokens else ""
+    return Identity(
+        kind=Kind.TOKENIZER, variant=f"{NAMES[name]} {tokens}".rstrip(), confidence=Confidence.CERTAIN,
+        rules=("tokenizer",), reasons=(f"{TITLES[name]}{counted}",), tensor_count=len(header.shapes),
+    )  # fmt: skip
 
 
 def _words(precision: Precision) -> str:
