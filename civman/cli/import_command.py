@@ -129,7 +129,7 @@ def _mode(copy: bool, link: bool, move: bool) -> "ImportMode":
     if len(chosen) > 1:
         raise UsageError(
             "--copy, --link and --move exclude each other",
-            hint="choose one of them, or none to leave the files where they are",
+            hint="choose one of these options, or none to leave the files where they are",
         )
     return chosen[0] if chosen else ImportMode.IN_PLACE
 

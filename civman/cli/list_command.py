@@ -195,7 +195,7 @@ def _size(text: str | None, option: str) -> int | None:
     try:
         return round(float(number.rstrip("kmgt")) * factor)
     except (ValueError, OverflowError):
-        raise UsageError(f"{option}: `{text}` is not a file size", hint="for example 500MB or 2GB") from None
+        raise UsageError(f"{option}: `{text}` is not a file size", hint="write a size such as 500MB or 2GB") from None
 
 
 def since_of(text: str | None) -> datetime | None:
@@ -213,7 +213,9 @@ def since_of(text: str | None) -> datetime | None:
             return datetime.now(UTC) - timedelta(days=int(text[:-1]) * units[text[-1].lower()])
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise UsageError(f"--since: `{text}` is not a date", hint="for example 2026-03-01, or 30d") from None
+        raise UsageError(
+            f"--since: `{text}` is not a date", hint="write a date such as 2026-03-01, or an age such as 30d"
+        ) from None
 
 
 def _table(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ROWS: Final = 12
 """The height of a preview in rows of text."""
 _PIXELS: Final = (640, 320)
-"""The maximum width and height of a preview in pixels, more than its rows of text need on most screens."""
+"""The maximum width and height of a preview in pixels, enough for its rows of text on most screens."""
 _MOST: Final = 4
 """The maximum number of previews that one command prints."""
 _CHUNK: Final = 4096

@@ -77,7 +77,7 @@ def restore(
     if restored.lost:
         error = IntegrityError(
             f"not restored, because the files are missing or have changed: {', '.join(restored.lost)}",
-            hint="`civman download` downloads them again",
+            hint="download the files again with `civman download`",
         )
     return Result(
         "restore",

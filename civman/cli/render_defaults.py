@@ -142,5 +142,5 @@ def _prompt_missing(checkpoint: str) -> Exception:
 
     return UsageError(
         "a prompt is missing",
-        hint=f'`civman render {checkpoint} "a harbour at dawn"`, or --prompts with a file of prompts',
+        hint=f'add a prompt, as in `civman render {checkpoint} "a harbour at dawn"`, or pass a file with --prompts',
     )

@@ -55,7 +55,8 @@ def details_from(
     for option, texts in (("--detail-prompt", prompts), ("--detail-negative", negatives)):
         if len(texts) > len(regions):
             raise UsageError(
-                f"{option} is used more often than --detail", hint="each value belongs to one --detail, in order"
+                f"{option} is used more often than --detail",
+                hint="use the option at most once for each --detail, in the same order",
             )
     if strength is not None and not regions:
         raise UsageError("--detail-strength requires --detail", hint="`--detail face` redraws faces, for example")

@@ -251,7 +251,10 @@ def _many(session: Session, what: str | None, many: Many, how: Again) -> Result:
     from civman.errors import UsageError
 
     if what is not None or (many.model is not None and many.file is not None):
-        raise UsageError("--images-of, --images and an image exclude each other", hint="leave out all but one of them")
+        raise UsageError(
+            "--images-of, --images and an image exclude each other",
+            hint="keep only one of --images-of, --images and the image",
+        )
     if how.tries_cards and (many.on is not None or many.resumes):
         raise UsageError(
             "--try-cards cannot use workers: it renders in this process",
@@ -269,12 +272,14 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
 
     if file is None and what is None:
         raise UsageError(
-            "pass an image to replay, or a file of settings with --settings", hint="`civman replay --help`"
+            "pass an image to replay, or a file of settings with --settings", hint="see `civman replay --help`"
         )
     if file is None:
         raise UsageError("--dry-run and --assume-files require --settings")
     if what is not None:
-        raise UsageError(f"--settings and the image `{what}` exclude each other", hint="leave out one of them")
+        raise UsageError(
+            f"--settings and the image `{what}` exclude each other", hint="leave out --settings or the image"
+        )
     if not is_check:
         raise UsageError(
             "settings in a file can be checked but not rendered yet",
@@ -384,7 +389,7 @@ def _print(
         style = {Verdict.IDENTICAL: "green", Verdict.CLOSE: "yellow", Verdict.DIFFERENT: "red"}[each.verdict]
         console.print(f"{each.verdict.value}: {_words(each)}", style=style, soft_wrap=True)
         if each.verdict is Verdict.IDENTICAL and each.environment:
-            console.print("  although these parts of the environment differ:", style="dim")
+            console.print("  although the environment differs in these parts:", style="dim")
         for difference in each.environment:
             console.print(f"  {clean(str(difference))}", soft_wrap=True)
         if each.file_change is not None:

@@ -62,7 +62,7 @@ def running_server(folder: Path) -> "ServerFile":
 
     found = read_server_file(folder)
     if found is None or not answers(found):
-        raise NotFound(f"no server is running for the library in `{folder}`", hint="`civman serve` starts one")
+        raise NotFound(f"no server is running for the library in `{folder}`", hint="start a server with `civman serve`")
     return found
 
 

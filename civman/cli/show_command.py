@@ -132,7 +132,7 @@ def _print_unlisted(console: "Console", asset: "Asset", absent: "Absences") -> N
     console.print(f"  sha256  {asset.blob.sha256}")
     state = absent.get(asset.blob.sha256)
     console.print(f"  place   {clean(asset.path)}{f' ({state})' if state else ''}", soft_wrap=True)
-    console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know it at that time")
+    console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know the file at that time")
     if asset.facts.trigger_words:
         console.print(f"  trigger words in the file: {clean(', '.join(asset.facts.trigger_words))}")
     for conflict in asset.facts.conflicts:

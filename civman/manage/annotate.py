@@ -47,7 +47,7 @@ def apply(index: Index, store: BlobStore, assets: Sequence[Asset], edit: Edit, *
         )
     if edit.alias and len(assets) > 1:
         raise UsageError(
-            f"an alias is for one file, but this ref means {len(assets)}",
+            f"an alias is for one file, but this ref means {len(assets)} files",
             hint="use a ref that means one file, or select one with --file",
         )
     changed: list[Asset] = []

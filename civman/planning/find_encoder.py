@@ -61,7 +61,7 @@ def _fits(file: Found, adapter: IpAdapter) -> bool:
 def _how_to_get(adapter: IpAdapter) -> str:
     known = known_encoders(adapter)
     if not known:
-        return "`civman import FILE` adds one"
+        return "add an encoder with `civman import FILE`"
     return (
         f"`civman download {known[0].sha256}` fetches it if CivitAI has it; it is published as `{known[0].name}` "
         f"({known[0].published}), and `civman import FILE` adds it"

@@ -195,7 +195,7 @@ def _variant(
         if asked not in possible:
             raise UsageError(
                 f"`{found.inspected.name}` cannot be the variant `{asked}` of {family.title}",
-                hint="one of " + ", ".join(each or "(none)" for each in possible), code=Cause.BAD_CONFIG,
+                hint="choose one of: " + ", ".join(each or "(none)" for each in possible), code=Cause.BAD_CONFIG,
             )  # fmt: skip
         return asked, ()
     if len(possible) == 1:

@@ -161,7 +161,8 @@ class EngineLink:
             why = "was ended because the server stopped"
         wrong = CannotRender(
             f"the process that renders {why}", code=Cause.WORKER_LOST,
-            hint="the next job starts it again; if the system killed it because memory ran out, try a smaller size",
+            hint="the next job starts a new process; if the system killed the old one because memory ran out, try a "
+            "smaller size",
         )  # fmt: skip
         del error
         self._end_process()

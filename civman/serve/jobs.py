@@ -146,7 +146,7 @@ class JobQueue:
             if sum(map(len, lane.values())) >= _MOST_QUEUED:
                 raise Refused(
                     f"{_MOST_QUEUED} jobs are waiting already",
-                    hint="wait until some are done, or cancel them with `civman jobs --cancel`",
+                    hint="wait until some jobs are done, or cancel jobs with `civman jobs --cancel`",
                 )  # fmt: skip
             job = ServerJob(next(self._numbers), kind, client, title[:200], payload, datetime.now(UTC), lasts=lasts)
             if self._journal is not None:

@@ -110,7 +110,7 @@ def _size(text: Any) -> dict[str, int]:
         return {}
     found = re.fullmatch(r"(\d{2,5})x(\d{2,5})", str(text))
     if found is None:
-        raise UsageError("`size` must be a size such as 512x768")
+        raise UsageError("`size` must be width x height in pixels, such as 512x768")
     return {"width": int(found[1]), "height": int(found[2])}
 
 

@@ -193,7 +193,7 @@ def _preflight() -> Response:
 
 
 class BodyTooLarge(Exception):
-    """A body sent without a Content-Length is too large."""
+    """A request body that was sent without a Content-Length is too large."""
 
 
 def _bounded(receive: Receive) -> Receive:

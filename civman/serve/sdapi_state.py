@@ -61,7 +61,8 @@ def chosen(library: Library, named: str) -> Asset:
                 f"`{text}` matches several checkpoints", hint=f"one of: {', '.join(map(title, found[:8]))}",
             )  # fmt: skip
     raise NotFound(
-        f"no checkpoint in the library is called `{text}`", hint="`civman list --type Checkpoint` lists them"
+        f"no checkpoint in the library is called `{text}`",
+        hint="`civman list --type Checkpoint` lists the checkpoints in the library",
     )
 
 
@@ -80,7 +81,7 @@ def checkpoint_in_force(library: Library, settings: dict[str, Any]) -> Asset:
     except (UsageError, NotFound, ValueError):
         if not everything:
             raise NotFound(
-                "the library has no checkpoint", hint="`civman download` or `civman import` adds one"
+                "the library has no checkpoint", hint="add a checkpoint with `civman download` or `civman import`"
             ) from None
         return everything[0]
     return asset
