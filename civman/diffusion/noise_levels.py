@@ -1,7 +1,7 @@
 """The noise levels that a model was trained on, and the schedules: named tables of levels for n steps.
 
-Plain Python floats (double precision) throughout, so that a table does not depend on device, dtype or library. Every
-table falls to 0, except KL Optimal's, which ends at the lowest level.
+All numbers are plain Python floats (double precision), so that a table does not depend on device, dtype or library.
+Every table falls to 0, except KL Optimal's, which ends at the lowest level.
 
 Sources: Karras et al. 2022 (table 1, equation 5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta); Sabour
 et al. 2024 (Align Your Steps, the tables on the paper's web page); Li et al. 2024 (KL optimal, tan-spaced);
@@ -21,12 +21,12 @@ from civman.diffusion.single_precision import single
 from civman.domain.recipes.recipe import SAMPLING
 
 TRAIN_STEPS: Final = SAMPLING.train_steps
-# replaces the last ᾱ of a model with zero terminal SNR, because ᾱ = 0 would give an infinite noise level
+# the value that replaces the last ᾱ of a model with zero terminal SNR, because ᾱ = 0 would give an infinite noise level
 _ZERO_SNR_ALPHA: Final = 4.8973451890853435e-08
 
 
 class Schedule(StrEnum):
-    """A schedule: how the steps are spread over the model's noise levels."""
+    """A schedule: how the steps are distributed over the model's noise levels."""
 
     AUTOMATIC = "Automatic"
     NORMAL = "Normal"
@@ -46,12 +46,12 @@ class Schedule(StrEnum):
 class NoiseLevels:
     """The noise levels that a model was trained on.
 
-    `alphas[t]` is ᾱ, the share of signal at timestep t; it falls with t.
+    `alphas[t]` is ᾱ, the share of signal at timestep t; it falls as t grows.
 
-    `every`: the model was trained on every n-th timestep only (LCM: 19, 39, … 999); levels are interpolated between
-    those, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps (UniPC)
-    instead of log σ. `is_half`: the levels and their logarithms are rounded to half precision. `program`: the program
-    whose rules apply, one of `civman.domain.recipes.sampling.PROGRAMS`.
+    `every`: the model was trained only on every n-th timestep (LCM: 19, 39, … 999); levels are interpolated between
+    these timesteps, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps
+    (UniPC) instead of log σ. `is_half`: the levels and their logarithms are rounded to half precision. `program`: the
+    program whose rules apply, one of `civman.domain.recipes.sampling.PROGRAMS`.
     """
 
     alphas: tuple[float, ...]
@@ -76,11 +76,11 @@ class NoiseLevels:
     ) -> "NoiseLevels":
         """Compute the levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
 
-        `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; subtracting two nearly equal
-        roots moves the highest levels by up to 1.6e-5. `half`: what is rounded to half precision, as when A1111 before
-        1.8 converted a whole model: nothing, "alphas", or all "levels" computed from them. With ComfyUI's rules,
-        everything is computed in double precision, and the levels and their logarithms are rounded to single precision
-        once.
+        `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; because two nearly equal roots
+        are subtracted, this changes the highest levels by up to 1.6e-5. `half`: what to round to half precision, as
+        when A1111 before 1.8 converted a whole model: nothing (""), "alphas", or also the "levels" computed from them.
+        With ComfyUI's rules, everything is computed in double precision, and the levels and their logarithms are
+        rounded to single precision once.
 
         Source: Rombach et al. 2022.
         """
@@ -88,8 +88,8 @@ class NoiseLevels:
         alphas, product = [], 1.0
         for t in range(TRAIN_STEPS):
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
-            # all implementations store ᾱ in single precision; in double precision, the lowest level would differ in its
-            # fifth digit
+            # round ᾱ to single precision, as all implementations do; in double precision, the lowest level would differ
+            # in its fifth digit
             alphas.append(product if program == "comfyui" else single(product))
         if is_zero_snr and is_single and program != "comfyui":
             alphas = single_precision.zero_snr(alphas)
@@ -113,7 +113,7 @@ class NoiseLevels:
 
     @property
     def first_time(self) -> int:
-        """The first timestep that the model was trained on; 0 if it was trained on all."""
+        """The first timestep that the model was trained on; 0 if it was trained on all timesteps."""
         return self.every - 1
 
     @property
@@ -137,7 +137,7 @@ class NoiseLevels:
         return self.sigmas[-1]
 
     def sigma(self, time: float) -> float:
-        """Return σ at a timestep; fractional ones are interpolated linearly in log σ, or in log ᾱ (`is_by_alpha`)."""
+        """Return σ at a timestep; between timesteps, log σ or log ᾱ (`is_by_alpha`) is interpolated linearly."""
         place = min(max((time - self.first_time) / self.every, 0.0), len(self._logs) - 1.0)
         low = int(place)
         high = min(low + 1, len(self._logs) - 1)
@@ -145,7 +145,7 @@ class NoiseLevels:
         return math.sqrt(math.expm1(value)) if self.is_by_alpha else math.exp(value)
 
     def time(self, sigma: float) -> float:
-        """Return the timestep, in 0 … 999, at which the model is evaluated for σ: the inverse of `sigma`, not rounded.
+        """Return the timestep (0 to 999, not rounded) at which the model is evaluated for σ: the inverse of `sigma`.
 
         If the model was trained on only some timesteps, or ComfyUI's rules apply, return the trained timestep that is
         nearest in log σ.
@@ -163,7 +163,7 @@ def table(
 ) -> list[float]:
     """Compute a schedule's n+1 noise levels for n steps; they fall to 0 (KL Optimal ends at the lowest level).
 
-    `is_xl` selects one of the two published Align Your Steps tables; `is_single` rounds to single precision as the web
+    `is_xl` selects SDXL's Align Your Steps table instead of SD 1's; `is_single` rounds to single precision as the web
     UIs do. With many steps, Simple, DDIM and Beta may repeat a level; repeated levels are kept, as in the web UIs.
 
     Raises: ValueError: fewer than one step, or AUTOMATIC, which only a sampler can resolve.
@@ -187,7 +187,7 @@ def table(
 
 
 def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool) -> list[float]:
-    """Compute a schedule's noise levels as ComfyUI does; every schedule's levels fall to 0."""
+    """Compute a schedule's noise levels as ComfyUI does, where the levels of every schedule fall to 0."""
     if schedule.value in single_precision.TABLES:
         compute = single_precision.TABLES[schedule.value]
         if schedule in (Schedule.NORMAL, Schedule.SGM_UNIFORM):
@@ -195,8 +195,8 @@ def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: b
         return [*compute(steps, levels.sigmas, single), 0.0]
     if schedule is Schedule.BETA:
         last = len(levels.sigmas) - 1
-        # round to 9 digits first, because the quantile's error of 1e-13 would decide how a value halfway between two
-        # timesteps is rounded
+        # round to 9 digits first: for a value halfway between two timesteps, the quantile's error of 1e-13 would
+        # otherwise decide the rounding
         places = (round(beta_quantile(1 - i / steps, SAMPLING.beta_shape) * last, 9) for i in range(steps))
         times = [round(place) for place in places]
         return [*(levels.sigmas[time] for time in dict.fromkeys(times)), 0.0]
@@ -212,7 +212,7 @@ def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: b
 
 @lru_cache(maxsize=8)
 def _rounded(levels: NoiseLevels) -> NoiseLevels:
-    """Round the σ of all levels to single precision."""
+    """Compute σ of all levels in single precision."""
     if levels.is_half:
         return levels
     return replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
@@ -296,8 +296,8 @@ def _between(values: Sequence[float], position: float) -> float:
 def beta_quantile(probability: float, shape: float) -> float:
     """Compute the quantile of the symmetric Beta(shape, shape) distribution at `probability`, to about 1e-13.
 
-    The distribution function is inverted by bisection; it is itself a Gauss quadrature in t = sin²θ, where the
-    integrand is smooth. scipy could compute the quantile too, but importing it takes 0.4 s.
+    The distribution function is computed by Gauss quadrature in t = sin²θ, where the integrand is smooth, and inverted
+    by bisection. scipy could compute the quantile, too, but importing it takes 0.4 s.
     """
     if probability <= 0 or probability >= 1:
         return float(min(max(probability, 0.0), 1.0))
@@ -352,6 +352,6 @@ def drop_penultimate(sigmas: list[float]) -> list[float]:
 def ddim_times(steps: int) -> list[int]:
     """Return the timesteps of DDIM and PLMS in descending order: …, 1 + 1000//n, 1.
 
-    With n timesteps there are n−1 steps between them.
+    The n timesteps have n−1 steps between them.
     """
     return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)][::-1]

@@ -1,4 +1,4 @@
-"""Load a checkpoint of any family."""
+"""Loads a checkpoint of any family."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ def load(
         device: where to put the components.
         dtype: the dtype to compute in; None uses the file's own.
         vae: a separate VAE file to use instead of the checkpoint's VAE.
-        parts: role, such as "t5" → file, for text encoders and a tokenizer that are not in the checkpoint.
+        parts: the files of text encoders and of a tokenizer that are not in the checkpoint, by role, such as "t5".
         config: options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
         for_unets: further arguments of `loader.load`, which are ignored for transformers.

@@ -1,7 +1,7 @@
 """The kinds of text encoders and VAEs that checkpoints of transformer families need: how to recognise and build each.
 
-A part lies in the checkpoint itself, behind a prefix, or in a file of its own. Its dimensions come from tensor shapes.
-Does not import torch.
+A part is stored in the checkpoint, with a prefix before its tensor names, or in a separate file. Its dimensions come
+from tensor shapes. Does not import torch.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -34,18 +34,18 @@ class PartKind:
     sources: Sources = field(repr=False)
     """A function that maps the class's parameters to tensors, by name without prefix."""
     names: Callable[[Iterable[str]], Mapping[str, str]] = field(default=lambda names: {n: n for n in names}, repr=False)
-    """A function that maps the tensor names that `config` and `sources` use to those in a file, which may differ (both
-    without prefix).
+    """A function that maps the tensor names that `config` and `sources` use to the names in a file, both without
+    prefix.
     """
     tokenizers: tuple[str, ...] = ()
-    """The names of the tensor with the part's tokenizer, in the order in which they are tried; see
+    """The possible names of the tensor that contains the part's tokenizer, in the order in which they are tried; see
     `civman.domain.files.tokenizer_files`. Empty for parts whose tokenizer is shipped with civman.
     """
     lacks: tuple[str, ...] = ()
     """Tensor names, in the same form as `probes`, by which a file with a similar part of another kind is recognised."""
 
     def prefix_in(self, shapes: Shapes) -> str | None:
-        """Return the prefix under which a file contains this part, or None if it does not."""
+        """Return the prefix of this part's tensor names in a file; None if the file does not contain the part."""
         for prefix in self.prefixes:
             own = self.shapes_in(shapes, prefix)
             if all(probe in own for probe in self.probes) and not any(name in own for name in self.lacks):
@@ -65,7 +65,7 @@ class PartKind:
     def sources_in(
         self, wanted: Mapping[str, tuple[int, ...]], config: Config, shapes: Shapes, prefix: str
     ) -> dict[str, Source]:
-        """Map each parameter of the class to its tensor in a file that has this part under `prefix`."""
+        """Map each parameter of the part's class to its tensor in a file that contains the part under `prefix`."""
         own = [name[len(prefix) :] for name in shapes if name.startswith(prefix)]
         actual = self.names(own)
         return {
@@ -80,7 +80,7 @@ def _plainly(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str,
 
 
 def _clip_names(names: Iterable[str]) -> dict[str, str]:
-    """Map CLIP's names without the level `text_model` to those in the file, which may have that level."""
+    """Map CLIP's names without `text_model.` to the names in the file, which may begin with it."""
     return {name.removeprefix("text_model."): name for name in names}
 
 
@@ -90,7 +90,7 @@ def _clip_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict
 
 def _clip_config(hidden_act: str, heads: int) -> Callable[[Shapes], Config]:
     usual = {"layout": "transformers", "hidden_act": hidden_act, "heads": heads, "drop_last_layers": 0}
-    # CLIP-G was trained on texts padded with 0, CLIP-L on texts padded with the end token
+    # pad as in training: CLIP-G was trained on texts padded with token 0, CLIP-L on texts padded with the end token
     padding = 49407 if hidden_act == "quick_gelu" else 0
     return lambda shapes: text_config(usual, shapes, "") | {"pad_token_id": padding}
 
@@ -109,7 +109,7 @@ def _t5_config(shapes: Shapes) -> Config:
 
 
 def _t5_names(names: Iterable[str]) -> dict[str, str]:
-    """Map both names of the token embeddings, `shared` and `encoder.embed_tokens`, to the one that the file has."""
+    """Map both possible names of the token embeddings, `shared` and `encoder.embed_tokens`, to the one in the file."""
     found = {name: name for name in names if not name.startswith("decoder.")}
     table = found.get("shared.weight") or found.get("encoder.embed_tokens.weight")
     return found if table is None else found | {"shared.weight": table, "encoder.embed_tokens.weight": table}
@@ -149,7 +149,7 @@ def _ministral(shapes: Shapes) -> Config:
 
 def _gemma(shapes: Shapes) -> Config:
     vocabulary, width = shapes["embed_tokens.weight"]
-    head = 256  # of all sizes of Gemma 2 but the largest
+    head = 256  # the head width in all sizes of Gemma 2 but the largest
     return {
         "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
         "num_hidden_layers": count(shapes, "layers."), "head_dim": head, "query_pre_attn_scalar": head,
@@ -198,7 +198,7 @@ def _flux2_config(batch_norm_eps: float) -> Callable[[Shapes], Config]:
 
 
 def _flux2_names(names: Iterable[str]) -> Mapping[str, str]:
-    """Remove the level `encoder` or `decoder` from the names of the convolutions before and after the latents."""
+    """Remove the prefix `encoder.` or `decoder.` from the names of the 1×1 convolutions next to the latents."""
     short = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
     plain = dict(_kl_names(names))
     for name in [*plain]:
@@ -209,7 +209,7 @@ def _flux2_names(names: Iterable[str]) -> Mapping[str, str]:
 
 
 def _flux2_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:
-    # the number of batches is for training, and the published file does not have it
+    # leave out the number of batches, which only training needs and the published file lacks
     return vae_sources([name for name in wanted if name != "bn.num_batches_tracked"], config, "")
 
 
@@ -305,8 +305,8 @@ QWEN3_VL: Final = PartKind(
     ("text_encoders.qwen3vl_4b.transformer.model.", "model.language_model.", "language_model."),
     ("embed_tokens.weight", "layers.0.self_attn.q_norm.weight"), _qwen3_vl, _plainly,
 )  # fmt: skip
-"""The language model of Qwen3-VL: for text without images, it is Qwen3 with another base of the position code. Both
-models have tensors of the same shapes, so only the names of the tensors show that a file contains Qwen3-VL.
+"""The language model of Qwen3-VL. For text without images, it is Qwen3 with another base of the rotary position
+embedding. The tensors of both models have the same shapes; only their names show that a file contains Qwen3-VL.
 """
 _OTHER_MODELS: Final = (
     "layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_proj.bias", "layers.0.pre_feedforward_layernorm.weight",

@@ -1,8 +1,8 @@
-"""Tokenizes with a SentencePiece model of byte-pair encoding, as the files of the text encoder Gemma contain.
+"""Tokenizes with a SentencePiece model of byte-pair encoding, as it is contained in files of the text encoder Gemma.
 
-Only models that SentencePiece encodes by pairs, without rewriting characters, are supported. The result equals
-SentencePiece's: of all adjacent symbols that together form a piece, the pair with the highest score is joined first; of
-equal scores, the leftmost. Does not import torch.
+Only models that use byte-pair encoding and do not rewrite characters are supported. The result equals SentencePiece's:
+of all adjacent symbols that together form a piece, the pair with the highest score is joined first; of equal scores,
+the leftmost. Does not import torch.
 
 Source: the message `ModelProto` and the file `bpe_model.cc` of Google's SentencePiece.
 """
@@ -18,7 +18,7 @@ from civman.errors import CannotRender, Cause, InvalidModelFile
 
 _SPACE = "▁"
 _NORMAL, _USER_DEFINED, _UNUSED, _BYTE = 1, 4, 5, 6
-"""The types of pieces that can stand for text; the other types (unknown, control) never do."""
+"""The types of pieces that represent text; pieces of other types (unknown, control) never do."""
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 """Field numbers in the message `ModelProto`."""
 
@@ -32,15 +32,17 @@ class PieceTokenizer:
     start: int
     """The id that begins every text."""
     ids: dict[str, int] = field(repr=False)
-    """Maps each piece that stands for text to its id."""
+    """Maps each piece that represents text to its id."""
     scores: dict[str, float] = field(repr=False)
     """Maps each piece to its score; pairs with higher scores are joined first."""
     unused: frozenset[str] = field(repr=False)
-    """Pieces that are only intermediate: they may be joined to a longer piece, but are split again if they remain."""
+    """Pieces that occur only as intermediate results: they may be joined to longer pieces; otherwise they are split
+    again.
+    """
     bytes: tuple[int, ...] = field(repr=False)
-    """The id of each byte, used for characters without a piece."""
+    """The ids of all 256 bytes, which encode characters without a piece."""
     whole: re.Pattern[str] | None = field(repr=False)
-    """A pattern for pieces that are never split, and never joined with their neighbours."""
+    """A pattern for pieces that are neither split nor joined with their neighbours."""
     adds_space: bool = False
     trims_spaces: bool = False
     end: int | None = None
@@ -81,7 +83,7 @@ class PieceTokenizer:
         while pairs:
             _, left, right, joined = heapq.heappop(pairs)
             if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != joined:
-                continue  # one of the two symbols has since been joined with another one
+                continue  # skip this pair, because one of its symbols has since been joined with another one
             symbols[left], symbols[right] = joined, ""
             following[left] = following[right]
             if following[left] < len(symbols):
@@ -93,7 +95,7 @@ class PieceTokenizer:
                 yield from self._split(symbol, halves)
 
     def _symbols(self, text: str) -> tuple[list[str], list[bool]]:
-        """Split a text into characters and pieces that are never split."""
+        """Split a text into characters and never-split pieces; return them, and for each whether it is such a piece."""
         symbols, is_whole, at = [], [], 0
         for match in self.whole.finditer(text) if self.whole is not None else ():
             symbols += [*text[at : match.start()], match[0]]
@@ -134,7 +136,7 @@ def read_pieces(data: bytes, title: str, file: str) -> PieceTokenizer:
 
 
 def _read(data: bytes, title: str) -> PieceTokenizer | str:
-    """Read a SentencePiece model; return a phrase about what civman does not support, if there is something."""
+    """Read a SentencePiece model. If civman does not support it, return a phrase that says why."""
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
     scores: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Translate a recipe into the arguments of a diffusers pipeline call; refuse recipes that no pipeline can render."""
+"""Translates a recipe into the arguments of a diffusers pipeline call; refuses recipes that no pipeline can render."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def kind_of(recipe: Recipe) -> str:
 def require_drawable(recipe: Recipe) -> None:
     """Check that diffusers' pipelines can render the recipe.
 
-    Raises: CannotRender: the recipe uses something that these pipelines do differently or not at all.
+    Raises: CannotRender: the recipe uses a feature that these pipelines lack or implement differently.
     """
     problems = {
         "a second pass (hires)": recipe.hires is not None,
@@ -87,9 +87,9 @@ def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
 
 
 def require_inputs_of(unet: Any, kind: str) -> None:
-    """Check that the pipeline passes the UNet all the inputs that it needs.
+    """Check that a pipeline of this kind passes the UNet all the inputs that it needs.
 
-    Raises: CannotRender: the checkpoint is for inpainting, and the pipeline does not pass it the mask.
+    Raises: CannotRender: the checkpoint is for inpainting, but the pipeline does not pass the mask.
     """
     channels = int(unet.config.in_channels)
     if channels != _LATENT_CHANNELS and kind != "inpaint":
@@ -129,9 +129,9 @@ def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
 
     `prompt_embeds` and `negative_prompt_embeds` are (1, 77·n, width); SDXL also has `pooled_prompt_embeds` and
     `negative_pooled_prompt_embeds`, (1, projection). All have the text encoders' dtype and device. Pipelines require
-    both contexts to have the same length, so the shorter one is repeated as a whole. This changes nothing, since
-    attention to a context that occurs twice gives the same result as attention to it once. Without a negative prompt,
-    its two arguments are left out.
+    both contexts to have the same length, so the shorter one is repeated as a whole. This does not change the image,
+    because attention to a repeated context gives the same result as attention to the context itself. Without a negative
+    prompt, its two arguments are left out.
     """
     found = {
         "prompt_embeds": prompt.cond, "negative_prompt_embeds": prompt.uncond,
@@ -148,8 +148,8 @@ def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
 def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> dict[str, Any]:
     """Build the keyword arguments with which `pipe` renders the recipe's images, in the order of their seeds.
 
-    Raises: CannotRender: no pipeline can render them (`require_drawable`, `require_own_kind`), or `pipe` is of the
-    wrong kind.
+    Raises: CannotRender: no pipeline can render the images (`require_drawable`, `require_own_kind`), or `pipe` is of
+    the wrong kind.
     """
     is_xl = hasattr(pipe, "text_encoder_2")
     require_drawable(recipe)
@@ -179,12 +179,13 @@ def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> 
         }  # fmt: skip
     first, sigma = _first_step(recipe, is_xl=is_xl)
     kept = _start_latents(recipe, pipe, inputs, noise)
-    # the pipeline adds noise drawn by torch; these latents contain the difference between that and the recipe's noise
+    # add the difference between the recipe's noise and torch's noise to the latents, because the pipeline will add
+    # torch's noise
     drawn = torch.stack([
         torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=pipe.unet.dtype) for seed in seeds
     ]).float()  # fmt: skip
     image = kept + ((noise * recipe.start.noise_multiplier - drawn) * sigma).to(kept.device)
-    # half a step more than the exact fraction, since diffusers rounds down
+    # add half a step to the exact fraction, because diffusers rounds down
     strength = min(1.0, (recipe.steps - first + 0.5) / recipe.steps)
     return call | {"image": image, "strength": strength}
 
@@ -201,7 +202,7 @@ def _start_latents(recipe: Recipe, pipe: Any, inputs: Inputs, noise: Tensor) -> 
 
 
 class _Where:
-    """A stand-in for a loaded model that has only a pipeline's VAE and the device on which it computes."""
+    """Replaces a loaded model where only a pipeline's VAE and its device are needed."""
 
     def __init__(self, pipe: Any) -> None:
         self.vae: Any = pipe.vae
@@ -209,7 +210,7 @@ class _Where:
 
 
 def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
-    """Return the index of the step at which an img2img run begins, and the noise level there, as A1111 counts.
+    """Return the index of the first step that A1111 runs in img2img, and the noise level at which it begins.
 
     Raises: CannotRender: a pipeline would use other noise levels.
     """
@@ -234,8 +235,8 @@ def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
 def evaluations_per_step(plan: samplers.Plan, asked: Sequence[float]) -> int | None:
     """Return the number of model evaluations per step, 1 or 2 (the last step may have one); None if it varies.
 
-    `asked`: the noise levels at which the sampler evaluates the model, in order. Each step must begin with its own
-    level.
+    `asked`: the noise levels at which the sampler evaluates the model, in order. The first evaluation of each step must
+    be at the step's own level.
     """
     for order in (1, 2):
         if plan.steps * order - len(asked) in (0, order - 1) and tuple(asked[::order]) == plan.sigmas[:-1]:

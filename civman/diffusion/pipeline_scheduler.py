@@ -53,10 +53,10 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
     """Runs a civman sampler and schedule in a diffusers pipeline: `pipe.scheduler = PipelineScheduler(…)`.
 
     There is one timestep for each evaluation of the model, and timesteps are not rounded. The noise that ancestral and
-    SDE samplers add to an image is the same as in `library.render` with the seed of the image's generator. But if the
-    pipeline has drawn more from the generator than the initial noise, ancestral noise is drawn from the generator in
-    its current state. If something changes the latents between two steps (a callback, diffusers' inpainting), the
-    sampler restarts from the changed latents, so a multistep sampler then has no earlier steps to use.
+    SDE samplers add to an image is the same as in `library.render` with the seed of the image's generator. However, if
+    the pipeline has drawn more than the initial noise from the generator, ancestral noise is drawn from the generator
+    in its current state. If something changes the latents between two steps (a callback, diffusers' inpainting), the
+    sampler restarts from the changed latents, so a multistep sampler has no earlier steps to use.
     """
 
     _compatibles = [each.name for each in KarrasDiffusionSchedulers]  # noqa: RUF012  # as in diffusers' own schedulers
@@ -82,7 +82,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         self.order = 1
         self.timesteps = torch.empty(0)
         self.init_noise_sigma: float = 1.0
-        # every value is given explicitly, since diffusers' `from_config` replaces missing ones with its own defaults
+        # pass every value explicitly, because diffusers' `from_config` replaces missing ones with its own defaults
         self.register_to_config(  # type: ignore[no-untyped-call]
             sampler=self._sampler.name, schedule=self._schedule.value, is_xl=is_xl, rng=rng,
             eta_seed_delta=eta_seed_delta, eta=eta, noise_scale=noise_scale, eta_ddim=eta_ddim,
@@ -103,7 +103,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         )  # fmt: skip
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Prepare a run of this many steps.
+        """Prepare a run of `num_inference_steps` steps.
 
         Raises: UsageError: fewer than one step, or more than the model has levels.
         """
@@ -131,7 +131,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         self._begin = self._done = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
-        """Compute the UNet's input: `sample` (B, 4, h, w) divided by √(σ² + 1), with σ of the next evaluation."""
+        """Compute the UNet's input: `sample` (B, 4, h, w) divided by √(σ² + 1), at the next evaluation's level σ."""
         return sample / math.sqrt(self._asked[self._done] ** 2 + 1)
 
     def add_noise(self, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
 
     def step(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, *, generator: Any = None,
              return_dict: bool = True, **_: Any) -> Any:  # fmt: skip
-        """Process the UNet's output for `sample`; `prev_sample` of the result is the UNet's next input before scaling.
+        """Process the UNet's output for `sample`; the result's `prev_sample` is the UNet's next input before scaling.
 
         Raises: CannotRender: something changed the latents at a point where the sampler cannot restart from them.
         """
@@ -168,7 +168,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
     def _solver(self, sample: Tensor, generator: Any) -> Any:
         """Return the running solver, whose x is `sample`.
 
-        A new one is started if none is running or something changed the latents.
+        A new solver is started if none is running or something changed the latents.
         """
         if self._running is not None and torch.equal(self._given, sample):
             return self._running
@@ -188,7 +188,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         return self._running
 
     def _noise(self, x: Tensor, generator: Any) -> solvers.Noise:
-        """Return the noise function for the steps: (B, 4, h, w), with a separate stream for each image."""
+        """Return the function that draws the steps' noise (B, 4, h, w), with a separate stream for each image."""
         shape, count = tuple(x.shape[1:]), len(x)
         if generator is None:
             seeds = [int(torch.randint(2**63 - 1, ())) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Convert and resize pixels: images are (H, W, 3) uint8; masks are (H, W) uint8, white where to inpaint."""
+"""Converts and resizes pixels: images are (H, W, 3) uint8; masks are (H, W) uint8, white where to inpaint."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,9 +17,9 @@ Pixels = NDArray[np.uint8]
 class Picture:
     """One finished image.
 
-    `sha256` is the digest of its pixels (row by row, RGB), not of a file, since a file's compression depends on library
-    versions. `decoded_in` is the dtype in which the VAE decoded the image; `notes` report any special treatment that
-    was needed.
+    `sha256` is the digest of the image's pixels (row by row, RGB), not of a file, because a file's compression depends
+    on library versions. `decoded_in` is the dtype in which the VAE decoded the image; `notes` describe any special
+    treatment of the image.
     """
 
     pixels: Pixels = field(repr=False, compare=False)
@@ -60,7 +60,7 @@ def picture_of(array: Pixels, *, seed: int, decoded_in: str, notes: tuple[str, .
 
 
 def put_back(picture: Picture, kept: Callable[[Pixels], Pixels]) -> Picture:
-    """Composite the preserved part of the start image over a rendered image, by calling `kept` on its pixels."""
+    """Composite the preserved part of the start image over a rendered image; `kept` does this for pixels."""
     array = np.ascontiguousarray(kept(picture.pixels))
     return replace(picture, pixels=array, sha256=hashlib.sha256(array.tobytes()).hexdigest())
 
@@ -80,7 +80,7 @@ def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
 
 
 def latent_mask(mask: NDArray[np.uint8], width: int, height: int) -> Tensor:
-    """Shrink a mask to the latents' size, (1, 1, height, width): the mean of each cell, rounded; 1 is inpainted."""
+    """Shrink a mask to the latents' size (1, 1, height, width): each value is a cell's rounded mean; 1 is inpainted."""
     whole = torch.from_numpy(np.array(mask)).float()[None, None] / 255
     return torch.nn.functional.interpolate(whole, size=(height, width), mode="area").round()
 

@@ -1,4 +1,4 @@
-"""Resize latents and pixels as ComfyUI does: with torch's filters without antialiasing, with Lanczos, or with bislerp.
+"""Resizes latents and pixels as ComfyUI does: with torch's filters without antialiasing, with Lanczos, or with bislerp.
 
 As in ComfyUI, pixels stay in floating point between the passes; only Lanczos rounds them down to 8 bits. An upscaler
 model gets RGB tiles of 512 pixels, which overlap by 32 and are blended linearly.
@@ -24,7 +24,7 @@ _PARALLEL: Final = 1 - 1e-5
 def resized(values: Tensor, width: int, height: int, way: str) -> Tensor:
     """Resize latents or pixels (B, C, h, w) to this width and height.
 
-    `way` is "nearest-exact", "bilinear", "bicubic", "area", "bislerp", or for pixels in 0 … 1 "lanczos".
+    `way`: "nearest-exact", "bilinear", "bicubic", "area", "bislerp" or, only for pixels in 0 … 1, "lanczos".
     """
     if way == "bislerp":
         return _bislerp(values, width, height)
@@ -63,7 +63,7 @@ def _starts(length: int) -> list[int]:
 def _ramp(length: int, feather: int) -> Tensor:
     """Compute the blending weights along one side of a tile.
 
-    The weights rise over the overlap at both ends, if the tile is long enough.
+    The weights increase from each end over the width of the overlap, if the tile is long enough.
     """
     weights = torch.ones(length)
     if feather < length:
@@ -84,7 +84,7 @@ def _lanczos(pixels: Tensor, width: int, height: int) -> Tensor:
 def _bislerp(latents: Tensor, width: int, height: int) -> Tensor:
     """Resize latents with ComfyUI's bislerp.
 
-    The direction and the length of each vector of channels are interpolated, first along rows, then along columns.
+    The direction and the length of each channel vector are interpolated, first along rows, then along columns.
     """
     across = _along(latents.movedim(1, -1), 2, width)
     return _along(across, 1, height).movedim(-1, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Postponed(ModuleType):
-    """A module that can be imported, but is executed only when an attribute is used that it does not have yet.
+    """A module that is executed only when an attribute is accessed that it does not have yet.
 
     Its submodules can be imported without executing it.
     """
@@ -22,7 +22,7 @@ class Postponed(ModuleType):
             self.__spec__.loader.exec_module(self)
             if name in vars(self):
                 return vars(self)[name]
-        # look up the module again, because transformers replaces itself in sys.modules by another one
+        # look up the module again, because transformers replaces itself in sys.modules with another one
         real = sys.modules[self.__name__]
         if real is self:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
@@ -30,7 +30,7 @@ class Postponed(ModuleType):
 
 
 def postpone(name: str, folders: Sequence[str]) -> None:
-    """Put a module from these folders into `sys.modules` without executing it; do nothing if it is imported already."""
+    """Put a module from these folders into `sys.modules` without executing it, unless it is already imported."""
     spec = importlib.machinery.PathFinder.find_spec(name, folders)
     if spec is not None and name not in sys.modules:
         module = importlib.util.module_from_spec(spec)

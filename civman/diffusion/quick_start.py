@@ -1,4 +1,4 @@
-"""Loads torch's largest library while this process still reads its command line and plans.
+"""Loads torch's largest library while this process still parses its command line and plans.
 
 The system's dynamic loader runs without Python's global interpreter lock, so a thread can load a library in parallel.
 This module does not import torch.
@@ -22,13 +22,13 @@ _FIRST: Final = (
 )  # fmt: skip
 """Modules with shared libraries that a render imports before torch.
 
-The system's dynamic loader loads one library at a time, so these modules are imported first; otherwise they would wait
-for torch's library.
+`begin` imports them first, because the system's dynamic loader loads one library at a time, and they would otherwise
+wait for torch's library.
 """
 
 
 def begin() -> None:
-    """Start to load torch's library; do nothing if torch is imported already or is not installed."""
+    """Start to load torch's library, unless torch is already imported or is not installed."""
     spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
     if spec is None or spec.origin is None or not _is_for_cpu(folder := Path(spec.origin).parent / "lib"):
         return

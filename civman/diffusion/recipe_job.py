@@ -2,7 +2,7 @@
 
 One loop serves txt2img, img2img, inpainting and the second pass; the samplers' arithmetic is in `solvers`, the
 evaluation of the model in `denoiser`. Latents are float32 between UNet calls, whatever dtype the UNet computes in.
-Between UNet calls the CPU never waits for the device: values that the CPU needs are read together with the pixels.
+Between UNet calls, the CPU never waits for the device: values that the CPU needs are read together with the pixels.
 """
 
 import math
@@ -62,13 +62,13 @@ class Inputs:
 NO_INPUTS: Final = Inputs()
 Acting = TypeVar("Acting", ActiveControl, ActiveReference)
 Restore = Callable[[Pixels], tuple[Pixels, str]]
-"""A function that restores the faces in (H, W, 3) uint8 pixels; it returns the new pixels and a note."""
+"""A function that restores the faces in (H, W, 3) uint8 pixels and returns the new pixels and a note."""
 
 
 def _with_faces(picture: Picture, restore: Restore) -> Picture:
-    """Restore the faces.
+    """Restore the faces in an image.
 
-    As in A1111, this comes before the preserved part of a start image is composited over the image.
+    As in A1111, this comes before the preserved part of a start image is composited over the result.
     """
     better, note = restore(picture.pixels)
     return put_back(picture, lambda _: better).noted(note)
@@ -99,7 +99,7 @@ class _Method:
 
     @property
     def solver(self) -> solvers.Solver:
-        """The solver that computes the sampler's steps with this model."""
+        """The solver that computes the sampler's steps for these noise levels."""
         return sampling_plan.solver_of(self.sampler, self.levels)
 
 
@@ -134,7 +134,7 @@ class RecipeJob:
 
     @property
     def goes_one_by_one(self) -> bool:
-        """Whether to render images one by one: an adaptive sampler's step sizes depend on the whole batch."""
+        """Whether to render images one by one: the steps of an adaptive sampler depend on the whole batch."""
         return self._sampler.is_adaptive
 
     @property
@@ -144,7 +144,7 @@ class RecipeJob:
         return self._now.model
 
     def _enter(self, stage: Stage) -> None:
-        """Prepare the model of a stage, after releasing the model of the current stage."""
+        """Prepare the model of a stage, after releasing that of the current one. Does nothing in the same stage."""
         if stage is not self._stage:
             self._now = None
             self._now, self._stage = self.stages(stage), stage
@@ -199,7 +199,7 @@ class RecipeJob:
         if self._start.mask is not None:
             mask = sent(self._start.mask, kept.device)
             if recipe.start.masked_content == "latent noise":
-                # a variation has no effect on this noise, so it is left out
+                # leave out the variation, which in A1111 does not affect this noise
                 is_folded = vae_codec.folds_noise(self._model.vae)
                 plain = [PictureNoise(seed, rng=recipe.rng, is_folded=is_folded) for seed in seeds]
                 fresh = self._start_noise(plain, recipe.width, recipe.height)
@@ -228,7 +228,8 @@ class RecipeJob:
         size = (hires.width, hires.height)
 
         def encode(pixels: Tensor) -> Tensor:
-            self._enter(Stage.SECOND)  # as in A1111, load the second pass's checkpoint before its VAE encodes the image
+            # as in A1111, load the second pass's checkpoint first, so that its VAE encodes the image
+            self._enter(Stage.SECOND)
             return self._encoded(pixels)
 
         latents = second_pass.enlarged(
@@ -242,7 +243,7 @@ class RecipeJob:
         plan = self._plan(method, hires.steps, Start(hires.strength, keeps_steps=True))
         noises = [self._noise(seed if hires.seed is None else hires.seed) for seed in seeds]
         x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
-        # as in A1111, SDXL's size conditioning is the size before the crop
+        # as in A1111, SDXL's size conditioning states the size before the crop
         covers = self._recipe.rules > 2 and not hires.stretches
         told = second_pass.covering((self._recipe.width, self._recipe.height), size) if covers else size
         x = yield from self._sample(
@@ -306,7 +307,7 @@ class RecipeJob:
     def _acting(
         plan: samplers.Plan, wanted: solvers.Requests | None, active: Sequence[Acting]
     ) -> Callable[[int], Sequence[Acting]]:
-        """Return a function that takes an evaluation's index and returns those of `active` that act in it."""
+        """Return a function that maps an evaluation's index to those of `active` that act in this evaluation."""
         if wanted is None or not active:
             return lambda _: active
         calls = len(wanted.evaluations)
@@ -317,7 +318,7 @@ class RecipeJob:
     def _scaling(
         self, plan: samplers.Plan, wanted: solvers.Requests | None, *, is_hires: bool
     ) -> Callable[[int], None]:
-        """Return a function that takes an evaluation's index and merges the LoRAs at their scales there."""
+        """Return a function that takes an evaluation's index and merges the LoRAs at the scales for this evaluation."""
         if not self._recipe.changes_scales or wanted is None:
             return lambda _: None
         calls, steps = len(wanted.evaluations), plan.steps
@@ -371,7 +372,7 @@ class RecipeJob:
     def _read(
         self, latents: Tensor, seeds: list[int], laid_over: Callable[[Tensor], Tensor] | None
     ) -> tuple[vae_codec.Decoded, list[Pixels]]:
-        """Decode latents and read the images (H, W, 3), together with all checks, in one copy from the device."""
+        """Decode latents and read the images (H, W, 3) and the values of all checks in one copy from the device."""
         for decoded, is_finite in vae_codec.decodings(self._model, latents):
             try:
                 if is_finite is not None:
@@ -384,7 +385,7 @@ class RecipeJob:
         raise AssertionError("unreachable: the last decoding is not checked for an overflow")
 
     def _inpaint_input(self, size: tuple[int, int]) -> Tensor | None:
-        """Build the extra input of a nine-channel inpainting UNet: the mask, then the image without its masked part.
+        """Build the extra input of a nine-channel inpainting UNet: the mask, and the image without its masked part.
 
         Without a start image, or at a size other than the recipe's (second pass), the whole image is masked.
         """
@@ -465,7 +466,7 @@ class RecipeJob:
         paths: list[BrownianPath] = []
 
         def draw(here: float, after: float) -> Tensor:
-            if not paths:  # only now, because starting the paths draws noise
+            if not paths:  # create the paths only when they are needed, because this draws noise
                 upwards = self._recipe.rules == 1
                 paths.extend(noise.brownian(shape, *plan.span, falls_upwards=upwards) for noise in noises)
             return torch.stack([path.noise(here, after) for path in paths])
@@ -474,13 +475,13 @@ class RecipeJob:
 
 
 def _tiles_of(recipe: Recipe, device: torch.device) -> LatentTiles | None:
-    """Return the tiles of the first pass's latents; None if one covers them, as in the Tiled Diffusion extension."""
+    """Return the tiles for the first pass's latents; None if a single tile covers them or the recipe uses no tiles."""
     made, size = recipe.tiled_diffusion, (recipe.width // 8, recipe.height // 8)
     return None if made is None or made.is_single(*size) else LatentTiles(made, size, device)
 
 
 class _OverflowedError(Exception):
-    """The VAE's output is not finite in its own dtype, so it must decode again in single precision."""
+    """The VAE's output in its own dtype is not finite, so the latents must be decoded again in single precision."""
 
 
 def _require_finite(found: list[float]) -> None:

@@ -1,8 +1,9 @@
-"""IP-Adapters: turn reference pictures into image tokens, and make the cross-attention of a UNet attend to them.
+"""IP-Adapters: convert reference pictures to image tokens, and make the cross-attention of a UNet attend to them.
 
 Each cross-attention layer attends twice with the same queries: to the text, and to the image tokens with the adapter's
-own keys and values. The second result, times a weight, is added to the first. For a negative prompt, the tokens are
-those of an empty picture: a zero embedding for adapters that use the embedding, an encoded all-zero input for others.
+own keys and values. The second result, times a weight, is added to the first. For a negative prompt, the image tokens
+are those of an empty picture: a zero embedding for adapters that use the embedding, an encoded all-zero input for
+others.
 
 Source: Ye et al. 2023, "IP-Adapter"; the empty pictures as in diffusers.
 """
@@ -32,8 +33,8 @@ _HEAD = 64
 class ImageAttention:
     """A loaded IP-Adapter.
 
-    `layers`: the weights for the keys and values of each cross-attention layer, in the UNet's order. `projection`
-    has the tensors of the image projection under the names of IP-Adapter's authors.
+    `layers`: the weights for the keys and values of each cross-attention layer, in the UNet's order. `projection`: the
+    tensors of the image projection by the names that IP-Adapter's authors use.
     """
 
     name: str
@@ -54,7 +55,7 @@ class ImageAttention:
 
 
 def load_ip_adapter(path: Path, name: str, *, device: torch.device, dtype: torch.dtype) -> ImageAttention:
-    """Load an IP-Adapter. Raises: CannotRender: it is of an unsupported kind. InvalidModelFile: it cannot be read."""
+    """Load an IP-Adapter. Raises: CannotRender: its kind is not supported. InvalidModelFile: it cannot be read."""
     weights = Weights(path)
     found = read_ip_adapter(weights.shapes, name)
 
@@ -68,7 +69,7 @@ def load_ip_adapter(path: Path, name: str, *, device: torch.device, dtype: torch
 
 
 def _resampled(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Compute the projection of "plus" adapters, in which learned queries attend to the features in several blocks."""
+    """Compute the image projection of "plus" adapters: in several blocks, learned queries attend to the features."""
     x = _linear(x, weights, "proj_in")
     latents = weights["latents"].expand(len(x), -1, -1)
     block = 0
@@ -118,7 +119,7 @@ class Reference:
 
 @torch.no_grad()
 def encode_reference(adapter: ImageAttention, encoder: ClipVision, inputs: Tensor) -> Reference:
-    """Encode a picture, given as the encoder's input (1, 3, side, side), for an IP-Adapter."""
+    """Encode a picture for an IP-Adapter. `inputs`: the vision encoder's input (1, 3, side, side)."""
     if adapter.reads_embedding:
         found = encoder.embedding(inputs)
         empty = torch.zeros_like(found)
@@ -135,13 +136,14 @@ class ActiveReference:
     use: ReferenceUse
 
     def at(self, step: int, steps: int) -> "ActiveReference | None":
-        """Return this reference if it acts in step `step`, counted from 0; None otherwise."""
+        """Return this reference if it acts in step `step` (counted from 0), else None."""
         return self if self.use.acts_at(step, steps) else None
 
     def asked(self, positive: Sequence[bool], batch: int) -> "Asked":
         """Return the image tokens for one call of the UNet.
 
-        The call computes `batch` images for each prompt; `positive` says for each prompt whether it is positive.
+        The call computes `batch` images for each prompt; `positive` states for each prompt whether it is a positive
+        one.
         """
         own = [self.reference.positive if each else self.reference.negative for each in positive]
         return Asked(
@@ -151,7 +153,7 @@ class ActiveReference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """What one IP-Adapter adds to a call of the UNet: image tokens (B, count, width), with a weight."""
+    """What one IP-Adapter adds to a call of the UNet: image tokens (B, count, width) and their weight."""
 
     adapter: ImageAttention
     tokens: Tensor
@@ -159,13 +161,13 @@ class Asked:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """A key that is equal if the tokens can be joined into one call of the UNet for several images."""
+        """A key that is equal for tokens that can be joined into one call of the UNet for several images."""
         return id(self.adapter), self.tokens.shape, self.weight
 
 
 @contextmanager
 def attending(unet: nn.Module, asked: Sequence[Asked]) -> Iterator[None]:
-    """Make the cross-attention of a UNet attend to image tokens inside this context.
+    """Inside this context, make the cross-attention of a UNet attend to image tokens.
 
     Raises: Incompatible (`adapter-no-match`): an IP-Adapter was made for another number of layers.
     """

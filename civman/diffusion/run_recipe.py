@@ -1,7 +1,7 @@
-"""Compute a recipe's images from a loaded model and encoded prompts.
+"""Computes a recipe's images from a loaded model and encoded prompts.
 
-`recipe_job` renders one batch. Image n depends on seed + n only, not on the other images of its batch (up to the last
-bit, see `Recipe.batch_size`).
+`recipe_job` renders one batch. Image n depends only on seed + n, not on the other images of its batch (except for the
+last bit, see `Recipe.batch_size`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,7 +74,10 @@ def job_of(
     restore: Restore | None = None,
     references: Sequence[Reference] = (),
 ) -> RecipeJob:
-    """Return a job that renders the recipe's batches one at a time. Arguments and errors are those of `iterate`."""
+    """Return a job that renders the recipe's batches one at a time.
+
+    It takes the arguments of `iterate` and raises the same errors.
+    """
     if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
         raise UsageError("the recipe uses an upscaler model, but no upscaler was passed", code=Cause.NO_UPSCALER)
     if recipe.enlarged_input is not None:
@@ -96,9 +99,9 @@ def job_of(
 def iterate(recipe: Recipe, stages: Stages, **options: Any) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
-    `stages` prepares the models of the recipe's stages, one after another for each batch. `options` are those of
-    `job_of`. `keeps_noise`: add a note to an image that is nothing but noise, instead of raising CannotRender
-    (`no-structure`).
+    `stages` prepares the models of the recipe's stages one after another, again for each batch. `options` are the
+    further arguments of `job_of`. `keeps_noise`: if an image is nothing but noise, add a note to it instead of raising
+    CannotRender (`no-structure`).
     """
     if recipe.slots:
         raise ValueError("a recipe with slots is computed by `run_in_slots`")
@@ -109,7 +112,8 @@ def iterate(recipe: Recipe, stages: Stages, **options: Any) -> Iterator[list[Pic
         with _Entered(recipe, stages) as entered:
             job.stages = entered
             made = unet_calls.run(job.batch(first, seeds), entered.unet)
-        yield made  # yield outside the `with`, so that the caller's code does not run under these torch settings
+        # yield outside the `with` block, so that the caller's code does not run with torch's settings for rendering
+        yield made
 
 
 def run_in_slots(
@@ -121,8 +125,9 @@ def run_in_slots(
 ) -> Iterator[T]:
     """Render images of several recipes side by side, as many as `recipe` has slots; yield each when it is finished.
 
-    `images`: generators such as `RecipeJob.batch` of a single seed, each from its own job; the next generator is taken
-    when a slot is free. `recipe`: any of these recipes; all must make the same changes to the UNet (see `computing`).
+    `images`: generators such as `RecipeJob.batch` with a single seed, each from its own job; when a slot is free, the
+    next generator is taken. `recipe`: any of the recipes, which must all make the same changes to the UNet (see
+    `computing`).
     """
     _require_hypernetworks(recipe, hypernetworks)
     return unet_calls.run_in_slots(images, model.unet, recipe.slots, lambda: computing(recipe, model, hypernetworks))
@@ -169,7 +174,7 @@ class _Entered:
 def computing(
     recipe: Recipe, model: LoadedModel, hypernetworks: Sequence[tuple[Hypernetwork, float]]
 ) -> Iterator[None]:
-    """Compute deterministically inside this context, with the recipe's changes to the UNet.
+    """Inside this context, compute deterministically and with the recipe's changes to the UNet.
 
     Out-of-memory errors are converted to CannotRender.
     """

@@ -1,7 +1,7 @@
-"""Parse the names of samplers and schedules as A1111, Forge, ComfyUI, diffusers, InvokeAI and CivitAI write them.
+"""Parses the names of samplers and schedules as A1111, Forge, ComfyUI, diffusers, InvokeAI and CivitAI write them.
 
 Comparison ignores case; `_`, `-` and spaces are equivalent, and so are `pp` and `++`: "dpmpp_2m_sde_karras" is "DPM++
-2M SDE Karras". The longest matching sampler name wins; what follows it is the schedule.
+2M SDE Karras". The longest matching sampler name is chosen; the rest is the schedule.
 """
 
 import difflib
@@ -61,7 +61,7 @@ NOT_OFFERED: Final = {
     "CMStochasticIterativeScheduler": ("made for consistency models", "LCM"),
     "ConsistencyDecoderScheduler": ("made for consistency decoders", "LCM"),
 }
-"""Known samplers that civman does not implement, each with a description and the sampler to try instead."""
+"""Known samplers that civman does not implement: a description of each, and the sampler to try instead."""
 
 _SCHEDULE_ALIASES: Final = {
     "auto": Schedule.AUTOMATIC, "default": Schedule.AUTOMATIC, "uniform": Schedule.NORMAL,
@@ -85,7 +85,8 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
 
     A schedule that is passed separately applies only if the name includes none or Automatic.
 
-    Raises: UsageError: unknown (`facts["nearest"]` lists similar names), not supported, or two different schedules.
+    Raises: UsageError: a name is unknown (`facts["nearest"]` lists similar names) or not supported, or two different
+    schedules are given.
     """
     wanted = plain(text)
     for spelling, sampler in _spellings():
@@ -103,7 +104,7 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
 
 
 def of_recipe(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | FlowLevels]:
-    """Return a recipe's sampler, schedule and noise levels, with the recipe's sampling settings applied."""
+    """Return a recipe's sampler, schedule and noise levels; they follow the recipe's sampling settings."""
     return _of_pass(recipe, recipe.sampler, recipe.schedule)
 
 
@@ -146,7 +147,7 @@ def _of_comfyui(sampler: Sampler) -> Sampler:
 
 
 def with_options(sampler: Sampler, *, drop_penultimate: bool) -> Sampler:
-    """Return the sampler with `Sampling.drop_penultimate` applied, which has no effect on DDIM, PLMS and UniPC."""
+    """Return the sampler with `sampling.drop_penultimate` applied; DDIM, PLMS and UniPC ignore this setting."""
     return replace(sampler, drops_penultimate=True) if drop_penultimate and not sampler.own_table else sampler
 
 
@@ -158,7 +159,7 @@ def plain(text: str) -> str:
 
 @cache
 def _spellings() -> tuple[tuple[str, Sampler | None], ...]:
-    """List all known spellings, longest first, each with its sampler; None: known, but not supported."""
+    """List the known spellings of sampler names, longest first, each with its sampler; None: not supported."""
     return tuple(sorted(_found(), key=lambda pair: -len(pair[0])))
 
 

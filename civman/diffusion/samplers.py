@@ -1,7 +1,7 @@
-"""The table of samplers: for each, its name, the solver that computes it, and its defaults.
+"""The table of samplers: each sampler's name, solver and defaults.
 
-`match` is measured (tests/diffusion/sampler_oracles.py, docs/samplers.md): "same" means that the final latents lie
-within 1e-5 of those of `against`, and so does the noise that steps add. Names are parsed in `sampler_names`.
+`match` is measured (tests/diffusion/sampler_oracles.py, docs/samplers.md): "same" means that the final latents, and the
+noise that the steps add, differ from those of `against` by at most 1e-5. Names are parsed in `sampler_names`.
 """
 
 import math
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Table(StrEnum):
-    """A sampler's own kind of noise level table, used with the Automatic schedule; NONE: it uses a named schedule."""
+    """The kind of a sampler's own noise level table for the Automatic schedule; NONE: a named schedule is used."""
 
     NONE = ""
     DDIM = "ddim"
@@ -37,7 +37,7 @@ class Table(StrEnum):
 class Sampler:
     """A sampler: one row of the table of samplers.
 
-    `diffusers` is the closest scheduler class in diffusers, whose name users may also write.
+    `diffusers`: the closest scheduler class of diffusers; users may also write this name.
     """
 
     name: str
@@ -57,7 +57,9 @@ class Sampler:
     guidance_factor: float = 1.0
     """The guidance scale is multiplied by this factor before use."""
     is_cfgpp: bool = False
-    """The sampler steps along the unguided prediction (CFG++), so the negative prompt is always evaluated."""
+    """Whether the sampler steps along the unguided prediction (CFG++), which means that the negative prompt is always
+    evaluated.
+    """
     has_ends_only: bool = False
     """Whether the sampler uses only the table's first level, last nonzero level and length."""
     is_adaptive: bool = False
@@ -65,7 +67,7 @@ class Sampler:
 
     @property
     def calls_per_step(self) -> int:
-        """How many model evaluations A1111 counts per step when it changes prompts during the steps."""
+        """The number of model evaluations that A1111 counts per step when prompts change during the steps."""
         return 2 if self.name in _COUNTED_TWICE else 1
 
     def levels(
@@ -85,7 +87,7 @@ class Sampler:
 
     @property
     def is_variance_preserving(self) -> bool:
-        """Whether the sampler works in the model's own, variance-preserving scale, as DDIM, PLMS and UniPC do."""
+        """Whether the sampler scales latents as the model does (variance-preserving), like DDIM, PLMS and UniPC."""
         return self.own_table is not Table.NONE
 
     @property
@@ -112,9 +114,9 @@ class Sampler:
         )
 
     def without_effect(self, sampling: Sampling) -> dict[str, float]:
-        """Map each setting in `sampling` that has no effect with this sampler to the setting's default.
+        """Map each setting in `sampling` that this sampler ignores to the setting's default.
 
-        Settings that are at their default are left out.
+        Settings that have their default value are left out.
         """
         taken = {
             "eta": self.takes_eta, "eta_ddim": self.takes_eta_ddim, "noise_scale": self.takes_s_noise,
@@ -238,8 +240,8 @@ BY_NAME: Final = {sampler.name: sampler for sampler in SAMPLERS}
 class Plan:
     """A sampler and its noise levels for one run, with all names and defaults resolved.
 
-    The sampler starts from the start image times `picture_scale` plus unit noise times `start_scale`; its result times
-    `end_scale` is the latents. `span`: the lowest and highest level of the Brownian path.
+    The sampler starts from `picture_scale` · start image + `start_scale` · unit noise; the latents are `end_scale` ·
+    its result. `span`: the lowest and highest level of the Brownian path.
     """
 
     sampler: Sampler
@@ -268,8 +270,8 @@ class Plan:
 class Start:
     """Where an img2img run or second pass starts: `strength` is the denoising strength.
 
-    `keeps_steps`: run as many steps as requested, out of a longer table, as A1111's second pass does; otherwise only a
-    part of the requested steps is run, as in A1111's img2img.
+    `keeps_steps`: run as many steps as requested, at the end of a longer table, as A1111's second pass does; otherwise,
+    only a part of the requested steps is run, as in A1111's img2img.
     """
 
     strength: float
@@ -290,7 +292,7 @@ def plan(
         return _by_comfyui(sampler, schedule, steps, levels, is_xl=is_xl, start=start, sigmas=sigmas)
     if sigmas:
         return Plan(sampler, schedule, tuple(sigmas), sigmas[0], 1.0, _span(sigmas))
-    # as in A1111, only int(strength · steps) + 1 of the steps are run
+    # as in A1111, run only int(strength · steps) + 1 of the steps, unless all steps are kept
     share = min(start.strength, 0.999) if start else 1.0
     whole = int(steps / share) if start and start.keeps_steps else steps
     taken = (steps - 1 if start.keeps_steps else int(share * steps)) if start else None
@@ -313,7 +315,8 @@ def plan(
     # as in A1111, use the model's lowest and highest levels, not those of the table
     if sampler.has_ends_only and taken is None:
         sigmas = [levels.greatest, *sigmas[1:-2], levels.least, 0.0] if steps > 1 else [levels.greatest, levels.least]
-    # with hundreds of steps the discrete tables repeat levels, and a step between equal levels divides by zero
+    # remove repeated levels, which discrete tables have with hundreds of steps: a step between equal levels divides by
+    # zero
     sigmas = [s for i, s in enumerate(sigmas) if i == 0 or s < sigmas[i - 1]]
     end = 1.0
     if sampler.is_variance_preserving:
@@ -331,7 +334,7 @@ def _by_comfyui(
 ) -> Plan:  # fmt: skip
     """Plan a run by ComfyUI's rules: a strength below 1 lengthens the table, and only its last `steps` steps are run.
 
-    If the run starts at the model's highest level or above it, the noise is scaled by √(1 + σ²), otherwise by σ.
+    If the run starts at or above the model's highest level, the noise is scaled by √(1 + σ²), otherwise by σ.
     """
     share = start.strength if start and start.strength <= _WHOLE_STRENGTH else 1.0
     whole = int(steps / share)
@@ -354,9 +357,9 @@ _MOST_STEPS: Final = 10000
 
 
 def of_recipe(name: str, rules: int) -> Sampler:
-    """Look up the sampler of a recipe; what a name means depends on the version of the recipe rules.
+    """Look up the sampler of a recipe by its name, whose meaning depends on the version of the recipe rules.
 
-    Raises: KeyError: unknown name.
+    Raises: KeyError: the name is unknown.
     """
     return BY_NAME["DEIS multistep" if name == "DEIS" and rules == 1 else name]
 
@@ -366,15 +369,14 @@ def _span(sigmas: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | None) -> Plan:
-    """Plan DDIM, PLMS or UniPC, which count in timesteps and work in the model's variance-preserving scale.
+    """Plan DDIM, PLMS or UniPC, which count in timesteps and work in the model's variance-preserving scaling.
 
-    In img2img, A1111 noises the image to the table's next higher timestep than the first one at which the model is
-    evaluated.
+    In img2img, A1111 adds noise for a higher timestep than the one of the first evaluation: the next one in the table.
     """
     times = [float(time) for time in reversed(ddim_times(steps))]
     used = times if taken is None else times[:taken]
     noisy = None if taken is None else levels.sigma(times[min(taken, len(times) - 1)])
-    if not used:  # the strength is too small for a single step, so return the image with the least noise
+    if not used:  # the strength is too small for a single step, so take the table's lowest timestep
         used = times[:1]
     if sampler.own_table is Table.UNIPC:
         last, count = (TRAIN_STEPS - 1.0 if taken is None else used[-1]), len(used)

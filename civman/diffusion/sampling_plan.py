@@ -1,4 +1,4 @@
-"""Plan the noise levels of a run, for diffusion models as well as for flow matching."""
+"""Plans the noise levels of a run, for diffusion models as well as for flow matching."""
 
 from collections.abc import Sequence
 
@@ -52,7 +52,7 @@ def solver_of(sampler: Sampler, levels: NoiseLevels | FlowLevels) -> Solver:
 
 
 def require_flow(sampler: Sampler, schedule: Schedule) -> None:
-    """Check that flow matching supports this sampler and schedule. Raises: UsageError."""
+    """Check that flow-matching models support this sampler and schedule. Raises: UsageError."""
     if sampler.name not in FLOW_SOLVERS and sampler.name not in RATIO_SOLVERS:
         raise UsageError(
             f"flow-matching models such as this one do not support the sampler {sampler.name}",

@@ -1,4 +1,4 @@
-"""Resize the first pass's latents for the second pass, as A1111's web UI does."""
+"""Resizes the first pass's latents for the second pass, as A1111's web UI does."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ from civman.domain.recipes.recipe import Hires
 Upscale = Callable[..., Any]
 """A function that enlarges with an upscaler model.
 
-It takes a Pillow image and the minimum width and height of the result or, for a second pass with `Hires.resize`, pixels
-(B, 3, H, W) in 0 … 1.
+It takes a Pillow image and the minimum width and height of the result. For a second pass with `Hires.resize`, it takes
+pixels (B, 3, H, W) in 0 … 1 instead.
 """
 _PLAIN = ("nearest-exact", "bilinear", "bicubic", "area")
 """Upscalers that resize floating-point pixels in one step."""
@@ -72,7 +72,8 @@ def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
 def _enlarged(pixels: Tensor, width: int, height: int, hires: Hires, upscale: Upscale | None) -> Any:
     """Convert one image to uint8 (rounding down), upscale it, resize it with Lanczos, and return it as (H, W, 3).
 
-    An upscaler's result is a multiple of 8 pixels in size, so for some sizes the image is resampled more than once.
+    The width and height after upscaling are multiples of 8 pixels, so for some sizes the image is resampled more than
+    once.
     """
     import numpy as np
     from PIL import Image

@@ -1,8 +1,8 @@
-"""Tables of noise levels rounded to single precision after each operation, as the web UIs compute them on the CPU.
+"""Computes tables of noise levels rounded to single precision after each operation, as the web UIs do on the CPU.
 
 A Brownian path is queried at noise levels rounded to six digits, so a difference of one unit in a level's last place
-changes the noise by about a thousandth. Plain Python, so that a table does not depend on the machine; torch's own
-exponentials differ by one unit in the last place for about one number in a hundred.
+changes the noise by about a thousandth. Plain Python is used, so that a table does not depend on the machine; torch's
+own exponentials differ by one unit in the last place for about one number in a hundred.
 """
 
 import math
@@ -31,7 +31,7 @@ def half_level(alpha: float) -> float:
 
 
 def line(start: float, end: float, count: int) -> list[float]:
-    """Compute `torch.linspace` from both ends towards the middle, rounding each number once."""
+    """Compute the numbers of `torch.linspace`, from each end towards the middle, rounding each number once."""
     start, end = single(start), single(end)
     if count == 1:
         return [start]
@@ -58,7 +58,7 @@ def zero_snr(alphas: Sequence[float]) -> list[float]:
 
 
 def through_log(sigma: float) -> float:
-    """Convert σ to its logarithm and back in single precision."""
+    """Convert σ to its logarithm and back, rounding to single precision."""
     return single(math.exp(single(math.log(single(sigma)))))
 
 
@@ -88,7 +88,7 @@ def _sgm(n: int, sigmas: Sequence[float], rounded: Rounded) -> list[float]:
 def interpolated(n: int, logs: Sequence[float], *, is_sgm: bool) -> list[float]:
     """Compute the levels at `n` evenly spaced timesteps from the logarithms of all levels, without the final 0.
 
-    `is_sgm`: space n + 1 timesteps evenly, and leave out the last one.
+    `is_sgm`: space n + 1 timesteps evenly, and leave out the last timestep.
     """
     times = line(len(logs) - 1, 0, n + 1)[:-1] if is_sgm else line(len(logs) - 1, 0, n)
     return [_at(time, logs) for time in times]
@@ -123,7 +123,8 @@ TABLES: Final[dict[str, Callable[[int, Sequence[float], Rounded], list[float]]]]
     "Normal": _uniform, "Karras": _karras, "Exponential": _exponential, "Polyexponential": _polyexponential,
     "SGM Uniform": _sgm,
 }  # fmt: skip
-"""Maps each schedule whose intermediate rounding matters to the function that computes its levels, without the final 0.
+"""Maps each schedule whose intermediate rounding matters to the function that computes its levels, except the final 0.
 
-Other schedules are rounded once, at the end. The functions' last argument rounds the logarithms of the levels.
+The levels of other schedules are rounded once, at the end. The functions' last argument rounds the logarithms of the
+levels.
 """

@@ -1,4 +1,4 @@
-"""Image sizes that do not halve evenly: how the UNet's upsampling matches the size of a skip connection.
+"""How a UNet's upsampling matches the size of a skip connection when an image size does not halve evenly.
 
 diffusers, Forge and ComfyUI upsample to the size of the skip connection, then convolve. A1111's UNet doubles the size,
 convolves, and resizes the result with nearest neighbour.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @contextmanager
 def doubled_then_resized(unet: Any) -> Iterator[None]:
-    """Within the `with` block, make the UNet upsample as in A1111: double the size, convolve, then resize."""
+    """Inside this block, make the UNet upsample as in A1111: double the size, convolve, then resize."""
     found = [module for module in unet.modules() if type(module).__name__ == "Upsample2D"]
     for module in found:
         module.__dict__["forward"] = _resizing(module)

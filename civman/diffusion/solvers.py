@@ -8,7 +8,7 @@ families; the DPM family is in `solvers_dpm`, rarer solvers are in `solvers_rare
 
 Sources: Karras et al. 2022 (Euler, Heun, DPM2's midpoint in log σ); Liu et al. 2022 (PLMS); Zhang & Chen 2022 (DEIS);
 Zhao et al. 2023 (UniPC); Luo et al. 2023 (LCM); Song et al. 2021 (DDIM). Ancestral steps split σ' so that σ_down² +
-σ_up² = σ'². Compared with k-diffusion and diffusers in tests/diffusion/test_schedulers.py.
+σ_up² = σ'². tests/diffusion/test_schedulers.py compares the solvers with k-diffusion and diffusers.
 """
 
 import math
@@ -18,11 +18,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
-# a tensor when sampling, a float in a dry run; torch's type annotations cannot express that
+# x is a tensor when sampling and a float in a dry run; torch's type annotations cannot express this
 X = Any
 T = TypeVar("T")
 Calls = Generator[Any, Any, T]
-"""The calls of the UNet that a computation requests; see `civman.diffusion.unet_calls`."""
+"""A computation that yields the UNet calls that it needs, and returns T; see `civman.diffusion.unet_calls`."""
 Noise = Callable[[float, float], X]
 Steps = Generator[tuple[X, float], Any, X]
 
@@ -31,9 +31,9 @@ Steps = Generator[tuple[X, float], Any, X]
 class Tuning:
     """Settings for the fresh noise that a sampler adds.
 
-    `eta`: the share of the noise allowed in an ancestral or SDE step that is added; `s_noise`: a factor on that noise.
-    `s_churn`: noise that Euler, Heun and DPM2 add before each step whose level is between `s_tmin` and `s_tmax`, in
-    total over all steps. Source of the last four: Karras et al. 2022, algorithm 2.
+    `eta`: how much of the noise that an ancestral or SDE step allows is added, as a share; `s_noise`: a factor on that
+    noise. `s_churn`: noise that Euler, Heun and DPM2 add before each step whose level is between `s_tmin` and `s_tmax`,
+    in total over all steps. Source of `s_noise`, `s_churn`, `s_tmin` and `s_tmax`: Karras et al. 2022, algorithm 2.
     """
 
     eta: float = 1.0
@@ -42,7 +42,7 @@ class Tuning:
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     is_single: bool = False
-    """Whether to round the noise levels at which a Brownian path is queried, as k-diffusion rounds them."""
+    """Whether to round the noise levels at which a Brownian path is queried as k-diffusion does."""
 
 
 PLAIN: Final = Tuning()
@@ -115,19 +115,19 @@ def evaluations(
 
 
 def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float]:
-    """Return (σ_down, σ_up): step down to σ_down, then add noise of σ_up to arrive at the level `after`."""
+    """Return (σ_down, σ_up) for a step down to σ_down, after which noise of σ_up is added to arrive at `after`."""
     if not eta:
         return after, 0.0
-    # if the two levels differ only in their last digits, the rounded difference may be negative
+    # clamp to 0: if the two levels differ only in their last digits, the rounded difference may be negative
     up = min(after, eta * math.sqrt(max(after**2 * (here**2 - after**2) / here**2, 0.0)))
     return math.sqrt(after**2 - up**2), up
 
 
 def churned(x: X, here: float, after: float, count: int, noise: Noise, tuning: Tuning) -> tuple[X, float]:
-    """Add the noise of `s_churn` before a step and return the new (x, σ); unchanged if none is added at this level."""
+    """Add the noise of `s_churn` before a step and return the new (x, σ); unchanged if this level gets no noise."""
     if not tuning.s_churn:
         return x, here
-    # drawn in every step, even if it is not added, so that the noise stream advances as in k-diffusion
+    # draw the noise in every step, even if it is not added, so that the noise stream advances as in k-diffusion
     fresh = noise(here, after)
     if not tuning.s_tmin <= here <= tuning.s_tmax:
         return x, here
@@ -145,7 +145,7 @@ def euler(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -
 
 
 def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Euler ancestral: an Euler step to below the next level, then fresh noise to arrive at it."""
+    """Euler ancestral: an Euler step to below the next level, then fresh noise to arrive at the next level."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, up = ancestral(here, after, tuning.eta)
@@ -171,7 +171,7 @@ def ddim(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) ->
 
 
 def heun(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Heun's method: second order, two evaluations per step; the last step is Euler's."""
+    """Heun's method: second order, two evaluations per step; a last step to σ = 0 is an Euler step."""
     for begin, after in pairwise(sigmas):
         x, here = churned(x, begin, after, len(sigmas) - 1, noise, tuning)
         clean = yield x, here
@@ -185,7 +185,7 @@ def heun(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) ->
 
 
 def dpm2(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *, is_ancestral: bool = False) -> Steps:
-    """DPM2: the slope is taken at the midpoint in log σ, two evaluations per step; the last step is Euler's."""
+    """DPM2: two evaluations per step; the slope is that at the midpoint in log σ. The last step is Euler's."""
     for begin, after in pairwise(sigmas):
         here, down, up = begin, after, 0.0
         if is_ancestral:
@@ -222,7 +222,7 @@ ADAMS_BASHFORTH: Final = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (5
 
 
 def plms(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """PLMS: Adams-Bashforth with fixed weights, started with a step like Heun's."""
+    """PLMS: Adams-Bashforth with fixed weights; the first step is similar to Heun's."""
     slopes: list[X] = []
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -282,7 +282,7 @@ def _unipc_move(x: X, cleans: list[X], sigmas: Sequence[float], step: int, order
     if not ratios:
         return moved
     if len(ratios) == 1:
-        weights = [0.5]  # use the simplification of the authors' own code, which all implementations share
+        weights = [0.5]  # use the simplified weight of the authors' own code, as all implementations do
     else:
         wanted, phi, factorial = [], math.expm1(-width) / -width - 1, 1.0
         for power in range(1, len(ratios) + 1):
@@ -313,7 +313,7 @@ def step_width(here: float, after: float) -> float:
 
 
 def _lagrange_integral(nodes: Sequence[float], which: int, start: float, end: float) -> float:
-    """Integrate the Lagrange polynomial that is 1 at nodes[which] and 0 at the others; exact for up to four nodes."""
+    """Integrate the Lagrange polynomial that is 1 at nodes[which] and 0 at other nodes; exact for up to four nodes."""
     total = 0.0
     for place, weight in ((0.5 - math.sqrt(1 / 12), 0.5), (0.5 + math.sqrt(1 / 12), 0.5)):
         at = start + (end - start) * place

@@ -1,7 +1,7 @@
-"""Solvers of the DPM family, written as `solvers` describes: exponential integrators over λ = −log σ.
+"""Solvers of the DPM family, in the form that `solvers` describes: exponential integrators over λ = −log σ.
 
-Sources: Lu et al. 2022 (DPM-Solver, with its fast and adaptive variants; DPM-Solver++). Compared with k-diffusion,
-including its noise, in tests/diffusion/test_schedulers.py.
+Sources: Lu et al. 2022 (DPM-Solver, with its fast and adaptive variants; DPM-Solver++).
+tests/diffusion/test_schedulers.py compares the solvers with k-diffusion, including the noise.
 """
 
 import math
@@ -98,7 +98,7 @@ def dpmpp_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAI
 
 
 def dpmpp_2s_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM++ 2S ancestral: a step with two evaluations to below the next level, then fresh noise to arrive at it."""
+    """DPM++ 2S ancestral: a two-evaluation step to below the next level, then fresh noise to arrive at that level."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, up = ancestral(here, after, tuning.eta)
@@ -126,7 +126,7 @@ def _freshened(x: X, here: float, after: float, noise: Noise, tuning: Tuning) ->
 
 
 def dpm_fast(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM fast: as many evaluations as the table has steps, in third-order steps and a shorter last one.
+    """DPM fast: as many evaluations as the table has steps, in third-order steps, with lower orders at the end.
 
     Uses only the table's first level, second-to-last level and length; the solver's own steps are evenly spaced in λ.
     """
@@ -150,10 +150,10 @@ _CLOSE: Final = 1e-5
 
 
 def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DPM adaptive: the difference between second and third order controls the step size.
+    """DPM adaptive: the difference between the second-order and the third-order result controls the step size.
 
-    Only the table's two ends are used. Runs on tensors only, since the number of evaluations depends on the model's
-    outputs.
+    Uses only the table's first and second-to-last levels. Runs only on tensors, because the number of evaluations
+    depends on the model's outputs.
     """
     here, end = _ends(sigmas)
     width, power = _FIRST_WIDTH, 1 / (1.5 if tuning.eta else 3)
@@ -175,16 +175,19 @@ def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = P
 
 
 def _ends(sigmas: Sequence[float]) -> tuple[float, float]:
-    """Return λ of a table's first and second-to-last level.
+    """Return λ of a table's first and second-to-last levels.
 
-    If the table has only two levels, both above 0, the last one replaces the second-to-last.
+    If the table has only two levels, both above 0, the last level is used instead of the second-to-last.
     """
     low = sigmas[-2] if len(sigmas) > 2 or sigmas[-1] == 0 else sigmas[-1]
     return -math.log(sigmas[0]), -math.log(low)
 
 
 def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[float, float]:
-    """Return (λ to step down to, σ of the noise to add there) for a step from `here` to `after`; at most to `end`."""
+    """Return (the λ to step down to, the σ of the noise to add there) for a step from `here` to `after`.
+
+    The returned λ is at most `end`.
+    """
     if not tuning.eta:
         return after, 0.0
     down, _ = ancestral(math.exp(-here), math.exp(-after), tuning.eta)
@@ -205,7 +208,7 @@ def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
 
 
 def _dpm_pair(x: X, here: float, after: float, slope: X) -> Any:
-    """Compute a step in second and in third order. The two share evaluations at one and two thirds of the step."""
+    """Compute a step in second and in third order, which share evaluations at one and two thirds of the step."""
     width, sigma = after - here, math.exp(-after)
     third, twice = width / 3, 2 * width / 3
     first = yield from _slope_at(x - slope * (math.exp(-here - third) * math.expm1(third)), here + third)

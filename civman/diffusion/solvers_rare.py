@@ -1,8 +1,8 @@
-"""Rarer solvers, written as `solvers` describes: Restart, Heun++, iPNDM, DEIS over time, RES, CFG++ and others.
+"""Rarer solvers, in the form that `solvers` describes: Restart, Heun++, iPNDM, DEIS over time, RES, CFG++ and others.
 
 Sources: Xu et al. 2023 (Restart); Zhang & Chen 2022 (iPNDM, DEIS); Liu et al. 2022 (iPNDM); Chung et al. 2024 (CFG++);
-    Permenter & Yuan 2023 (gradient estimation); Zhang et al. 2023 (RES); Ho et al. 2020 (DDPM). For CFG++ solvers, each
-    evaluation returns two predictions: (guided, unguided).
+Permenter & Yuan 2023 (gradient estimation); Zhang et al. 2023 (RES); Ho et al. 2020 (DDPM). For CFG++ solvers, each
+evaluation returns two predictions: (guided, unguided).
 """
 
 import math
@@ -15,7 +15,7 @@ from civman.diffusion.solvers import ADAMS_BASHFORTH, PLAIN, Noise, Steps, Tunin
 
 
 def restart(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Restart: Heun's method; with 20 steps or more, it repeats the part from σ near 2 down to σ near 0.1.
+    """Restart: Heun's method; with 20 or more steps, the part from σ near 2 down to σ near 0.1 is repeated.
 
     With restarts, the levels follow the Karras schedule between the table's ends, whichever schedule was chosen.
     """
@@ -52,7 +52,7 @@ def _karras(count: int, low: float, high: float, rho: float = 7.0) -> list[float
 
 
 def heunpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Heun++: averages slopes at up to two levels ahead, weighted by level.
+    """Heun++: averages the slopes at the current level and at up to two levels ahead, weighted by level.
 
     Three evaluations per step, fewer in the last steps.
     """
@@ -80,7 +80,7 @@ def heunpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) 
 
 
 def ipndm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Adams-Bashforth with fixed weights, started with an Euler step (iPNDM)."""
+    """iPNDM: Adams-Bashforth with fixed weights; the first step is an Euler step."""
     slopes: list[X] = []
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -91,7 +91,7 @@ def ipndm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -
 
 
 def ipndm_v(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Adams-Bashforth with weights for steps of unequal width (iPNDM-v)."""
+    """iPNDM-v: Adams-Bashforth with weights for steps of unequal width."""
     slopes: list[X] = []
     for place, (here, after) in enumerate(pairwise(sigmas)):
         clean = yield x, here
@@ -103,7 +103,7 @@ def ipndm_v(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN)
 
 
 def _unequal_weights(widths: Sequence[float]) -> list[float]:
-    """Compute Adams-Bashforth weights, latest slope first; `widths` are those of the next and the previous steps."""
+    """Compute Adams-Bashforth weights, latest slope first. `widths`: the next step's, then the previous steps'."""
     if len(widths) == 1:
         return [1.0]
     now, one = widths[0], widths[1]
@@ -154,11 +154,8 @@ def deis_over_time(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning =
 
 
 def _time_weights(nodes: Sequence[float], end: float, first: float, growth: float) -> list[float]:
-    """Integrate dσ/dt times each Lagrange polynomial as a sum over evenly spaced points.
-
-    Other programs compute these integrals in the same way.
-    """
-    import numpy as np  # imported here, because importing numpy takes 0.1 s and no other solver needs it
+    """Integrate dσ/dt times each Lagrange polynomial as a sum over evenly spaced points, as other programs do."""
+    import numpy as np  # imported here, because importing numpy takes 0.1 s and only this solver needs it
 
     points = np.linspace(nodes[0], end, _DEIS_POINTS)
     exponent = growth / 2 * points**2 + first * points

@@ -1,4 +1,4 @@
-"""The models of a render's stages, and the switch to the refiner in the middle of a pass."""
+"""The models of a render's stages, and the switch to the refiner during a pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,15 +29,15 @@ class StageModel:
     hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
     loras: Sequence[LoraUse] = ()
     set_scales: SetScales | None = None
-    """Merges `loras` again at new scales for the UNet, given in the order of `loras`; None if no scale changes over the
-    steps.
+    """Merges `loras` again at new UNet scales, which are passed in the order of `loras`; None if no scale changes over
+    the steps.
     """
 
 
 Stages = Callable[[Stage], StageModel]
-"""A function that loads the model of a stage or returns it if it is loaded.
+"""A function that returns the model of a stage, loading it if necessary.
 
-It may release the previous stage's model, so callers must keep no reference to that.
+It may release the previous stage's model, so callers must keep no reference to that model.
 """
 
 
@@ -61,24 +61,24 @@ class Switch:
     total: int
 
     def is_due(self, call: int, sigma: float) -> bool:
-        """Whether the refiner has taken over in evaluation number `call` (from 0), at this noise level."""
+        """Whether the refiner computes evaluation number `call` (from 0), which is at noise level `sigma`."""
         if self.refiner.by_steps:
             return call / self.total >= self.refiner.switch_at
         assert isinstance(self.levels, NoiseLevels)
         if self.sampler.own_table:
-            # these samplers count in timesteps; the small share allows for rounding in the conversion to a noise level
+            # these samplers count in timesteps; add a little, because converting to a noise level and back rounds
             time = int(self.levels.time(sigma) + 1e-3)
         else:
-            known = self.levels.known  # LCM uses 50 levels, which A1111 also numbers from 0
+            known = self.levels.known  # LCM has only 50 levels, which A1111 numbers from 0 as well
             time = min(range(len(known)), key=lambda place: abs(known[place] - sigma))
         return (TRAIN_STEPS - 1 - time) / TRAIN_STEPS >= self.refiner.switch_at
 
 
 class RefinedDenoiser:
-    """Evaluates the model that begins a pass, and the refiner after the switch."""
+    """Evaluates the model that begins a pass and, after the switch, the refiner."""
 
     def __init__(self, first: Denoiser, switch: Switch, refined: Callable[[int], Denoiser]) -> None:
-        """Start with `first`; `refined` builds the refiner's denoiser, given the number of evaluations so far."""
+        """Start with `first`. `refined` takes the number of evaluations so far and builds the refiner's denoiser."""
         self._denoiser: Denoiser | None = first
         self._switch, self._refined, self._calls = switch, refined, 0
         self._is_refined = False

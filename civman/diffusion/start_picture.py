@@ -1,4 +1,4 @@
-"""Prepare an img2img start image and its mask, and composite the preserved part over the result.
+"""Prepares an img2img start image and its mask, and composites the preserved part over the result.
 
 8-bit pixels are processed with Pillow in the same order as in A1111's web UI, so that the pixels are the same: Lanczos
 resizing, Gaussian mask blur, the preserved part composited over the result.
@@ -18,9 +18,10 @@ from civman.domain.recipes.recipe import StartImage
 from civman.errors import Cause, UsageError
 
 _BLUR_REACH = 2.5
-"""How far the mask's Gaussian blur reaches on each side, in standard deviations."""
+"""The reach of the mask's Gaussian blur on each side, in standard deviations."""
 _FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
-"""How the masked content "fill" is made: (radius of a Gaussian blur, how many times the blurred image is composited).
+"""The layers of the masked content "fill": (radius of a Gaussian blur, number of times the blurred image is
+composited).
 """
 
 
@@ -77,9 +78,9 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
 def cropped_to_region(
     control: Pixels, mode: str, start: StartImage, mask: Pixels, image_size: tuple[int, int], size: tuple[int, int]
 ) -> Pixels:
-    """Crop a control image to the region that is drawn of an input image of `image_size`, at the render size `size`.
+    """Crop a control image to the region of the input image that is redrawn; return it at the render size `size`.
 
-    The control image is first resized to the input image, by the resize mode `mode` of A1111's img2img.
+    The control image is first resized to the input image's size, by the resize mode `mode` of A1111's img2img.
 
     Source: A1111's ControlNet extension, "crop input image based on A1111 mask" (the rule).
     """
@@ -93,7 +94,7 @@ def cropped_to_region(
 def _region(
     start: StartImage, mask: Any, image_size: tuple[int, int], size: tuple[int, int]
 ) -> tuple[Any, tuple[int, int, int, int]]:
-    """Resize a blurred Pillow mask to the input image, and find the region that is drawn."""
+    """Resize a blurred Pillow mask to the input image's size, and find the region that is redrawn."""
     from PIL import Image
 
     whole = mask if mask.size == image_size else mask.resize(image_size, Image.Resampling.LANCZOS)
@@ -125,7 +126,8 @@ def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     for axis in (1, 0):
         wide = [(0, 0), (0, 0)]
         wide[axis] = (reach, reach)
-        # "reflect" does not repeat the edge pixel, and reflects again if the blur reaches beyond the opposite edge
+        # the mode "reflect" does not repeat the edge pixel; if the blur reaches beyond the opposite edge, it reflects
+        # again
         padded = np.pad(mask.astype(np.float64), wide, mode="reflect")
         size = mask.shape[axis]
         total = np.zeros(mask.shape)
@@ -138,7 +140,7 @@ def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
 def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Find the padded bounding box of a Pillow mask's white area, widened to the aspect ratio of `size` if it fits.
 
-    Raises: UsageError (`empty-mask`): the mask is empty.
+    Raises: UsageError (`empty-mask`): the mask has no white area.
     """
     box = mask.getbbox()
     if box is None:
@@ -168,7 +170,7 @@ def _widened(begin: int, end: int, more: int, limit: int) -> tuple[int, int]:
 
 
 def fitted(image: Any, size: tuple[int, int], mode: str) -> Any:
-    """Resize a Pillow image or mask: stretch it, crop it to the aspect ratio, or extend its edge pixels (`mode`)."""
+    """Resize a Pillow image or mask: stretch it, crop it to the aspect ratio, or extend its edges, by `mode`."""
     from PIL import Image
 
     width, height = size
@@ -206,7 +208,7 @@ def _filled(image: Any, mask: Any) -> Any:
 
 
 def _kept_part(image: Any, mask: Any) -> Any:
-    """Copy the image and make it transparent where the mask is white, so that the part to preserve remains."""
+    """Copy the image and make the copy transparent where the mask is white: only the part to preserve remains."""
     from PIL import Image, ImageOps
 
     kept = Image.new("RGBa", image.size)
@@ -217,7 +219,7 @@ def _kept_part(image: Any, mask: Any) -> Any:
 def _laid_over(drawn: Pixels, kept: Any, box: tuple[int, int, int, int] | None) -> Pixels:
     """Composite the preserved part over the rendered image.
 
-    If only the region `box` was rendered, the rendered image is first pasted there.
+    If only the region `box` was rendered, the rendered image is first pasted into this region.
     """
     from PIL import Image
 

@@ -1,8 +1,8 @@
 """The noise that steps add, drawn on the CPU while the device computes.
 
-Which noise a sampler needs is known before its first step. For a GPU, a thread draws it on the CPU while the GPU
-computes, so that each step finds its noise ready. If the CPU itself computes the image, this would gain nothing, so
-noise is drawn when it is needed. Both ways draw the same noise in the same order, so they give the same bits.
+The noise that a sampler needs is known before its first step. For a GPU, a thread draws it on the CPU while the GPU
+computes, so that it is ready when a step needs it. If the CPU itself computes the image, this would gain nothing, so
+noise is drawn when it is needed. In both cases, the same noise is drawn in the same order, so the bits are the same.
 """
 
 from collections import deque
@@ -16,8 +16,8 @@ from torch import Tensor
 from civman.diffusion.uploads import sent
 
 Draw = Callable[[float, float], Tensor]
-"""A function that draws the noise between two levels on the CPU, (B, 4, h, w) float32; called in the order of the
-steps.
+"""A function that draws the noise for the step between two levels on the CPU, (B, 4, h, w) float32; it must be called
+in the order of the steps.
 """
 _AHEAD = 16
 """The maximum number of draws that are in progress or finished but not yet used."""
@@ -25,9 +25,10 @@ _AHEAD = 16
 
 @contextmanager
 def step_noise(draw: Draw, wanted: Sequence[tuple[float, float]] | None, device: torch.device) -> Iterator[Draw]:
-    """Yield a function that returns the steps' noise on `device`.
+    """Yield a function that returns the noise of the next step on `device`.
 
-    `wanted`: the pairs of levels in the order in which the sampler will request them; None if they are not known.
+    `wanted`: the pairs of levels in the order in which the sampler will request their noise; None if they are not
+    known.
     """
     if device.type == "cpu" or not wanted:
         yield lambda here, after: sent(draw(here, after), device)
@@ -51,7 +52,7 @@ class DrawnAhead:
             self._submit()
 
     def __call__(self, here: float, after: float) -> Tensor:
-        """Return the noise for the next pair of levels. Raises: RuntimeError: it is not the next pair in `wanted`."""
+        """Return the noise for this pair of levels. Raises: RuntimeError: this is not the next pair in `wanted`."""
         if not self._coming or self._coming[0][0] != (here, after):
             raise RuntimeError(f"the sampler asked for the noise from {here} to {after} out of order")
         _, drawn = self._coming.popleft()

@@ -1,7 +1,6 @@
-"""T2I-Adapters for Stable Diffusion 1 and XL: small networks that turn a picture into features for a UNet.
+"""T2I-Adapters for Stable Diffusion 1 and XL: small networks that convert a picture to features for a UNet.
 
-The features act in the UNet's first half. They depend on nothing but the picture, so they are computed once for each
-pass.
+The features act in the UNet's first half. They depend only on the picture, so they are computed once for each pass.
 
 Source: Mou et al. 2023, "T2I-Adapter"; the weights of the control modes: A1111's ControlNet extension (the rule).
 """
@@ -34,8 +33,8 @@ class T2IAdapter:
     def active(self, use: ControlUse, pixels: Pixels, size: tuple[int, int], device: torch.device) -> "ActiveAdapter":
         """Compute the features of a control image (H, W, 3) uint8 for a pass of this size in pixels.
 
-        The adapter folds each square of pixels into one, so the picture is resized to the next larger multiple of the
-        square's side. An adapter with one input channel gets the picture's first channel, as in A1111.
+        The adapter folds each square of pixels into one, so the image is resized to the next larger multiple of the
+        square's side. An adapter with one input channel gets the image's first channel, as in A1111.
         """
         config = self.module.config
         whole, high = (-(-side // config.downscale_factor) * config.downscale_factor for side in size)
@@ -47,13 +46,13 @@ class T2IAdapter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveAdapter:
-    """A T2I-Adapter during one pass: its use in the recipe and its weighted features, each (1, channels, h, w)."""
+    """A T2I-Adapter during one pass: its settings from the recipe and its weighted features (1, channels, h, w)."""
 
     use: ControlUse
     features: tuple[Tensor, ...]
 
     def at(self, step: int, steps: int) -> "ActiveAdapter | None":
-        """Return this T2I-Adapter if it acts in step `step`, counted from 0; None otherwise."""
+        """Return this T2I-Adapter if it acts in step `step` (counted from 0), else None."""
         return self if self.use.acts_at(step, steps) else None
 
     def additions(

@@ -15,7 +15,8 @@ from civman.errors import CannotRender, Cause, Incompatible
 
 _LEVELS: Final = 4
 _FOLDS: Final = {64: (1, 8), 192: (3, 8), 256: (1, 16), 768: (3, 16)}
-"""Maps the first layer's input channels to (the picture's channels, the side of the squares folded into one pixel)."""
+"""Maps the first layer's number of input channels to (the picture's channels, the side of the squares that are folded).
+"""
 
 
 def is_adapter(shapes: Mapping[str, object]) -> bool:
@@ -95,8 +96,8 @@ def adapter_config(shapes: Shapes) -> Config:
 def require_adapter_fits(checkpoint: Shapes, adapter: Shapes, name: str) -> None:
     """Check that a T2I-Adapter's features have the sizes that a checkpoint's UNet needs.
 
-    The UNet takes one feature map for each level, after the level's last block. SDXL differs: its first level, which
-    has no attention, takes the map after halving the size, and its middle block takes a fourth map.
+    The UNet adds one feature map per level, after the level's last block. SDXL differs: the map of its first level,
+    which has no attention, is added after the size is halved, and a fourth map is added to its middle block.
 
     Raises: Incompatible (`cannot-work`): the sizes differ. CannotRender: see `adapter_config`.
     """
