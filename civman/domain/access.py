@@ -24,15 +24,16 @@ class Permits:
     unsafe: bool = False
     """Accept files that CivitAI's scan flags or has not finished scanning."""
     unverified: bool = False
-    """Accept files for which CivitAI gives no digest."""
+    """Accept files for which CivitAI declares no SHA-256."""
 
 
 def check_gates(
     version: ModelVersion, file: ModelFile, *, permits: Permits, has_token: bool, now: datetime
 ) -> list[str]:
-    """Check whether a file may be downloaded. Returns notes for the user as sentences; empty if there are none.
+    """Check whether a file may be downloaded, and return notices for the user (empty if there are none).
 
-    Raises: Gone, NotAllowed: CivitAI does not offer the file. Refused: civman refuses it without a permit.
+    Raises: Gone, NotAllowed: CivitAI does not offer the file. Refused: the download needs a permit that the user has
+    not given.
     """
     check_version(version, has_token=has_token, now=now)
     notices = []
@@ -71,7 +72,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         )
     if version.usage_control not in (None, "Download"):
         raise NotAllowed(
-            f"the creator of `{version.model.name}` has disabled downloads of `{version.name}`",
+            f"the creator of `{version.model.name}` has disabled downloads of version `{version.name}`",
             code=Cause.DOWNLOADS_DISABLED,
             hint="this version can only be used on the site; no API key changes that",
             version_id=version.id,
@@ -90,7 +91,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
 
 
 def gate_of(version: ModelVersion, now: datetime) -> Gate | None:
-    """Return the version's paid or early access in force at `now`; None if it never had any or the access has ended."""
+    """Return the paid or early access that restricts the version at `now`; None if there is none or it has ended."""
     gate = version.gate
     return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
 

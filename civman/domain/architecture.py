@@ -1,7 +1,7 @@
 """What a model file can be: its kind, architecture, kind of adapter, key format and precision.
 
-Contains the closed sets of values and `Identity`, which `civman.domain.identification.identify` reads off a header.
-CivitAI's base models ("Pony") are in `civman.domain.base_models`.
+This module defines the closed sets of values and `Identity`, which `civman.domain.identification.identify` determines
+from a header. CivitAI's base models ("Pony") are in `civman.domain.base_models`.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from civman.domain.catalog import ModelType
 
 
 class Kind(StrEnum):
-    """The role of a model file in making an image."""
+    """The role of a model file in image generation."""
 
     CHECKPOINT = "checkpoint"
-    """A diffusion model, with or without text encoders and VAE: see `Identity.has_text_encoder`."""
+    """A diffusion model, with or without text encoders and VAE (see `Identity.has_text_encoder`)."""
     ADAPTER = "adapter"
     EMBEDDING = "embedding"
     VAE = "vae"
@@ -24,16 +24,16 @@ class Kind(StrEnum):
     MOTION_MODULE = "motion-module"
     IP_ADAPTER = "ip-adapter"
     STYLE_MODEL = "style-model"
-    """Turns an image's embedding into text conditioning: Flux Redux, T2I-Adapter's style model."""
+    """Turns an image's embedding into text conditioning, as Flux Redux and T2I-Adapter's style model do."""
     TINY_VAE = "tiny-vae"
-    """A small autoencoder for previews (TAESD), which cannot replace a VAE."""
+    """A small autoencoder for previews (TAESD), which cannot replace the VAE."""
     GLIGEN = "gligen"
     HYPERNETWORK = "hypernetwork"
     UPSCALER = "upscaler"
     TOKENIZER = "tokenizer"
     """Converts text to a text encoder's token ids."""
     FACE_MODEL = "face-model"
-    """Finds, parses or restores faces: RetinaFace, ParseNet, GFPGAN, CodeFormer."""
+    """Finds, segments or restores faces: RetinaFace, ParseNet, GFPGAN, CodeFormer."""
     UNKNOWN = "unknown"
 
     @property
@@ -50,7 +50,7 @@ class Architecture(StrEnum):
     SDXL = "sdxl"
     SDXL_REFINER = "sdxl-refiner"
     SD = "sd"
-    """Only for VAEs: SD 1, SD 2 and SDXL share this layout."""
+    """Only used for VAEs, because SD 1, SD 2 and SDXL have the same VAE layout."""
     SD3 = "sd3"
     FLUX1 = "flux1"
     FLUX2 = "flux2"
@@ -106,7 +106,7 @@ class Architecture(StrEnum):
 
 
 class Adapter(StrEnum):
-    """The method by which an adapter changes weights."""
+    """The method with which an adapter changes weights."""
 
     LORA = "lora"
     DORA = "dora"
@@ -133,7 +133,7 @@ class KeyFormat(StrEnum):
 
 
 class Precision(StrEnum):
-    """The data type of the weights; MIXED if no type makes up nine tenths of them."""
+    """The data type of the weights; MIXED if no data type makes up nine tenths of them."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -149,7 +149,7 @@ class Precision(StrEnum):
 class Confidence(StrEnum):
     """How certain the architecture is.
 
-    CERTAIN: tensor names and widths that no other known family has. LIKELY: several families look like this, see
+    CERTAIN: no other known family has these tensor names and widths. LIKELY: several families have them, see
     `Identity.also`. NONE: unknown.
     """
 
@@ -162,10 +162,11 @@ class Confidence(StrEnum):
 class Identity:
     """What a file is, according to its tensors.
 
-    `rules` are the ids of the identification rules that matched (see `civman.domain.identification.rules`), `reasons`
-    explain the result in words. `variant` is free text that narrows down the architecture ("3.5-large", "schnell").
-    `flags` are further facts: "inpainting", "v-prediction", "zero-terminal-snr", "distilled-layers", "thin" (other
-    widths than the family's), "conv" (an adapter that also changes 3x3 convolutions), "ema", "quantised" …
+    `rules` are the ids of the identification rules that matched (see `civman.domain.identification.rules`), and
+    `reasons` explain the result in words. `variant` is free text that narrows down the architecture ("3.5-large",
+    "schnell"). `flags` are further facts: "inpainting", "v-prediction", "zero-terminal-snr", "distilled-layers", "thin"
+    (narrower or wider than the family's models), "conv" (an adapter that also changes 3x3 convolutions), "ema",
+    "quantised" …
     """
 
     kind: Kind = Kind.UNKNOWN
@@ -174,14 +175,14 @@ class Identity:
     key_format: KeyFormat = KeyFormat.UNKNOWN
     adapter: Adapter | None = None
     ranks: tuple[int, ...] = ()
-    """The most common rank first, then the smallest and the largest if they differ from it."""
+    """The most common rank, followed by the smallest and the largest if they differ from it."""
     precision: Precision = Precision.UNKNOWN
     weights: str = ""
     """How the weights are stored, in words, such as "UNet fp8 with scales, rest fp16"."""
     flags: tuple[str, ...] = ()
     confidence: Confidence = Confidence.NONE
     also: tuple[Architecture, ...] = ()
-    """Other architectures whose files look the same as this one; empty if the architecture is certain."""
+    """Other architectures whose files look the same; empty if the architecture is certain."""
     rules: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     tensor_count: int = 0
@@ -191,7 +192,7 @@ class Identity:
     latent_channels: int | None = None
     """The number of latent channels, according to the shapes in a diffusion model or autoencoder."""
     downscale: int | None = None
-    """An autoencoder's downscaling factor: how many image pixels, in each direction, one latent pixel represents."""
+    """An autoencoder's downscaling factor: the number of image pixels per latent pixel, in each direction."""
     text_widths: tuple[int, ...] = ()
     """The widths of an embedding's vectors or of a checkpoint's CLIP text encoders, smallest first."""
     module_count: int = 0

@@ -1,8 +1,8 @@
 """CivitAI's base-model labels: which of them belong together, and which combinations the site supports.
 
-Contains `label_support`, which answers as the site does, and the architectures to expect behind a label. A label is
-free text from the uploader: an unknown one is compatible only with itself. Case, blanks, dashes and underscores do not
-count, since CivitAI itself has had labels in two spellings ("Krea2", "Krea 2").
+`label_support` gives the site's own verdict, and `architectures_of` the architectures to expect for a label. A label is
+free text from the uploader; an unknown label is compatible only with itself. Case, spaces, dashes and underscores are
+ignored, because CivitAI itself has used labels in two spellings ("Krea2", "Krea 2").
 
 Source: CivitAI's published constants (August 2026), rewritten in `data/base_models.json`.
 """
@@ -19,7 +19,7 @@ from civman.domain.catalog import ModelType
 
 
 class Support(StrEnum):
-    """The levels of support that CivitAI distinguishes for a resource on a checkpoint."""
+    """CivitAI's levels of support for using a resource with a checkpoint."""
 
     FULL = "full"
     PARTIAL = "partial"
@@ -35,7 +35,7 @@ class _Table:
     """Maps each ecosystem to the architectures of its models."""
     few_steps: frozenset[str]
     partial: Mapping[str, Mapping[str, frozenset[str]]]
-    """Maps a model type and the ecosystem of a checkpoint to the ecosystems of partly supported resources."""
+    """Maps a model type and a checkpoint's ecosystem to the ecosystems of resources that are partly supported."""
 
 
 @cache
@@ -72,17 +72,17 @@ def ecosystem_of(label: str | None) -> str | None:
 
 
 def architectures_of(label: str | None) -> frozenset[Architecture]:
-    """Return the architectures that files with this label have; empty if the label is unknown."""
+    """Return the possible architectures of files with this label; empty if the label is unknown."""
     return _table().architectures.get(ecosystem_of(label) or "", frozenset())
 
 
 def is_few_steps(label: str | None) -> bool:
-    """Whether models with this label are distilled for few steps (Turbo, Lightning, LCM, Hyper …)."""
+    """Whether models with this label are distilled for few sampling steps (Turbo, Lightning, LCM, Hyper …)."""
     return label_key(label or "") in _table().few_steps
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
-    """List the labels with at least one type of model that CivitAI supports on checkpoints with this label."""
+    """List the labels of which CivitAI supports at least one type of model on checkpoints with this label."""
     kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
     return tuple(
         label
@@ -92,7 +92,7 @@ def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
 
 
 def label_support(checkpoint_label: str, resource_label: str, model_type: ModelType) -> Support:
-    """Return the support that CivitAI states for a resource with one label on a checkpoint with another label.
+    """Return CivitAI's level of support for a resource with one label on a checkpoint with another label.
 
     >>> label_support("Illustrious", "Pony", ModelType.LORA).value
     'partial'

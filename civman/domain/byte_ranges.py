@@ -1,4 +1,4 @@
-"""Which parts of a file are present: a small set of half-open byte ranges."""
+"""A set of half-open byte ranges, which records the parts of a file that are present."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ class Ranges:
             self.add(start, end)
 
     def add(self, start: int, end: int) -> None:
-        """Add `[start, end)`, merging ranges that it overlaps or touches. Raises: ValueError: not a range."""
+        """Add `[start, end)`, merging it with ranges that overlap or touch it. Raises: ValueError: not a range."""
         if start < 0 or end < start:
             raise ValueError(f"not a byte range: {start}-{end}")
         if start == end:

@@ -1,7 +1,7 @@
 """CivitAI's three levels (model, version, file), and the files that the library stores.
 
-CivitAI's sets of values are open: an unknown model type becomes `ModelType.OTHER` with the original text kept, and
-every field that CivitAI may leave out is optional here. Times are timezone-aware, in UTC. Sizes are in bytes.
+CivitAI may add values at any time: an unknown model type becomes `ModelType.OTHER`, with the original text kept. Every
+field that CivitAI may leave out is optional here. Times are timezone-aware, in UTC. Sizes are in bytes.
 
 Source: CivitAI's public REST API, version 1.
 """
@@ -19,7 +19,7 @@ FileId = NewType("FileId", int)
 
 
 class ModelType(StrEnum):
-    """Kinds of model, in CivitAI's spelling (`types=` is case-sensitive)."""
+    """Types of model, in CivitAI's spelling (its `types=` parameter is case-sensitive)."""
 
     CHECKPOINT = "Checkpoint"
     LORA = "LORA"
@@ -80,10 +80,10 @@ class Scan(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """What the creator of a model permits; a field is None if CivitAI does not state it.
+    """What the creator of a model permits. A field is None if CivitAI does not state it.
 
-    `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"), including all lower values that
-    the single value of an old response implied; empty means none.
+    `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"). The single value of an old
+    response has been expanded to all lower values. Empty means that no commercial use is permitted.
     """
 
     credit_required: bool | None = None
@@ -94,7 +94,7 @@ class Licence:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model page without its versions. `/model-versions/*` responses fill only the first fields."""
+    """A model page without its versions. Responses about a version contain only the first fields."""
 
     id: ModelId
     name: str
@@ -102,7 +102,7 @@ class Model:
     type_raw: str
     nsfw: bool = False
     nsfw_level: int = 0
-    """The bit mask of its images' ratings: 1 PG, 2 PG-13, 4 R, 8 X, 16 XXX, 32 blocked; 0 means unrated."""
+    """The bit mask of the ratings of the model's images: 1 PG, 2 PG-13, 4 R, 8 X, 16 XXX, 32 blocked; 0: unrated."""
     real_person: bool = False
     mode: str | None = None
     """The model's state on CivitAI: None if normal, else "Archived" or "TakenDown"."""
@@ -114,14 +114,14 @@ class Model:
     download_count: int | None = None
     thumbs_up_count: int | None = None
     is_complete: bool = True
-    """False if the response was about a version and contained only a short summary of its model."""
+    """False if the model comes from a response about a version, which contains only a short summary of the model."""
     raw: str = field(default="{}", repr=False, compare=False)
     """The JSON object of the model as received from CivitAI, without its versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Paid or early access. If `ends_at` is None and the access is not permanent, no end has been set yet."""
+    """Paid or early access. If `ends_at` is None and `permanent` is False, no end has been set yet."""
 
     permanent: bool = False
     ends_at: datetime | None = None
@@ -145,17 +145,19 @@ class ModelFile:
     id: FileId | None
     name: str
     type: str
-    """CivitAI's value: "Model", "Pruned Model", "VAE", "Config", "Training Data" …"""
+    """CivitAI's type of file: "Model", "Pruned Model", "VAE", "Config", "Training Data" …"""
     size_bytes: int | None
     hashes: Hashes = Hashes()  # noqa: RUF009  # frozen, so instances can share one value
     is_primary: bool = False
     is_linked: bool = False
-    """Whether the file belongs to another version (shared VAE): this version's download URL does not accept its id."""
+    """Whether the file belongs to another version (shared VAE), so that this version's download URL rejects its id."""
     format: str | None = None
-    """CivitAI's value: "SafeTensor", "PickleTensor", "GGUF", "Other" … The extension and contents are more reliable."""
+    """CivitAI's value: "SafeTensor", "PickleTensor", "GGUF", "Other" … The file's extension and contents are more
+    reliable.
+    """
     precision: str | None = None
     size_class: str | None = None
-    """"full" or "pruned" if CivitAI states it, else None."""
+    """"full" or "pruned"; None if CivitAI does not state it."""
     quant_type: str | None = None
     pickle_scan: Scan = Scan.UNKNOWN
     virus_scan: Scan = Scan.UNKNOWN
@@ -178,7 +180,7 @@ class ModelVersion:
     model: Model
     name: str
     base_model: str | None
-    """CivitAI's label, unchanged ("SDXL 1.0", "Pony"), as chosen by the uploader."""
+    """CivitAI's base-model label, chosen by the uploader and unchanged ("SDXL 1.0", "Pony")."""
     files: tuple[ModelFile, ...] = ()
     base_model_type: str | None = None
     published_at: datetime | None = None
@@ -187,9 +189,9 @@ class ModelVersion:
     description: str | None = None
     air: str | None = None
     gate: Gate | None = None
-    """The paid or early access in force; None if the response mentions none."""
+    """The paid or early access that is in force; None if there is none."""
     usage_control: str | None = None
-    """Any value other than None and "Download" means that the version cannot be downloaded."""
+    """The version can be downloaded only if this is None or "Download"."""
     status: str | None = None
     availability: str | None = None
     nsfw_level: int = 0
@@ -201,7 +203,7 @@ class ModelVersion:
     """The JSON object of the version as received from CivitAI."""
 
     def is_published(self, now: datetime) -> bool:
-        """Whether the version is neither a draft, withdrawn, nor scheduled for a time after `now`."""
+        """Whether the version is published at `now`: neither a draft, nor withdrawn, nor scheduled for later."""
         return self.status in (None, "Published") and (self.published_at is None or self.published_at <= now)
 
 
@@ -209,8 +211,8 @@ class ModelVersion:
 class Blob:
     """Stored bytes, identified by their digest and verified at `verified_at`.
 
-    `declared_by` says which digest they were compared with: "civitai", or "civman" if there was no declared digest and
-    it was computed from the bytes.
+    `declared_by` is the source of the expected digest: "civitai", or "civman" if none was declared and civman computed
+    it from the bytes.
     """
 
     sha256: Sha256
@@ -222,9 +224,9 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """The facts that a file's header shows; unknown values are empty strings or None.
+    """The facts that a file's header shows. Unknown values are empty strings or None.
 
-    Compatibility checks use these values; `flags` contains further facts such as "v-prediction".
+    Compatibility checks use these facts; `flags` contains further ones such as "v-prediction".
     """
 
     kind: str = ""
@@ -241,7 +243,7 @@ class FileFacts:
     conflicts: tuple[str, ...] = ()
     """Contradictions between CivitAI's label, the file's metadata and its tensors, as sentences."""
     output_name: str = ""
-    """The name that the trainer gave the file (`ss_output_name`), which A1111 puts into prompts."""
+    """The name that the trainer gave the file (`ss_output_name`), which A1111 uses in prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +259,12 @@ class Own:
 
 
 NOTHING_SAID = Own()
-"""The annotations of a file that the user has not annotated."""
+"""The annotations of a file that has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that the library has, with its metadata."""
+    """A file in the library, with its metadata."""
 
     blob: Blob
     name: str
@@ -270,7 +272,7 @@ class Asset:
     path: str
     """The absolute path of the file."""
     origin: str
-    """How the file came into the library: "civitai" or "import"."""
+    """How the file was added to the library: "civitai" or "import"."""
     added_at: datetime
     type: ModelType = ModelType.OTHER
     type_raw: str = ""
@@ -286,7 +288,7 @@ class Asset:
     facts: FileFacts = FileFacts()
     own: Own = NOTHING_SAID
     pins: tuple[str, ...] = ()
-    """The reasons for which the file must be kept ("user", "recipe …"); empty if it may be removed."""
+    """The reasons why the file must be kept ("user", "recipe …"); empty if it may be removed."""
     last_used_at: datetime | None = None
     ref: str = field(default="", compare=False)
     """The ref that civman prints for the file and that every command accepts (see `civman.domain.printed_refs`).

@@ -1,9 +1,9 @@
 """Whether files work together: `check(checkpoint, parts)` returns a verdict with reasons, without opening any file.
 
-There are three kinds of evidence, each overriding the one before: CivitAI's labels, compared with the site's own table;
-the architectures that the tensors show; and the shapes of every module of an adapter compared with the checkpoint's
-weights. A verdict names the strongest evidence it is based on. docs/compatibility.md lists every case in which tensors
-override labels.
+There are three kinds of evidence, from weakest to strongest: CivitAI's labels, compared with the site's own table; the
+architectures that the tensors show; and the shapes of every module of an adapter, compared with the checkpoint's
+weights. A verdict names the strongest evidence that it is based on. docs/compatibility.md lists every case in which
+tensors override labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +24,14 @@ from civman.domain.part_families import SCALED_VAES, TEXT_WIDTHS, VAE_FAMILIES
 from civman.errors import Cause, Incompatible, UnknownFit
 
 RULES = 5
-"""The version of the rules behind the verdicts.
+"""The version of the rules that the verdicts are based on.
 
 Increase it whenever `check` returns a different verdict for the same files.
 """
 
 
 class Verdict(StrEnum):
-    """The verdict on one part, or the worst verdict of several parts. The members are ordered from best to worst."""
+    """The verdict on one part, or the worst verdict on several parts. The members are ordered from best to worst."""
 
     FITS = "fits"
     CAUTION = "fits with caution"
@@ -41,9 +41,9 @@ class Verdict(StrEnum):
 
 
 _PACKED = frozenset(str(kind) for kind in Quantisation if not kind.is_computable)
-"""Forms of weights that civman cannot convert back."""
+"""Quantised formats that civman cannot convert back."""
 _WITHOUT_SHAPES = frozenset((Quantisation.NF4, Quantisation.NVFP4, Quantisation.SVDQUANT, Quantisation.PACKED_INT4))
-"""Forms in which the shape of a tensor is not that of the weight, so that modules cannot be compared."""
+"""Quantised formats in which a tensor has another shape than the weight, so that modules cannot be compared."""
 _WORSE = {verdict: place for place, verdict in enumerate(Verdict)}
 
 
@@ -58,7 +58,7 @@ class Depth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is known about one file; a field that is None is ignored."""
+    """What is known about one file. A field that is None is ignored."""
 
     name: str
     model_type: ModelType = ModelType.OTHER
@@ -69,7 +69,7 @@ class Part:
     numbers: Mapping[str, float] | None = field(default=None, repr=False)
     """The values of an adapter's single-number tensors (alphas); None if only the header was read."""
     role: Kind | None = None
-    """The kind of file that the user wants to use it as; None if it is used as what it is."""
+    """The kind of file as which the user wants to use it; None if that is its own kind."""
     content: str = ""
     """The format of a file whose tensors civman cannot read, such as "empty" or "zip"."""
 
@@ -108,7 +108,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class PartResult:
-    """The verdict on one part with a checkpoint, and the reasons for it."""
+    """The verdict on one part used with a checkpoint, and the reasons for it."""
 
     name: str
     verdict: Verdict
@@ -128,15 +128,15 @@ class Compatibility:
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     parts: tuple[PartResult, ...] = ()
-    """The parts' results, in the order in which the parts were given."""
+    """The results of the parts, in the order of the parts given to `check`."""
     weights: str = ""
     """How the checkpoint's weights are stored, in words; empty if unknown."""
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """The warnings: the reasons that concern the checkpoint, and a sentence for each part that does not fit.
+        """The warnings: the reasons that concern the checkpoint, and a sentence for each part that is not FITS.
 
-        A part's sentence has up to three reasons; a part that partly applies also has one.
+        Each sentence contains up to three reasons.
         """
         parts = (
             f"`{part.name}`: {part.verdict}: {'; '.join(part.reasons[:3]) or 'no reason known'}"
@@ -165,7 +165,7 @@ class Compatibility:
     def raise_if_unknown(self) -> None:
         """Check that the verdict is known.
 
-        Raises: UnknownFit: nothing known about the files shows whether they work together.
+        Raises: UnknownFit: nothing that is known about the files shows whether they work together.
         """
         if self.verdict is not Verdict.UNKNOWN:
             return
@@ -182,7 +182,7 @@ class Compatibility:
 def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
     """Check whether the parts work with the checkpoint.
 
-    The verdict and each part's result do not depend on their order.
+    The verdict and each part's result do not depend on the order of the parts.
     """
     own, base_verdict = _about_checkpoint(checkpoint)
     shows_shapes = (
@@ -201,7 +201,7 @@ def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the worst of several verdicts; FITS if there are none."""
+    """Return the worst of several verdicts; FITS if there is none."""
     return max(verdicts, key=_WORSE.__getitem__, default=Verdict.FITS)
 
 
@@ -308,7 +308,7 @@ def _partial(checkpoint: Part, part: Part) -> str:
 
 
 def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    """Compare the architectures of the two files if both are known, else their labels."""
+    """Compare the architectures of the two files; if one of them is unknown, compare the labels."""
     ours, theirs = checkpoint.architecture, part.architecture
     if Architecture.UNKNOWN in (ours, theirs):
         return _by_labels(checkpoint, part, support)
@@ -379,7 +379,7 @@ def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
 
 
 _RENDERED = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
-"""Architectures whose modules are indexed under every name in use: a module that is not found cannot be applied."""
+"""Architectures whose modules are indexed under all known names, so a module that is not found cannot be applied."""
 
 
 def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | None:
@@ -421,7 +421,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
 
 
 def _changes_nothing(header: Header, fit: ModuleFit) -> str:
-    """Explain why an adapter has no effect, or an unknown effect, on any checkpoint; "" if there is no such reason."""
+    """Explain why an adapter has no effect, or an unknown effect, on any checkpoint; "" if it has a known effect."""
     if not fit.total:
         return "it contains no change to any weight"
     if fit.fitting and len(fit.idle) == fit.fitting == fit.total:
@@ -434,7 +434,7 @@ def _changes_nothing(header: Header, fit: ModuleFit) -> str:
 
 
 def _ip_adapter(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    """Compare the shapes of all cross-attention layers if both headers show them, else the architectures."""
+    """Compare the shapes of all cross-attention layers; if a header does not show them, compare the architectures."""
     finding, ours, theirs = _by_family(checkpoint, part, support), checkpoint.header, part.header
     if ours is None or theirs is None or weight_form(ours.tensors).quantisation in _WITHOUT_SHAPES:
         return finding
@@ -474,7 +474,7 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     """Compare a VAE with a checkpoint by the number of latent channels and the layout.
 
-    If these match, the labels decide: the scaling factor of the latents is not stored in any tensor.
+    If both match, the labels decide, because no tensor shows the scaling factor of the latents.
     """
     ours = checkpoint.identity.latent_channels if checkpoint.identity else None
     theirs = part.identity.latent_channels if part.identity else None

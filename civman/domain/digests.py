@@ -9,7 +9,7 @@ Sha256 = NewType("Sha256", str)
 
 _HEX = re.compile(r"[0-9a-f]+")
 EMPTY_AUTOV3 = "e3b0c44298fc"
-"""The AutoV3 of every file without tensor data, which therefore identifies none: the SHA-256 of no bytes."""
+"""The AutoV3 of every file without tensor data: the SHA-256 of no bytes, which therefore identifies no file."""
 
 
 def sha256_from(text: str) -> Sha256:
@@ -27,9 +27,9 @@ def autov2(digest: Sha256) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """The digests that CivitAI declares for a file; any may be missing (new uploads have none).
+    """The digests that CivitAI declares for a file; any of them may be None (new uploads have none).
 
-    `autov3` has 12 digits, even if an old response had 64.
+    `autov3` has 12 digits, even if an old response contained 64.
     """
 
     sha256: Sha256 | None = None
@@ -40,5 +40,5 @@ class Hashes:
     autov3: str | None = None
 
     def known(self) -> dict[str, str]:
-        """Return the digests that CivitAI declares: name → value."""
+        """Return the digests that are not None, by name."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}

@@ -1,12 +1,12 @@
 """Find the vectors of an embedding in a file, and the text encoders they are for, from tensor names and shapes.
 
-Supports textual inversions in files of their own and bundled in adapter files. The vectors themselves are read in
-`civman.diffusion.textual_inversions`.
+Supports textual inversions in files of their own, and those bundled in adapter files. The vectors themselves are read
+in `civman.diffusion.textual_inversions`.
 
 Layouts: `emb_params` and `string_to_param.*` (A1111), any single tensor named after its token (diffusers), `clip_l`
 with `clip_g` (SDXL), `text_encoders_0` with `text_encoders_1` (diffusers' advanced training scripts). In an adapter
-file their names start with `bundle_emb.NAME.`; in cloneofsimo's first LoRAs the name is the token itself, such as
-`<s1>`.
+file, these names have the prefix `bundle_emb.NAME.`; in cloneofsimo's first LoRAs, the name is the token itself, such
+as `<s1>`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ Shape = tuple[int, ...]
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _SINGLE = ("emb_params", "string_to_param.*", "string_to_param", "clip_l", "clip_g")
 _OTHERS = ("t5", "t5xxl", "name", "step", "sd_checkpoint", "sd_checkpoint_name", "string_to_token.*")
-"""Names of entries that a file may contain besides the vectors, and that do not concern a CLIP text encoder."""
+"""Names of file entries other than the vectors, which do not concern CLIP text encoders."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingTensors:
-    """The vectors of one embedding: tensor name and width for each text encoder it was made for, in order."""
+    """The vectors of one embedding: tensor name and width for each text encoder they were made for, in order."""
 
     names: tuple[str, ...]
     widths: tuple[int, ...]
@@ -33,9 +33,9 @@ class EmbeddingTensors:
     """The number of vectors, which is the number of tokens that the embedding takes up in a prompt."""
 
     def places(self, widths: Sequence[int]) -> list[str | None]:
-        """Assign the embedding's tensors to a model's text encoders, by the encoders' widths.
+        """Assign the embedding's tensors to a model's text encoders, by the widths of the encoders.
 
-        An encoder without a tensor gets None.
+        An encoder without a matching tensor gets None.
         """
         pairs = list(zip(self.names, self.widths, strict=True))
         if len(pairs) > len(widths):
@@ -46,13 +46,13 @@ class EmbeddingTensors:
 
 
 def packed(shapes: Mapping[str, Shape], name: str) -> dict[str, Shape]:
-    """Return the tensors of the embedding that an adapter file bundles as `name`, by their names in the file."""
+    """Return the tensors of the embedding `name` that an adapter file bundles, by their names in the file."""
     folded = name.casefold()
     return {key: shape for key, shape in shapes.items() if bundled_name(key, shape).casefold() == folded}
 
 
 def read_embedding(shapes: Mapping[str, Shape]) -> EmbeddingTensors | str:
-    """Find the embedding that these tensors make up, or return the reason why they are not an embedding."""
+    """Find the embedding that these tensors form, or return the reason why they are not an embedding."""
     plain = {_plain(name): name for name in shapes}
     kept = {name: actual for name, actual in plain.items() if name not in _OTHERS}
     pair = next((pair for pair in _PAIRS if set(pair) <= kept.keys()), None)

@@ -1,4 +1,4 @@
-"""Progress events as plain values. The library emits them and callers display them; nothing here prints.
+"""Progress events as plain values. The library emits them and callers display them; this module prints nothing.
 
 Every event of a transfer has a `key`, which identifies the file within one command.
 """
@@ -11,7 +11,7 @@ from civman.errors import Cause
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A file is queued: its transfer starts when others are finished, but its size counts in totals from now on."""
+    """A file is waiting for other transfers to finish before its own starts; its size already counts in totals."""
 
     key: str
     name: str
@@ -38,7 +38,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The transfer is waiting: for another process, a rate limit, or before a retry."""
+    """The transfer is waiting for another process, for a rate limit or for a retry."""
 
     key: str
     reason: str
@@ -55,7 +55,7 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True)
 class Verifying:
-    """`done_bytes` of `total_bytes` have been read back from disk and hashed. `name`: what is being read, if known."""
+    """`done_bytes` of `total_bytes` have been read back from disk and hashed. `name` is the file's name, if known."""
 
     key: str
     done_bytes: int
@@ -97,8 +97,7 @@ class Step:
 
     `stage` is "first" or "hires" for a pass, "redraw" for detail passes, whose steps are counted over all regions, or
     "upscale", which counts tiles; the alphabetical order of these names is the order of the stages. `preview`, if not
-    None, returns the current prediction of the first image as a small JPEG; it must be called before the sampler
-    continues.
+    None, returns the current prediction of the first image as a small JPEG; call it before the sampler continues.
     """
 
     key: str
@@ -116,4 +115,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Ignore an event; the default for `on_event`."""
+    """Ignore an event. The default for `on_event`."""

@@ -1,1 +1,1 @@
-"""What an adapter file changes: its tensors grouped by module, and the model weights that those modules refer to."""
+"""What an adapter file changes: its tensors grouped by module, and the model weights that these modules change."""

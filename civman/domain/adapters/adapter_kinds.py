@@ -1,11 +1,12 @@
 """The kinds of adapters: which tensors each kind consists of, and which weights it can change, judged by shapes.
 
-No arithmetic is done here. The kind is recognised by which parts of a change a module has in the file. The formulas are
-in `civman.diffusion.adapter_formulas`; what they require of the shapes is checked here, so that a file's header is
-enough to decide whether an adapter fits.
+The kind is recognised by the parts of a change (such as "down" and "up") that the file contains for a module. The
+formulas themselves are in `civman.diffusion.adapter_formulas`. What they require of the shapes is checked here, so that
+a file's header is enough to decide whether an adapter fits.
 
 Source: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), LoKr and the file layouts (Yeh et al.
-    2024, LyCORIS, 3), OFT (Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu
+    2024, LyCORIS, 3), OFT (Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3
+        (Liu
     et al. 2022, 3.3), DoRA (Liu et al. 2024, eq. 5).
 """
 
@@ -22,14 +23,14 @@ Shapes = Mapping[str, Shape]
 
 
 class MisfitError(ValueError):
-    """The tensors contradict each other, or cannot be applied to a weight; the message gives the reason."""
+    """The tensors contradict each other or cannot be applied to a weight; the message gives the reason."""
 
 
 class Described(NamedTuple):
     """The shape of the weight that a module's tensors were made for, as far as the tensors show it.
 
     `shape` is (out, in, *kernel); (out, in·kernel) if a convolution is stored as a matrix; (out,) for a norm; empty if
-    the tensors show only one side. In that case `sides` contains the possible widths of the weight on either side.
+    the tensors show only one of the two widths. `sides` then contains the possible values of this width.
     """
 
     shape: Shape = ()
@@ -38,7 +39,7 @@ class Described(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """One way to store a change in a file: the parts it requires and the parts it may have in addition."""
+    """One way to store a change in a file: the required parts and the optional parts."""
 
     kind: Adapter
     needs: frozenset[str]
@@ -78,7 +79,7 @@ _SHOWS = {
 
 @cache
 def kind_of(parts: frozenset[str]) -> Adapter | None:
-    """Determine an adapter's kind from the parts of its changes, even if some are missing; None if they match no kind.
+    """Determine an adapter's kind from the parts of its changes, even if some are missing; None if no kind matches.
 
     A changed bias can accompany any kind.
     """
@@ -108,7 +109,7 @@ def describe(kind: Adapter, shapes: Shapes) -> Described:
     return found
 
 
-@cache  # cached, because the thousand modules of a file have only one or two different sets of parts
+@cache  # cached, because a file has about a thousand modules but only one or two different sets of parts
 def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
     if any(layout.needs <= have <= layout.needs | layout.allows for layout in LAYOUTS):
         return ""
@@ -129,7 +130,7 @@ def misfit(
     """Return why tensors that describe `found` cannot be applied to a weight of shape `weight`; None if they can.
 
     `bias` is the shape of the module's bias, or None if the module has none. `on_input` is the value of an IA3
-    adapter's flag, or None if unknown.
+    adapter's flag (does it scale the inputs?), or None if unknown.
     """
     if "up_bias" in shapes and bias is None:
         return f"bias of shape {times(shapes['up_bias'])}, but the layer has no bias"
@@ -154,7 +155,9 @@ def misfit(
 _PEFT_ROTATION = (
     "a PEFT rotation of a layer's inputs, for which the file does not state which of PEFT's formulas applies"
 )
-"""Why PEFT's OFT and BOFT are not applied: versions of PEFT compute the rotation differently from the same tensors."""
+"""Why PEFT's OFT and BOFT are not applied: different versions of PEFT compute different rotations from the same
+tensors.
+"""
 
 
 def input_width(shapes: Shapes) -> int | None:
@@ -173,17 +176,17 @@ def factors_on_input(shapes: Shapes) -> bool | None:
 
 
 def _block_size(count: int) -> int:
-    """Compute the side of a skew-symmetric matrix from the number of elements above its diagonal."""
+    """Compute the number of rows of a skew-symmetric matrix from the number of elements above its diagonal."""
     return (1 + isqrt(1 + 8 * count)) // 2
 
 
 def has_strength(shapes: Collection[str]) -> bool:
     """Whether alpha 0 disables the change.
 
-    It does not for OFT, where alpha is a bound, nor for a LoKr with two full factors, which has no rank.
+    It does not for OFT, where alpha limits the rotation, nor for a LoKr with two full factors, which has no rank.
     """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
-        # with these kinds, an alpha of 0 does not disable the module, which still changes the weight or the bias
+        # magnitudes and a changed bias still have an effect if alpha is 0
         return False
     return bool({"down", "a1", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"} & set(shapes))
 
@@ -205,13 +208,13 @@ def times(shape: Shape) -> str:
 
 
 def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
-    """Return the axis along which DoRA's magnitudes lie.
+    """Return the axis along which DoRA's magnitudes are stored.
 
     0: one magnitude for each output row. 1: one for each input column. None: there are no magnitudes.
 
     Raises: MisfitError: the number of magnitudes matches neither the rows nor the columns.
     """
-    # in files in PEFT's format, there is always one magnitude for each output, however PEFT stores it for convolutions
+    # PEFT's format always has one magnitude for each output, whatever shape PEFT stores for convolutions
     if "magnitude" in shapes:
         if prod(shapes["magnitude"]) != weight[0]:
             raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])}, but the weight has {weight[0]} rows")
@@ -227,9 +230,9 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
-    """Return the names of GLoRA's four tensors in the order in→r, r→in, out←r, r←in, according to their shapes.
+    """Return the names of GLoRA's four tensors in the order in→r, r→in, out←r, r←in, as their shapes show.
 
-    Older files use the names of each pair the other way round.
+    Older files swap the two names of each pair.
     """
     now = (shapes["a1"][0], matrix(shapes["a2"])[1], shapes["b1"][0]) == (weight[1], weight[1], weight[0])
     return ("a1", "a2", "b1", "b2") if now else ("a2", "a1", "b2", "b1")

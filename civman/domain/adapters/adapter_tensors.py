@@ -1,8 +1,8 @@
 """The changes in an adapter file: its tensors grouped by the module they belong to.
 
-Contains `Deltas`, all changes of a file, read from tensor names and shapes with the tables in
-`civman.domain.adapters.spellings` and `civman.domain.adapters.adapter_kinds`. The model's weights are looked up in
-`civman.domain.adapters.module_fit`; arithmetic on weights is in `civman.diffusion`.
+`Deltas` contains all changes of a file, read from tensor names and shapes with the tables in
+`civman.domain.adapters.spellings` and `civman.domain.adapters.adapter_kinds`. `civman.domain.adapters.module_fit` looks
+up the model's weights, and `civman.diffusion` does the arithmetic on them.
 """
 
 import json
@@ -26,17 +26,18 @@ class Delta(NamedTuple):
     """The change to one module's weight.
 
     `shape` is the weight's (out, in, *kernel) as far as the change shows it: (out, in·kernel) if a convolution was
-    stored as a matrix, (out,) for a norm, empty if the tensors show only one side. In that case `sides` contains the
-    possible widths of the weight on either side.
+    stored as a matrix, (out,) for a norm, empty if the tensors show only one of the two widths. `sides` then contains
+    the possible values of this width.
 
-    A NamedTuple, because a LoRA has a thousand of them and creating a frozen dataclass takes three times as long.
+    This is a NamedTuple, because a LoRA has about a thousand modules and creating frozen dataclasses takes three times
+    as long.
     """
 
     module: str
     part: str
     """The part of the model: "unet", "te1", "te2" or "te3"."""
     path: str
-    """The module's path within its part of the model, with underscores instead of dots."""
+    """The module's path inside its part of the model, with underscores instead of dots."""
     kind: Adapter
     shape: Shape = ()
     sides: tuple[int, ...] = ()
@@ -44,7 +45,7 @@ class Delta(NamedTuple):
     problem: str = ""
     """Why the module's tensors change no weight: a tensor is missing, or they contradict each other.
 
-    Empty if all is well.
+    Empty if the tensors can be used.
     """
     parts: Mapping[str, str] = {}
     """Maps each part of the change, such as "down", to the name of its tensor in the file."""
@@ -64,7 +65,7 @@ class Delta(NamedTuple):
     def misfit(self, weight: Shape, bias: Shape | None, *, on_input: bool | None = None) -> str | None:
         """Return why this change cannot be applied to a weight of this shape; None if it can.
 
-        See `adapter_kinds.misfit`.
+        The arguments are those of `adapter_kinds.misfit`.
         """
         if self.problem:
             return self.problem
@@ -74,7 +75,7 @@ class Delta(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """All changes in an adapter file, and the names of tensors that belong to no change."""
+    """All changes in an adapter file, and the names of the tensors that belong to no change."""
 
     modules: tuple[Delta, ...] = ()
     loose: tuple[str, ...] = ()
@@ -84,10 +85,10 @@ class Deltas:
     twice: Mapping[str, str] = field(default_factory=dict)
     """Maps each tensor that repeats a part of a module under another name to the tensor that is used instead.
 
-    All of them are in `loose` too.
+    These tensors are also in `loose`.
     """
     of_base: tuple[str, ...] = ()
-    """Weights of the base model that PEFT saved along with the adapter, because its layers were not unwrapped.
+    """Weights of the base model that PEFT saved with the adapter, because its layers were not unwrapped before saving.
 
     They are not part of the adapter.
     """
@@ -99,11 +100,10 @@ _COMPUTABLE = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = None) -> Deltas:
     """Group a file's tensors into changes; if the file is not an adapter, all its names are in `loose`.
 
-    `types`: the tensors' data types in safetensors' spelling; a module whose numbers are packed or integers gets a
-    `problem`.
+    `types`: the tensors' data types as safetensors names them. A module with packed or integer data gets a `problem`.
     """
     names = "\n".join(shapes) + "\n"
-    # skip the parsing of names if none of these strings occurs, because then the file is no adapter
+    # if none of these strings occurs, the file is not an adapter, and its names need not be parsed
     if not any(mark in names for mark in MARKS):
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}
@@ -124,7 +124,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
             loose.append(name)
             twice[name] = other
     deltas: list[Delta] = []
-    # cached, because a file has only a few dozen different sets of shapes
+    # the results are cached, because a file has only a few dozen different sets of shapes
     known: dict[tuple[Adapter, tuple[tuple[str, Shape], ...]], _Described] = {}
     odd = {name for name, kind in (types or {}).items() if kind not in _COMPUTABLE and math.prod(shapes[name]) > 1}
     for module, parts in groups.items():
@@ -147,13 +147,14 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
 
 
 def deltas_of(header: Header) -> Deltas:
-    """Group the tensors of a header into changes, as `read_deltas` does; the result is computed once per header.
+    """Group the tensors of a header into changes, as `read_deltas` does. The result is computed once per header.
 
-    Both identification and the comparison of modules need them.
+    Identification and the comparison of modules both use it.
     """
     found: Deltas | None = header.notes.get("deltas")
     if found is None:
-        plain = header.elements.keys() <= _COMPUTABLE  # fast test: nearly every file has only plain number types
+        # a fast test, which nearly every file passes: all data types are plain number types
+        plain = header.elements.keys() <= _COMPUTABLE
         types = None if plain else {name: tensor.dtype for name, tensor in header.tensors.items()}
         found = read_deltas(header.shapes, types)
     header.notes["deltas"] = found
@@ -161,7 +162,7 @@ def deltas_of(header: Header) -> Deltas:
 
 
 def bundled_name(name: str, shape: Shape) -> str:
-    """Return the prompt word of the bundled embedding that this tensor belongs to; "" if it belongs to none."""
+    """Return the prompt word of the bundled embedding that this tensor belongs to; "" if there is none."""
     if name.startswith(BUNDLED):
         return name[len(BUNDLED) :].partition(".")[0]
     # cloneofsimo's first layout stores an embedding's vectors under the name of their token
@@ -169,7 +170,7 @@ def bundled_name(name: str, shape: Shape) -> str:
 
 
 class _Described(NamedTuple):
-    """What the shapes of a module's tensors show: the same fields as those of `Delta`, in the same order."""
+    """What the shapes of a module's tensors show. The fields are those of `Delta`, in the same order."""
 
     kind: Adapter
     shape: Shape
@@ -195,7 +196,7 @@ def _described(kind: Adapter, shapes: Mapping[str, Shape]) -> _Described:
 
 
 class StatedAlphas:
-    """Alphas that a file gives in its metadata instead of in tensors, as diffusers does since 0.35."""
+    """Alphas that a file contains in its metadata instead of in tensors, as in diffusers since 0.35."""
 
     _KEY = "lora_adapter_metadata"
     _COMPONENTS: ClassVar[Mapping[str, str]] = {
@@ -208,9 +209,9 @@ class StatedAlphas:
         self._said = said if isinstance(said, dict) else {}
 
     def of(self, delta: Delta) -> float | None:
-        """Return the alpha of one module: the value that, divided by the rank, is the module's scale.
+        """Return the alpha of one module; alpha divided by the rank is the module's scale.
 
-        None if the metadata contains no alpha for the module, or if the file has a tensor for it.
+        Returns None if the metadata contains no alpha for the module, or if the file has a tensor for it.
         """
         if not self._said or "down" not in delta.parts or "alpha" in delta.parts or not delta.rank:
             return None

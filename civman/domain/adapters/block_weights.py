@@ -1,7 +1,7 @@
-"""Block weights: a factor for each block of the UNet, by which an adapter's changes to that block are multiplied.
+"""Block weights: a factor for each block of the UNet, which multiplies an adapter's changes to that block.
 
-They are lists of 12, 17, 20 or 26 numbers, or presets of the web UIs' extension. The first number is for the text
-encoders. Blocks that are missing from a shorter list get 0; layers outside the blocks keep the adapter's own scale.
+Block weights are lists of 12, 17, 20 or 26 numbers, or presets of the web UIs' extension. The first number is for the
+text encoders. Blocks that are missing in a shorter list get 0; layers outside the blocks keep the adapter's own scale.
 
 Source: hako-mikan/sd-webui-lora-block-weight (the rule, not its code).
 """
@@ -23,9 +23,9 @@ LAYOUTS: Final = {
     20: _names(tuple(range(9)), tuple(range(9))),
     26: _names(tuple(range(12)), tuple(range(12))),
 }
-"""Number of block weights → the blocks that they belong to.
+"""Maps the number of block weights to the names of the blocks.
 
-Lists of 12 and 20 are for SDXL, of 17 and 26 for SD 1; those of 12 and 17 cover only blocks with attention.
+Lists of 12 and 20 numbers are for SDXL, of 17 and 26 for SD 1; those of 12 and 17 cover only blocks with attention.
 """
 PRESETS: Final = {
     "NONE": "0" + ",0" * 16, "ALL": "1" + ",1" * 16, "INS": "1,1,1,1" + ",0" * 13, "IND": "1,0,0,0,1,1,1" + ",0" * 10,
@@ -33,14 +33,14 @@ PRESETS: Final = {
     "OUTD": "1" + ",0" * 7 + ",1" * 4 + ",0" * 5, "OUTS": "1" + ",0" * 11 + ",1" * 5,
     "OUTALL": "1" + ",0" * 7 + ",1" * 9, "ALL0.5": "0.5" + ",0.5" * 16,
 }  # fmt: skip
-"""The presets that come with the extension; all others are in a user's own file."""
+"""The presets that come with the extension; users may define others in a file of their own."""
 _DOWN = re.compile(r"down_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|downsamplers)")
 _UP = re.compile(r"up_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|upsamplers)")
 _NUMBERED = re.compile(r"([a-z_.]+?\.\d+)\.")
 _NAME_AND_NUMBER = re.compile(r"(.*?)(\d*)", re.DOTALL)
 _OTHER: Final = "OTHER"
 _LAYERS: Final = 3
-"""The number of blocks per level in the original layout: two of a ResNet and attention, and one that changes the size.
+"""The number of blocks per level in the original layout: two with ResNet and attention, and one that changes the size.
 """
 
 
@@ -72,10 +72,10 @@ def factor(blocks: str, component: str, parameter: str) -> float:
 
 
 def block_name(component: str, parameter: str) -> str:
-    """Return the name, as in block weights, of the block that a parameter of diffusers' model belongs to.
+    """Return the name, in terms of block weights, of the block that a parameter of diffusers' model belongs to.
 
-    Text encoders are "BASE", a UNet's layers outside all blocks "OTHER". A transformer's blocks have the model's names,
-    such as "transformer_blocks.3".
+    Text encoders are "BASE", a UNet's layers outside all blocks "OTHER". The blocks of a transformer have the model's
+    own names, such as "transformer_blocks.3".
     """
     if component.startswith("text_encoder"):
         return "BASE"
@@ -86,14 +86,14 @@ def block_name(component: str, parameter: str) -> str:
 
 
 def block_order(block: str) -> tuple[int, str, int]:
-    """Return a key that sorts blocks in the order in which the UNet evaluates them: BASE, IN, M, OUT, all others."""
+    """Return a key that sorts blocks in the UNet's order of evaluation: BASE, IN, M, OUT, then all others."""
     name, number = _NAME_AND_NUMBER.fullmatch(block).groups()  # type: ignore[union-attr]  # it matches any text
     ranks = {"BASE": 0, "IN": 1, "M": 2, "OUT": 3, _OTHER: 5}
     return ranks.get(name, 4), name, int(number or 0)
 
 
 def _block(parameter: str) -> str | None:
-    """The block of the original layout that a parameter belongs to; None for the layers before and after all blocks."""
+    """Return the original layout's block that a parameter belongs to; None for layers before and after all blocks."""
     if parameter.startswith("conv_in."):
         return "IN00"
     if parameter.startswith("mid_block."):

@@ -1,8 +1,8 @@
-"""Reads from an IP-Adapter's header its kind, the image features that it uses, and the attention that it fits.
+"""Reads an IP-Adapter's kind, the image features that it uses, and the attention that it fits from its header.
 
 A file has an image projection (`image_proj.`) and, for each cross-attention layer of a UNet, the layers that compute
-keys and values from image tokens (`ip_adapter.1.to_k_ip.weight`). The tensors of the projection are named as by
-IP-Adapter's authors or as in diffusers.
+keys and values from image tokens (`ip_adapter.1.to_k_ip.weight`). The tensors of the projection have the names of
+IP-Adapter's authors or those of diffusers.
 
 Source: Ye et al. 2023, "IP-Adapter", and the layouts of the authors' files.
 """
@@ -29,7 +29,7 @@ _RENAMED: Final = tuple(
         (r"^layers\.(\d+)\.ff\.1\.net\.2\.", r"layers.\1.1.3."),
     )
 )  # fmt: skip
-"""Maps diffusers' names of modules to the names by IP-Adapter's authors."""
+"""Maps diffusers' names of modules to the names that IP-Adapter's authors use."""
 _FACE_WIDTH: Final = 512
 """The width of insightface's face embeddings."""
 _OF_FACES: Final = {
@@ -50,17 +50,17 @@ class IpAdapter:
     kind: str
     """The kind of IP-Adapter: "plain", "plus" or "full-face"."""
     width: int
-    """The width of the image tokens, which equals that of the text tokens in the UNet's cross-attention."""
+    """The width of the image tokens, equal to the width of the text tokens in the UNet's cross-attention."""
     input_width: int
     """The width of the features that the IP-Adapter reads from the image encoder."""
     projection: Mapping[str, str] = field(repr=False)
-    """Maps the authors' name of each tensor of the image projection to its name in the file."""
+    """Maps the original name of each tensor of the image projection to its name in the file."""
     layers: tuple[int, ...] = field(repr=False)
-    """The numbers that the file gives to the attention layers, in the UNet's order."""
+    """The file's numbers for the attention layers, in the UNet's order."""
 
     @property
     def reads_embedding(self) -> bool:
-        """Whether the IP-Adapter reads the encoder's image embedding; otherwise, it reads the states of all patches."""
+        """Whether the adapter reads the encoder's image embedding; if not, it reads the states of all patches."""
         return self.kind == "plain"
 
     @property
@@ -74,12 +74,12 @@ class IpAdapter:
         return self.input_width == (encoder.projection if self.reads_embedding else encoder.width)
 
     def keys(self, number: int) -> tuple[str, str]:
-        """Return the names of the tensors for the keys and the values of the attention layer with this number."""
+        """Return the names of the two tensors for the attention layer `number`: keys and values."""
         return f"ip_adapter.{number}.to_k_ip.weight", f"ip_adapter.{number}.to_v_ip.weight"
 
 
 def ip_adapter_kind(shapes: Shapes) -> str:
-    """Return the kind of an IP-Adapter; "" if the tensors are not those of one.
+    """Return the kind of an IP-Adapter; "" if the tensors are not those of an IP-Adapter.
 
     The kinds are "plain", "plus", "full-face", "faceid", "faceid-plus" and "instantid".
     """
@@ -94,7 +94,7 @@ def ip_adapter_kind(shapes: Shapes) -> str:
 
 
 def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
-    """Read what an IP-Adapter's tensors show. `name`: the file's name, for messages.
+    """Parse an IP-Adapter's tensor names and shapes. `name`: the file's name, for messages.
 
     Raises: CannotRender: civman does not support this kind (`unknown-family`), or a tensor is missing
     (`missing-tensor`).
@@ -104,15 +104,15 @@ def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
         raise CannotRender(
             f"civman cannot use `{name}`: {_OF_FACES[kind]} adapters read face embeddings of insightface, whose "
             "published models are for non-commercial research only, and civman does not compute them",
-            hint="choose IP-Adapter plus-face or full-face, which read a picture of the face and need no "
-            "insightface",
+            hint="choose IP-Adapter plus-face or full-face, which read an image of the face and need no "
+                    "insightface",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
     layers = tuple(sorted(int(match[1]) for each in shapes if (match := _KEY.fullmatch(each))))
     if not kind or not layers:
         raise CannotRender(
             f"civman cannot use `{name}`: it has no image projection or attention layers of an SD 1 or SDXL IP-Adapter",
-            hint="choose an IP-Adapter of SD 1 or SDXL: plain, light, plus, plus-face or full-face",
+            hint="choose an IP-Adapter for SD 1 or SDXL: plain, light, plus, plus-face or full-face",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
     first, last = {
@@ -159,7 +159,7 @@ def _needed(kind: str, named: Mapping[str, str]) -> list[str]:
 
 
 def _named(shapes: Shapes) -> dict[str, str]:
-    """Map the original name of each tensor of the image projection, without prefix, to its name in the file.
+    """Map the original name of each tensor of the image projection, without its prefix, to its name in the file.
 
     The original names are those in the files of IP-Adapter's authors.
     """
@@ -171,7 +171,7 @@ def _named(shapes: Shapes) -> dict[str, str]:
                 plain = pattern.sub(new, plain)
             found[plain] = name
     if f"{_PROJECTION}ff.net.0.proj.weight" in shapes:
-        # diffusers' names for full-face and FaceID adapters differ only in the number of tokens, so test that
+        # in diffusers' names, full-face and FaceID adapters differ only in the number of tokens
         out, norm = (shapes.get(found.get(name, ""), (0,))[0] for name in ("proj.2.weight", "norm.weight"))
         if out == norm:
             found |= {
@@ -181,7 +181,7 @@ def _named(shapes: Shapes) -> dict[str, str]:
 
 
 def cross_attention(checkpoint: Shapes) -> list[tuple[int, ...]]:
-    """The shapes of the keys of all cross-attention layers of a UNet in the original layout, in IP-Adapter's order."""
+    """The shapes of the key projections in a UNet's cross-attention (original layout), in IP-Adapter's order."""
     found = {}
     for name, shape in checkpoint.items():
         if match := _ATTENTION.fullmatch(name):
@@ -190,9 +190,9 @@ def cross_attention(checkpoint: Shapes) -> list[tuple[int, ...]]:
 
 
 def attention_problem(checkpoint: Shapes, adapter: Shapes) -> str:
-    """Return why an IP-Adapter does not fit a UNet, judged by the shapes of all attention layers; "" if it fits.
+    """Return why an IP-Adapter does not fit a UNet, judged by the shapes of all cross-attention layers; "" if it fits.
 
-    If the checkpoint's tensors show no cross-attention in the original layout, this also returns "".
+    The result is also "" if the checkpoint has no cross-attention in the original layout.
     """
     ours = cross_attention(checkpoint)
     numbers = sorted(int(match[1]) for each in adapter if (match := _KEY.fullmatch(each)))

@@ -1,7 +1,7 @@
-"""Match adapters to models: look up each module of a file among a model's weights and compare the shapes.
+"""Match adapters to models: look up each module of an adapter file among a model's weights and compare the shapes.
 
-`civman check` and the render planner match against the weights listed in a checkpoint's header, the merge against the
-weights of the loaded model; both use `match`. What the counts mean is decided in `civman.domain.compatibility`.
+`civman check` and the render planner match modules with the weights in a checkpoint's header; merging matches them with
+the weights of the loaded model. Both use `match`. `civman.domain.compatibility` turns the counts into a verdict.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from civman.domain.adapters.module_names import ModuleIndex, Weight
 from civman.domain.adapters.spellings import says_which_encoder
 
 Numbers = Mapping[str, float]
-"""Maps the name of a tensor with one element to its value: alphas, and IA3's flags."""
+"""Maps the names of single-element tensors (alphas, and IA3's flags) to their values."""
 
 _ABSENT = "not in the model"
 
@@ -25,7 +25,7 @@ class Outcome(Enum):
 
     APPLIES = auto()
     IDLE = auto()
-    """The module fits but changes nothing: its alpha is 0, or no image depends on the weight."""
+    """The module fits but changes nothing, because its alpha is 0 or no image depends on the weight."""
     ELSEWHERE = auto()
     """The module changes a text encoder that the checkpoint's file does not contain."""
     MISSING = auto()
@@ -35,7 +35,7 @@ class Outcome(Enum):
 
 
 class Match(NamedTuple):
-    """One module of an adapter file, with the weight it changes or the reason why it changes none."""
+    """One module of an adapter file, with the weight that it changes or the reason why it changes none."""
 
     module: str
     outcome: Outcome
@@ -54,9 +54,9 @@ class ModuleFit:
     """Modules of a text encoder that the checkpoint's file does not contain at all."""
     missing: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
-    """Modules whose shape differs, with the reason: "…attn2_to_k: shape 320x768 against 640x2048"."""
+    """Modules with another shape than the weight, with the reason: "…attn2_to_k: shape 320x768 against 640x2048"."""
     unknown: tuple[str, ...] = ()
-    """Tensors and modules of no known kind of adapter, with the reason."""
+    """Tensors and modules that belong to no known kind of adapter, with the reason."""
     idle: tuple[str, ...] = ()
     """Modules that fit but change nothing, with the reason."""
 
@@ -136,7 +136,7 @@ def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, misfits: _Misfits
 
 
 def fit_modules(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) -> ModuleFit:
-    """Match the modules as `match` does and count the results."""
+    """Match the modules as `match` does, and count the results."""
     said: dict[Outcome, list[str]] = {outcome: [] for outcome in Outcome}
     for found in match(deltas, index, numbers):
         plain = found.reason == _ABSENT or found.outcome in (Outcome.APPLIES, Outcome.ELSEWHERE)

@@ -1,8 +1,8 @@
 """Find the weight that a module's name refers to: an index of a model's weights under all names that trainers use.
 
-diffusers' names for UNet modules are mapped to the original ones by walking the block structure of the tensor list
-itself, so other widths, other depths and missing blocks need no table. An adapter's names are parsed in
-`civman.domain.adapters.spellings`, and compatibility is decided in `civman.domain.compatibility`.
+diffusers' names of UNet modules are mapped to the original names by walking the block structure in the tensor list
+itself, so UNets with other widths, other depths or missing blocks need no table. The names in adapter files are parsed
+by `civman.domain.adapters.spellings`, and compatibility is decided in `civman.domain.compatibility`.
 
 Source: the two public UNet layouts (latent-diffusion and diffusers), OpenCLIP's and transformers' CLIP layouts.
 """
@@ -19,13 +19,13 @@ from civman.domain.files.header import Header
 
 Shape = tuple[int, ...]
 _WITH_PROJECTION = "joint_blocks."
-"""The prefix of tensors that only Stable Diffusion 3's transformer has; that model uses CLIP-L's projection."""
+"""The prefix of tensors that only Stable Diffusion 3's transformer has, which uses CLIP-L's projection."""
 
 
 class Piece(NamedTuple):
     """A module of the loaded model that contains some of the rows of a fused layer in the file.
 
-    The rows are given as (first, count), in the order of the module's own rows.
+    `rows` are ranges of the fused layer as (first, count), in the order of the module's own rows.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A weight of the model: the part it belongs to, the name of its module, and the slice of a fused layer.
+    """A weight of the model: its part of the model, the name of its module, and the slice of a fused layer.
 
     The slice is "" for the whole layer.
     """
@@ -47,11 +47,11 @@ class Weight(NamedTuple):
     component: str = ""
     """The component of a loaded model that the module belongs to; "" if the part has only one."""
     pieces: tuple[Piece, ...] = ()
-    """The modules among which the layer's rows are divided, if the model has no single module for it."""
+    """The modules among which the layer's rows are divided, if the loaded model has no single module for the layer."""
 
 
 class ModuleIndex:
-    """All weights of one model under all their names. `weight(part, path)` looks one up."""
+    """All weights of one model under all their names. `weight(part, path)` looks up a weight."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class ModuleIndex:
         *,
         projects: bool = False,
     ) -> None:
-        """Index the weights of a model's parts ("unet", "te1", "te2", "te3"), given as name of the tensor → shape.
+        """Index the weights of a model's parts ("unet", "te1", "te2", "te3"); each part maps tensor names to shapes.
 
-        `unused`: (part, path prefix) of layers that a file may contain but the model does not use.
-        `projects`: the model uses CLIP-L's projection.
+        `unused`: (part, path prefix) of layers that a file may contain but the model does not use. `projects`: the
+        model uses CLIP-L's projection.
         """
         self._weights: dict[str, dict[str, Weight]] = {}
-        # CLIP-L's projection: many files contain it, but only Stable Diffusion 3 uses it
+        # many files contain CLIP-L's projection, but only Stable Diffusion 3 uses it
         projects = projects or any(name.startswith(_WITH_PROJECTION) for name in parts.get("unet", ()))
         self._unused = (*(() if projects else (("te1", "text_projection"),)), *unused)
         for part, tensors in parts.items():
@@ -89,7 +89,7 @@ class ModuleIndex:
         texts: Mapping[str, Mapping[str, Shape]],
         unused: Iterable[tuple[str, str]] = (),
     ) -> "ModuleIndex":
-        """Index a loaded transformer's weights by name (`split_modules.transformer_weights`), and its text encoders."""
+        """Index a loaded transformer's weights (from `split_modules.transformer_weights`) and its text encoders."""
         index = cls(texts, unused, projects="text_projection.weight" in texts.get("te1", {}))
         index._weights["unet"] = {name.replace(".", "_"): weight for name, weight in weights.items()}
         index.parts |= {"unet"}
@@ -105,31 +105,31 @@ class ModuleIndex:
         return found
 
     def name_components(self, components: Mapping[str, str]) -> None:
-        """Record for each part which component of the loaded model it is."""
+        """Record which component of the loaded model each part is."""
         for part, component in components.items():
             weights = self._weights.get(part, {})
             for path, weight in weights.items():
                 weights[path] = weight._replace(component=component)
 
     def weight(self, part: str, path: str) -> Weight | None:
-        """Look up the weight at this path; None if the model has none under this name."""
+        """Look up the weight at this path; None if the model has no weight of this name."""
         if part not in self.parts:
-            # the SDXL refiner has only the second text encoder; in diffusers' names, Flux.1's T5 is the second one
+            # the SDXL refiner has only the second text encoder; diffusers names Flux.1's T5 as the second one
             part = {"te1": "te2", "te2": "te3"}.get(part, part)
         weights = self._weights.get(part, {})
         found = weights.get(path)
         if found is None and path.endswith("_to_out"):
-            # diffusers has a list of a linear layer and a dropout where other layouts have a single layer
+            # diffusers has a list of a linear layer and a dropout where other layouts have just the linear layer
             return weights.get(f"{path}_0")
         return found
 
     def find(self, part: str, path: str) -> Shape | None:
-        """Return the weight's shape: (out, in, *kernel), or (width,) for a norm. None if the model does not have it."""
+        """Return the weight's shape: (out, in, *kernel), or (width,) for a norm. None if there is no such weight."""
         found = self.weight(part, path)
         return None if found is None else found.shape
 
     def is_unused(self, part: str, path: str) -> bool:
-        """Whether no image depends on this layer, so that the model may leave it out."""
+        """Whether no image depends on this layer, so that a model may lack it."""
         return any(part == where and path.startswith(beginning) for where, beginning in self._unused)
 
     def __len__(self) -> int:
@@ -137,10 +137,10 @@ class ModuleIndex:
 
 
 def last_open_clip_layer(part: str, tensors: Iterable[str]) -> int | None:
-    """Return the index of the last layer of SD 2's text encoder, which SD 2 does not use; None if all are used.
+    """Return the index of the last layer of SD 2's text encoder, which SD 2 does not use; None for other encoders.
 
-    SD 2 uses the output of the second-to-last layer. In a file with 23 layers the last one has already been removed;
-    then the result is the index that it would have.
+    SD 2 uses the output of the second-to-last layer. If the file has only 23 layers, the last one has been removed, and
+    the result is the index that it would have.
     """
     if part != "te1":
         return None
@@ -166,7 +166,7 @@ def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         stem = other.replace(".", "_")
         if block in weights:
             found[stem] = weights[block]
-        # the end of the range of names with this prefix: "/" sorts directly after "."
+        # the names with this prefix end before "/", which sorts directly after "."
         for name in names[bisect_left(names, f"{block}.") : bisect_left(names, f"{block}/")]:
             inner = name[len(block) + 1 :]
             found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
@@ -190,7 +190,7 @@ def _text_weights(part: str, tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         elif name.endswith(".weight"):
             stem = name.removesuffix(".weight")
             found[_open_clip(stem)] = Weight(part, stem, shape, tensors.get(f"{stem}.bias"))
-        # the projection is OpenCLIP's own matrix, which is multiplied from the right
+        # OpenCLIP's projection is a matrix that is multiplied from the right, so its shape is transposed
         elif name.endswith("text_projection"):
             found[_open_clip(name)] = Weight(part, name, shape[::-1])
         elif name.endswith("positional_embedding"):
@@ -218,7 +218,7 @@ _PART = re.compile("|".join(map(re.escape, _PART_OF)))
 
 
 def parts_of(header: Header) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
-    """Return the diffusion model's tensors without their prefix, and the text encoders' by part.
+    """Return the tensors of the diffusion model, and those of the text encoders by part, without their prefixes.
 
     The result is computed once per header.
     """
@@ -238,15 +238,15 @@ def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[st
             bare[name] = shape
     backbone = parts["unet"]
     if not backbone and bare and all(name.startswith("model.") for name in bare):
-        # files in AuraFlow's own layout have a prefix of six characters
+        # AuraFlow's own layout has the prefix "model.", which is six characters long
         bare = {name[6:]: shape for name, shape in bare.items()}
     return backbone or bare, {part: found for part, found in parts.items() if found and part.startswith("te")}
 
 
 def unet_names(tensors: Iterable[str]) -> dict[str, str]:
-    """Map the original names of a UNet's modules to diffusers' names or the reverse, depending on which names it has.
+    """Map a UNet's module names to the other layout: original names to diffusers' names, or the reverse.
 
-    The result covers the modules down to the level of blocks; empty if this is not a Stable Diffusion UNet.
+    The result covers modules down to the level of blocks; it is empty if this is not a Stable Diffusion UNet.
     """
     heads = _Heads(tensors)
     if "input_blocks.0" in heads and "input_blocks.0.0" in heads:
@@ -257,7 +257,7 @@ def unet_names(tensors: Iterable[str]) -> dict[str, str]:
 
 
 class _Heads:
-    """The prefixes of tensor names, up to four components long, and how many numbered children each has."""
+    """The prefixes of tensor names, up to four components long, and the number of numbered children of each prefix."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._heads: set[str] = set()
@@ -277,13 +277,13 @@ class _Heads:
         return head in self._heads
 
     def count(self, block: str) -> int:
-        """Return the number of children of a block: the highest number of a child, plus one."""
+        """Return the number of a block's children: the highest child index plus one."""
         return self._counts.get(block, 0)
 
 
 _LEAD = re.compile(r"(?:[^.]*+\.){1,4}+")
 _MAX_BLOCKS = 64
-"""The limit on the number of blocks, above that of any UNet: it keeps a malicious name from causing a loop over a
+"""The maximum number of blocks. It exceeds that of any UNet, and keeps a malicious name from causing a loop over a
 million blocks.
 """
 _LDM_BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "time_embed.", "label_emb.", "out.")
@@ -300,7 +300,7 @@ _RES_TO_LDM = {theirs: ours for ours, theirs in _RES_TO_DIFFUSERS.items()}
 
 
 def _from_ldm(heads: _Heads) -> dict[str, str]:
-    """Map original names to diffusers names, for a UNet whose tensors have original names."""
+    """Map original names to diffusers' names for a UNet whose tensors have original names."""
     names = {ours: theirs for ours, theirs in _ENDS.items() if ours in heads}
     level = index = 0
     for number in range(1, heads.count("input_blocks")):
@@ -335,7 +335,7 @@ def _from_ldm(heads: _Heads) -> dict[str, str]:
 
 
 def _from_diffusers(heads: _Heads) -> dict[str, str]:
-    """Map original names to diffusers names, for a UNet whose tensors have diffusers names."""
+    """Map original names to diffusers' names for a UNet whose tensors have diffusers' names."""
     names = {ours: theirs for ours, theirs in _ENDS.items() if theirs in heads}
     number = 1
     for level in range(heads.count("down_blocks")):
@@ -377,9 +377,9 @@ _OPEN_CLIP = (
 
 
 def _open_clip(name: str) -> str:
-    """Translate the OpenCLIP name of a text encoder's module to transformers' name.
+    """Translate a text encoder module's name from OpenCLIP's to transformers' layout.
 
-    The result is joined with underscores and lacks the `text_model` level.
+    The result is joined with underscores and has no `text_model` prefix.
     """
     if not name.startswith("text_model."):
         for pattern, instead in _OPEN_CLIP:
@@ -388,12 +388,12 @@ def _open_clip(name: str) -> str:
 
 
 _Rules = dict[str, list[tuple[str, str]]]
-"""Pattern of an original name → diffusers' names for it, each with the part of the fused layer that it refers to."""
+"""Maps the pattern of an original name to diffusers' names, each with the part of a fused layer that it refers to."""
 
 
 @cache
 def _translation_tables() -> list[tuple[str, _Rules]]:
-    """The rules of each family, with the pattern of a module that all models of the family have."""
+    """Load the renaming rules of each family, with the pattern of a module that all its models have."""
     text = files("civman.domain.adapters").joinpath("data/module_names.json").read_text(encoding="utf-8")
     found = []
     for pairs in json.loads(text)["pairs"].values():
@@ -405,7 +405,7 @@ def _translation_tables() -> list[tuple[str, _Rules]]:
 
 
 def _rules_for(weights: Mapping[str, Weight]) -> _Rules:
-    """Combine the rules of all families whose characteristic module is in `weights`; families use different names."""
+    """Combine the rules of all families whose characteristic module is in `weights`; their names do not collide."""
     chosen: _Rules = {}
     for probe, rules in _translation_tables():
         if probe.replace("#", "0") in weights:
@@ -420,17 +420,17 @@ _BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+
 def _translations(name: str, shape: Shape, rules: _Rules) -> Iterable[tuple[str, Shape, str]]:
     """Translate the name of a transformer's weight, or of its slices, to diffusers' names.
 
-    Each name comes with its shape and the name of the slice.
+    Yields each name with its shape and the name of the slice.
     """
     number = _BLOCK_NUMBER.search(name)
     pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
     for theirs, part in rules.get(pattern, ()):
-        which = "" if part == "whole" else theirs  # the names distinguish two slices of the same kind ("kv")
+        which = "" if part == "whole" else theirs  # the name tells the two "kv" slices apart: key and value
         yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part), which
 
 
 def _slice(shape: Shape, part: str) -> Shape:
-    """Return the shape of a slice of a fused layer. A query is as wide as the input; keys and values share the rest."""
+    """Return the shape of a slice of a fused layer. A query is as wide as the input; key and value share the rest."""
     if part == "whole" or len(shape) < 2:
         return shape
     width = shape[1]

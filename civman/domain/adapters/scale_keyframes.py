@@ -1,13 +1,13 @@
-"""LoRA scales that change over the sampling steps, as keyframes such as "0@0,1@0.5" with linear changes between them.
+"""LoRA scales that change during sampling, as keyframes such as "0@0,1@0.5" with linear interpolation between them.
 
 A keyframe is SCALE@POSITION. If no position is above 1, positions are shares of the pass: the first two steps are at 0
-and the last one is at 1. Otherwise positions count steps: the first two are at 0, the third one is at 1. Before the
-first keyframe and after the last one the scale is constant. A keyframe without a position is at 1. `SCALE@START-END`
-applies this scale from START up to, but not including, END, and 0 in all other steps; an END of 1 or a missing END
-includes the last step.
+and the last step is at 1. Otherwise positions count steps: the first two are at 0, the third is at 1. Before the first
+keyframe and after the last one, the scale is constant. A keyframe without a position is at 1. `SCALE@START-END` applies
+this scale from START up to, but not including, END, and 0 in all other steps; an END of 1 or a missing END includes the
+last step.
 
 Source: cheald/sd-webui-loractl with A1111 1.5 to 1.10 (the rules, not the code). A1111 reports a step to extensions
-after the first evaluation of that step, which is why the first two steps have the same position.
+only after the first evaluation of that step, so the first two steps have the same position.
 """
 
 import math
@@ -31,7 +31,7 @@ def is_changing(text: str) -> bool:
 def read_scale(text: str) -> tuple[float, str]:
     """Parse a number or keyframes. Returns the scale of the first step, and the keyframes in canonical form.
 
-    The keyframes are "" if the scale does not change. Raises: UsageError (`bad-scale`).
+    The keyframes are "" if the scale is constant. Raises: UsageError (`bad-scale`).
     """
     try:
         frames = _frames(text)
@@ -50,7 +50,7 @@ def read_scale(text: str) -> tuple[float, str]:
 
 
 def are_keyframes(text: str) -> bool:
-    """Whether `text` is a keyframe, or several of them, in canonical form."""
+    """Whether `text` consists of one or more keyframes in canonical form."""
     try:
         frames = _frames(text)
     except ValueError:
@@ -59,7 +59,7 @@ def are_keyframes(text: str) -> bool:
 
 
 def scale_at(keyframes: str, step: int, steps: int) -> float:
-    """Return the scale that applies while A1111 reports `step`, counted from 0, in a pass of `steps` steps."""
+    """Return the scale for the step number `step` that A1111 reports, counted from 0, in a pass of `steps` steps."""
     frames = _frames(keyframes)
     position = float(step)
     if frames[-1][1] <= 1:
@@ -80,9 +80,9 @@ def largest(keyframes: str) -> float:
 
 
 def step_reported(call: int, calls: int, steps: int) -> int:
-    """Return the step that A1111 reports during evaluation `call` of the model; steps and evaluations count from 0.
+    """Return the step that A1111 reports during evaluation `call` of the model; both are counted from 0.
 
-    `calls`: the number of evaluations in the pass.
+    `calls` is the number of evaluations in the pass.
     """
     step = call * steps // calls
     is_first = call == 0 or (call - 1) * steps // calls != step
@@ -94,11 +94,11 @@ def _written(frames: list[tuple[float, float]]) -> str:
 
 
 def _frames(text: str) -> list[tuple[float, float]]:
-    """Parse keyframes as (scale, position), in the order of their positions. Raises: ValueError."""
+    """Parse keyframes into (scale, position), sorted by position. Raises: ValueError."""
     if (found := _RANGE.fullmatch(text)) is not None:
         return _range(float(found[1]), float(found[2]), float(found[3]) if found[3] else None)
     parts = [[float(number) for number in _SIGNS.split(frame)] for frame in re.split("[,;]", text)]
-    if len(parts[0]) == 1:  # as in the extension, anything after a plain number is ignored
+    if len(parts[0]) == 1:  # like the extension, ignore anything after a plain number
         return [(parts[0][0], 0.0)]
     if any(len(part) > 2 for part in parts):
         raise ValueError

@@ -1,9 +1,9 @@
-"""The names of tensors in adapter files: the table of endings, the table of prefixes, and the parser that uses them.
+"""The names of tensors in adapter files: a table of endings, a table of prefixes, and the parser that uses them.
 
-A tensor's name in an adapter file is a module's name plus an ending that says which part of the change the tensor is:
-`lora_unet_mid_block_attentions_0_proj_in` and `lora_down.weight`. The module's name starts with a prefix for the part
-of the model (`lora_unet_`). All code of civman that reads adapters uses these tables. The weight that a module's name
-refers to is looked up in `civman.domain.adapters.module_names`.
+A tensor's name in an adapter file is the name of a module (`lora_unet_mid_block_attentions_0_proj_in`) plus an ending
+that says which part of the change the tensor contains (`lora_down.weight`). The module's name starts with a prefix for
+the part of the model (`lora_unet_`). All code of civman that reads adapters uses these tables. The weight that a
+module's name refers to is looked up in `civman.domain.adapters.module_names`.
 
 Source: names as kohya's scripts, LyCORIS, PEFT, diffusers, ComfyUI, OneTrainer, ai-toolkit and cloneofsimo's first LoRA
     scripts write them.
@@ -29,7 +29,7 @@ ENDINGS: dict[str, str] = {
     "weight": "factor", "on_input": "on_input",
     "diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b", "set_weight": "set_weight",
 }  # fmt: skip
-"""Ending of a tensor's name → the part of the change that the tensor contains."""
+"""Maps the ending of a tensor's name to the part of the change that the tensor contains."""
 
 _NAMED = re.compile(
     r"\.(?P<part>lora_A|lora_B|lora_magnitude_vector|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])"
@@ -42,20 +42,20 @@ _XLABS = {
     "qkv_lora1": "img_attn.qkv", "qkv_lora2": "txt_attn.qkv", "proj_lora1": "img_attn.proj",
     "proj_lora2": "txt_attn.proj", "qkv_lora": "linear1", "proj_lora": "linear2",
 }  # fmt: skip
-"""Maps XLabs' attention processors for Flux to the layers that they change."""
+"""Maps XLabs' attention processors for Flux to the layers that these processors change."""
 _BARE_SIDES = ("down.weight", "up.weight")
 _FIRST = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)\Z")
-"""Matches names in cloneofsimo's first layout, in which the layers have numbers instead of names."""
+"""Matches names in cloneofsimo's first layout, which numbers the layers instead of naming them."""
 
 MARKS = (
     "lora", "hada_w", "lokr_w", "oft_", ".diff\n", ".diff_b\n", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
     "magnitude_vector", "unet:0:", "text_encoder:0:", "ia3_l",
 )  # fmt: skip
-"""Strings that mark adapters: the tensor names of every adapter, one per line, contain at least one of them."""
+"""Strings that identify adapters: at least one of them occurs in the tensor names of every adapter, one per line."""
 WRAPPED = ".base_layer."
-"""Occurs in the names of PEFT's wrapped layers, if a file was saved together with the weights of the base model."""
+"""A part of the names of PEFT's wrapped layers, which occur if the base model's weights were saved too."""
 BUNDLED = "bundle_emb."
-"""The prefix of an embedding that is bundled in an adapter file."""
+"""The prefix of the tensors of an embedding that is bundled in an adapter file."""
 
 _PARTS = {
     **{f"{kind}_{name}_": part for kind in ("lora", "oft", "lycoris") for name, part in (
@@ -75,7 +75,7 @@ _PARTS = {
     "net.": "unet",
     "base_model.model.": "",
 }  # fmt: skip
-"""Prefix of a module's name → part of the model; "" if the prefix does not specify the part."""
+"""Maps the prefix of a module's name to the part of the model; "" if the prefix does not show the part."""
 _UNSAID = ("lycoris_text_model_", "text_model.", "transformer.text_model.", "base_model.model.text_model.")
 
 
@@ -84,14 +84,14 @@ def _one_of(names: list[str]) -> "re.Pattern[str]":
 
 
 _PREFIX = _one_of(list(_PARTS))
-# prefixes that may follow the first prefix without adding information: a repetition of it, or a wrapper's prefix
+# further prefixes that add no information: a repetition of the first prefix, or the prefix of a wrapper
 _AGAIN = _one_of([*(prefix for prefix in _PARTS if prefix != "lycoris_"), "diffusion_model_", "model_diffusion_model_",
                   "unet_", "base_model_model_"])  # fmt: skip
 _TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_", "model_")
 _OLD_TEXT = {
     "_to_q": "_q_proj", "_to_k": "_k_proj", "_to_v": "_v_proj", "_to_out": "_out_proj", "_to_out_0": "_out_proj",
 }  # fmt: skip
-"""diffusers' old names for the text encoders' attention layers → those of transformers."""
+"""Maps diffusers' old names of the text encoders' attention layers to transformers' names."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -104,9 +104,8 @@ def split_name(name: str) -> tuple[str, str]:
     """
     module, _, ending = name.partition(".")
     if ending in ENDINGS and ending not in _BARE_SIDES:
-        return module, ENDINGS[
-            ending
-        ]  # search for the ending after the first dot: kohya's names contain no other dot, and no ending is longer
+        # the ending follows the first dot, because kohya's module names contain no dot
+        return module, ENDINGS[ending]
     last = name.rfind(".")
     middle = name.rfind(".", 0, max(last, 0))
     for dot in (name.rfind(".", 0, max(middle, 0)), middle, last):
@@ -135,12 +134,12 @@ def _processors(name: str, module: str, ending: str) -> tuple[str, str]:
 
 
 def says_which_encoder(module: str) -> bool:
-    """False if a module's name refers to a text encoder without specifying which of a model's two."""
+    """Whether a module's name shows which of two text encoders it refers to; also True for a name of another part."""
     return not module.startswith(_UNSAID)
 
 
 def means_the_only_encoder(module: str) -> bool:
-    """Whether a module's name implies that the model has only one text encoder; with several, kohya numbers them."""
+    """Whether a module's name shows that the model has only one text encoder; kohya numbers several encoders."""
     return module.startswith(("lora_te_", "oft_te_", "lycoris_te_"))
 
 
@@ -183,13 +182,13 @@ _FIRST_LAYERS = (
 )  # fmt: skip
 _FIRST_TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
 EXTENDED_MARK = f"\nunet:{len(_FIRST_BLOCKS) * len(_FIRST_LAYERS)}:"
-"""A string that occurs in a file's list of tensor names only if the file is in cloneofsimo's extended layout. That
-layout numbers more layers than the original one.
+"""A string in the list of a file's tensor names that occurs only in cloneofsimo's extended layout, because that layout
+numbers more layers than the original one.
 """
 
 
 def _extended_layers() -> Iterator[str]:
-    """List the layers that are numbered in an extended file: for each block its attention layers, then its resnets."""
+    """List the layers that the extended layout numbers: for each block its attention layers, then its ResNets."""
     blocks = [(f"down_blocks_{level}", 2, level < 3, level in (1, 2)) for level in range(4)]
     blocks += [(f"up_blocks_{level}", 3, level > 0, True) for level in range(4)]
     for block, count, attends, widens in (*blocks, ("mid_block", 2, True, False)):
@@ -208,9 +207,9 @@ def _first_layer(module: str, *, is_extended: bool) -> tuple[str, str] | None:
     """Return the layer that a number in cloneofsimo's first layout refers to; None if there is none.
 
     The numbers count the attention layers of diffusers 0.11's UNet in the order in which its modules were created: the
-    middle block last, the feed-forward layer between the two attention layers. The shapes in two files of
-    cloneofsimo/lora confirm this order. An extended file also has the layers of the resnets, which each block creates
-    after its attention layers.
+    middle block comes last, and each feed-forward layer comes between its two attention layers. The shapes in two files
+    of cloneofsimo/lora confirm this order. An extended file also numbers the layers of the ResNets, which each block
+    creates after its attention layers.
     """
     where, _, number = module.partition(":")
     if not number.isdecimal():

@@ -1,8 +1,8 @@
-"""The weights of a loaded transformer under the names of both layouts: the loaded model's, and its file's.
+"""The weights of a loaded transformer under the names of both layouts: the loaded model's and the file's.
 
-Where the model has several modules for one layer of the file (query, key and value of a joint layer), an adapter that
-was made for the joint layer changes some rows of each. How the two layouts correspond is known from loading the model,
-so this module contains no rules for particular families.
+If the model has several modules for one layer of the file (query, key and value of a joint layer), an adapter that was
+made for the joint layer changes some of the rows in each module. How the two layouts correspond is known from loading
+the model, so this module needs no rules for particular families.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.
 
 
 class Origin(NamedTuple):
-    """Where a parameter of the model comes from: the tensor's name in the file, and its rows there (None: all).
+    """The origin of a parameter of the loaded model: the tensor's name in the file and its rows there (None: all).
 
     `swaps_halves`: the tensor's second half of rows comes first in the model.
     """
@@ -27,10 +27,10 @@ class Origin(NamedTuple):
 def transformer_weights(
     component: str, shapes: Mapping[str, Shape], origins: Mapping[str, Origin], prefix: str
 ) -> dict[str, Weight]:
-    """Map both names of each module that has a weight to that weight; the names have dots and no prefix.
+    """Map both names of each module that has a weight to that weight. The names have dots and no prefix.
 
-    If `component` is a network other than the transformer, its modules' names in the loaded model get the component's
-    name as a prefix.
+    If `component` is a network other than the transformer, the names of its modules in the loaded model are prefixed
+    with the component's name.
 
     Args:
         component: the component's name in the loaded model.
@@ -74,6 +74,6 @@ def _joint(original: str, weights: Sequence[Weight], origins: Mapping[str, Origi
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """Return the known prefix that all of these names of a file have; "" if they have none."""
+    """Return the known prefix that all these names have in common; "" if there is none."""
     every = list(names)
     return next((prefix for prefix in _PREFIXES if every and all(name.startswith(prefix) for name in every)), "")
