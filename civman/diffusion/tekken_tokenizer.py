@@ -1,13 +1,13 @@
-"""Tokenizes with Tekken, the byte-level vocabulary of Mistral's models, as the files of their text encoders contain it.
+"""Tokenizes with Tekken, the byte-level vocabulary of Mistral's models, as their text encoders' files contain it.
 
-A text is divided into words by the pattern in the file. Then, of all adjacent bytes or tokens in a word that together
-form a token, the pair whose token has the lowest rank is joined first; of equal ranks, the leftmost. The names of
-control tokens in a text, such as `[INST]`, stand for these tokens, as in transformers and ComfyUI.
+A text is divided into words by the pattern in the file. Then adjacent bytes or tokens in a word are joined to longer
+tokens: the pair whose token has the lowest rank first; of equal ranks, the leftmost. The name of a control token in a
+text, such as `[INST]`, is encoded as this token, as in transformers and ComfyUI.
 
 Does not import torch.
 
 Source: the file `tekken.py` of Mistral's package mistral-common. The ids are tested against that package
-    (`tests/fixtures/make_tekken.py`) and against transformers.
+(`tests/fixtures/make_tekken.py`) and against transformers.
 """
 
 import base64
@@ -39,7 +39,7 @@ class TekkenTokenizer:
     padding: int
     """The id with which short texts are padded."""
     words: pre_tokenizers.PreTokenizer = field(repr=False)
-    """Divides a text into words, each written with one character per byte."""
+    """Divides a text into words and writes each word with one character per byte."""
     pieces: PieceTokenizer = field(repr=False)
     """Joins the bytes of a word to tokens."""
     control: Mapping[str, int] = field(repr=False)
@@ -88,7 +88,7 @@ def _read(document: Any, title: str) -> TekkenTokenizer:
     control = {f"<SPECIAL_{number}>": number for number in range(len(document["special_tokens"]), reserved)}
     control |= {str(token["token_str"]): int(token["rank"]) for token in document["special_tokens"]}
     symbols = _symbol_of_each_byte()
-    # the file has more tokens than the model: the last ones are left out
+    # the file has more tokens than the model, so leave out the last ones
     ranks = {
         "".join(symbols[byte] for byte in base64.b64decode(token["token_bytes"])): int(token["rank"])
         for token in document["vocab"]
@@ -114,7 +114,7 @@ def _read(document: Any, title: str) -> TekkenTokenizer:
 
 
 def _symbol_of_each_byte() -> dict[int, str]:
-    """Map each byte to the character that stands for it in a word, as the package `tokenizers` writes it."""
+    """Map each byte to the character that represents it in a word, as the package `tokenizers` does."""
     symbols = byte_symbols()
     own = {ord(symbol): symbol for symbol in symbols if ord(symbol) < 256}
     rest = (byte for byte in range(256) if byte not in own)

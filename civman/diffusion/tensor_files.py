@@ -1,4 +1,4 @@
-"""Open adapter and embedding files: safetensors only, read tensor by tensor through the memory map."""
+"""Opens adapter and embedding files: only safetensors, read tensor by tensor through a memory map."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +48,8 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             start = file.read(8)
     except OSError as error:
         raise InvalidModelFile(f"cannot read `{path.name}`: {error.strerror}", name=path.name) from error
-    # a safetensors file starts with its header's length in 8 bytes, which is never above 4 GiB, but whose first byte
-    # may be 0x80 like a pickle's
+    # do not take a safetensors file for a pickle: it starts with its header's length in 8 bytes, whose first byte may
+    # be 0x80 like a pickle's, but whose upper 4 bytes are 0
     if start.startswith(_PICKLE_STARTS) and start[4:] != bytes(4):
         raise Refused(
             f"`{path.name}` is a pickle: reading it would run code from the file",

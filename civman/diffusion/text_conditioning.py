@@ -1,8 +1,8 @@
-"""Encode a parsed prompt for the UNet with A1111's rules for weights, clip skip, padding and pooling.
+"""Encodes a parsed prompt for the UNet with A1111's rules for weights, clip skip, padding and pooling.
 
-The encoders determine which rules apply: one with a `text_projection` means SDXL (or its refiner), a single one with
-`gelu` is SD 2.x's OpenCLIP, and any other single one is SD 1.x's CLIP-L. SD 2.x's encoder must be built without its
-last layer, as in diffusers, so that its last hidden state is the penultimate one.
+The text encoders determine which rules apply: an encoder with a `text_projection` means SDXL (or its refiner), a single
+encoder with `gelu` is SD 2.x's OpenCLIP, and any other single encoder is SD 1.x's CLIP-L. SD 2.x's encoder must be
+built without its last layer, as in diffusers, so that its last hidden state is the penultimate one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,18 +36,18 @@ def encode(
     Both have the encoders' dtype and device.
 
     Chunks are encoded one at a time, so that a chunk's bits do not depend on the rest of the prompt. Prompts of
-    different lengths give contexts of different lengths; nothing is padded to match.
+    different lengths give contexts of different lengths; they are not padded to equal length.
 
     Args:
         text_encoders: CLIPTextModel or CLIPTextModelWithProjection, in the model's order.
         tokenizers: one for each encoder; they differ in padding.
         parsed: the prompt.
-        clip_skip: as in A1111, 1 is the last layer, 2 the second-to-last. Only SD 1.x has this choice, and SDXL by
-            ComfyUI's rules.
+        clip_skip: as in A1111, 1 is the last layer, 2 the second-to-last. Used only for SD 1.x and, by ComfyUI's
+            rules, for SDXL.
         embeddings: the embeddings that the prompt may use.
         emphasis: how the weights act; one of `civman.domain.recipes.recipe_limits.EMPHASIS`.
-        is_negative: whether it is the negative prompt: with SDXL, an empty one gives zeros instead of the encoding
-            of "", except by ComfyUI's rules.
+        is_negative: whether this is the negative prompt. With SDXL, an empty negative prompt gives zeros instead of
+            the encoding of "", except by ComfyUI's rules.
 
     Raises:
         UsageError: clip skip is out of range, or two embeddings have the same name.
@@ -65,7 +65,8 @@ def encode(
             split(parsed, tokenizer, {embedding.name: embedding.length_in(number) for embedding in embeddings})
             for number, tokenizer in enumerate(tokenizers)
         ]
-        longest = max(map(len, pieces))  # an encoder for which an embedding has no vectors may need fewer chunks
+        # the encoders may need different numbers of chunks, because an embedding may have vectors for only one of them
+        longest = max(map(len, pieces))
         for number, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
             vectors = {each.name: values for each in embeddings if (values := each.vectors[number]) is not None}
             parts = []
@@ -90,7 +91,7 @@ def encode(
 
 
 def lengthened(context: Tensor, filling: Tensor, tokens: int) -> Tensor:
-    """Repeat `filling` (1, m, width) after `context` (1, n, width) until it is `tokens` long (A1111's "Pad conds")."""
+    """Append `filling` (1, m, width) to `context` (1, n, width) until it has `tokens` tokens (A1111's "Pad conds")."""
     missing = (tokens - context.shape[1]) // filling.shape[1]
     return torch.cat([context, *[filling] * missing], dim=1) if missing > 0 else context
 
@@ -121,7 +122,7 @@ def _projection(encoder: Any) -> Any:
 def _tokens(chunk: Chunk, padding: int) -> list[int]:
     """Return the 77 token ids of a chunk.
 
-    Ids after the first end token have no effect on the encoding; the prompt itself may contain that token.
+    Ids after the first end token have no effect on the encoding; the prompt itself may contain the end token.
     """
     ids = [START, *chunk.ids, END]
     ids = ids[: _end(ids) + 1] if padding != END else ids
@@ -138,8 +139,8 @@ def _run(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Encode one chunk, ids (1, 77): hidden states (1, 77, width), and the last layer's state at the first end token.
 
-    That state is (1, width). `hidden_states[-1]` is the last layer's output before the final norm (transformers 5.17 to
-    5.23).
+    The latter is (1, width). In transformers 5.17 to 5.23, `hidden_states[-1]` is the last layer's output before the
+    final norm.
     """
     model = getattr(encoder, "text_model", encoder)
     with _inserted(model.embeddings.token_embedding, chunk, vectors):
@@ -162,7 +163,7 @@ def _run(
 
 @contextmanager
 def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) -> Iterator[None]:
-    """Replace token vectors with those of the embeddings inside this block; the token table itself is not changed."""
+    """Inside this block, replace token vectors with those of embeddings; the token table itself does not change."""
 
     def put(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
         for insert in chunk.inserts:
@@ -188,7 +189,10 @@ def _weights(chunks: Sequence[Chunk]) -> Tensor:
 
 
 def _moved(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
-    """Scale each token vector's difference from the empty prompt's by the token's weight (1, 77), as in ComfyUI."""
+    """Scale the difference between each token's vector and the empty prompt's by the token's weight, as in ComfyUI.
+
+    `weights` is (1, 77).
+    """
     weights = weights[..., None]
     exact, base = hidden.float(), empty.float()
     return torch.where(weights == 1, exact, (exact - base) * weights + base).to(hidden.dtype)

@@ -1,6 +1,7 @@
-"""Load textual inversions: vectors that a prompt uses by name, read from safetensors. Pickles are refused.
+"""Loads textual inversions, vectors that a prompt uses by name, from safetensors files. Pickles are refused.
 
-`civman.domain.embedding_tensors` decides which tensors of a file they are, alone or packed with an adapter.
+`civman.domain.embedding_tensors` decides which tensors of a file are an embedding, whether the file is an embedding or
+an adapter that includes one.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """An embedding: a (n, width) float32 tensor for each text encoder, in the encoders' order, used under one name.
+    """An embedding, which a prompt uses by `name`: a (n, width) float32 tensor for each text encoder, in order.
 
-    None stands for an encoder that the embedding was not trained for; the name is then left out of that encoder's
+    For an encoder that the embedding was not trained for, the entry is None, and the name is left out of that encoder's
     input.
     """
 

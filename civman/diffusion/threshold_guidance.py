@@ -1,4 +1,4 @@
-"""Dynamic thresholding: guide strongly, but keep the value range that a weaker guidance would give.
+"""Dynamic thresholding: guides strongly, but keeps the value range that a weaker guidance would give.
 
 Source: mcmonkeyprojects/sd-dynamic-thresholding (the rule, not its code).
 """
@@ -17,7 +17,10 @@ _TURN = 6.28318
 
 
 def scale_at(scale: float, mode: str, minimum: float, share: float, power: float) -> float:
-    """Return the scale in effect after `share` of the steps (above 1 if evaluations outnumber the counted steps)."""
+    """Return the scale that is in effect after `share` of the steps.
+
+    `share` is above 1 if there are more evaluations than counted steps.
+    """
     if mode.endswith("Repeating") or mode == "Sawtooth":
         place = (share * power) % 1.0
     factors: dict[str, Callable[[], float]] = {
@@ -38,7 +41,7 @@ def scale_at(scale: float, mode: str, minimum: float, share: float, power: float
 
 
 def guided(uncond: Tensor, direction: Tensor, scale: float, found: Thresholding, share: float) -> Tensor:
-    """Return uncond + scale · direction with the value range of the mimic scale; all (B, 4, h, w) float32."""
+    """Return uncond + scale · direction in the value range that the mimic scale gives; all (B, 4, h, w) float32."""
     mimic = scale_at(found.mimic_scale, found.mimic_mode, found.mimic_minimum, share, found.power)
     strong = scale_at(scale, found.cfg_mode, found.cfg_minimum, share, found.power)
     target, model = uncond + direction * strong, uncond + direction * mimic

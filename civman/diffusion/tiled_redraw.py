@@ -1,4 +1,4 @@
-"""Redraw an image in tiles as A1111's script "SD upscale" does: enlarge, cut, draw each tile by img2img, blend.
+"""Redraws an image in tiles as A1111's script "SD upscale" does: enlarge, cut, redraw each tile by img2img, blend.
 
 Source: A1111 1.2 to 1.10. Tiles have the render size and are spread evenly; the first `overlap` pixels of a tile are
 blended linearly with the preceding tile, first within a row and then between rows. Each tile is rounded to 8 bits.
@@ -27,7 +27,7 @@ from civman.domain.recipes.tiled import TiledRedraw
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where the tiles of an image lie: their left and top edges and their size, in pixels."""
+    """The positions of an image's tiles: their left and top edges and their size, in pixels."""
 
     lefts: tuple[int, ...]
     tops: tuple[int, ...]
@@ -39,7 +39,7 @@ class Grid:
     def of(cls, size: tuple[int, int], tile: tuple[int, int], overlap: int) -> "Grid":
         """Spread tiles of the size `tile` evenly over an image of the size `size`, which is at least as large.
 
-        The last tile ends at the edge. In A1111, rounding may leave a black line of one pixel there.
+        The last tile ends at the image's edge. In A1111, rounding may leave a black line of one pixel at this edge.
         """
         lefts, tops = (
             (*starts(whole, side, overlap)[:-1], whole - side) for whole, side in zip(size, tile, strict=True)
@@ -69,10 +69,9 @@ def redraw_in_tiles(
     recipe: Recipe, stages: Stages, *, inputs: Inputs, upscaler: AnyUpscaler | None,
     on_event: OnEvent, **options: Any,
 ) -> Iterator[list[Picture]]:  # fmt: skip
-    """Render a recipe with `tiled`, yielding each image, in a list, as soon as it is finished.
+    """Render a recipe that has `tiled` set, yielding a list with one image as soon as the image is finished.
 
-    `upscaler`: the model that enlarges the input image. `stages` and `options` are the same as for
-    `run_recipe.iterate`.
+    `upscaler`: the model that enlarges the input image. `stages` and `options` are as in `run_recipe.iterate`.
     """
     tiled = recipe.tiled
     assert tiled is not None
@@ -88,7 +87,7 @@ def redraw_in_tiles(
         drawn: list[Picture] = []
         for number, box in enumerate(grid.boxes):
             seed = tiled.seed_of(recipe.seed + first, number)
-            # leave out the upscaler and the list of files: a tile's recipe does not need them
+            # leave out the upscaler and the list of files, which a tile's recipe does not need
             one = replace(recipe, tiled=None, upscale=None, files=(), seed=seed, count=1, batch_size=1)
             given = Inputs(np.ascontiguousarray(np.asarray(image.crop(box))))
             told = StepsOfTile(on_event, number, len(grid.boxes), first + 1, recipe.count)
@@ -100,7 +99,7 @@ def redraw_in_tiles(
 
 
 def enlarged(image: Any, tiled: TiledRedraw, upscaler: AnyUpscaler | None, on_tile: OnTile) -> Any:
-    """Enlarge a Pillow image (RGB) to the size that is cut into tiles."""
+    """Enlarge a Pillow image (RGB) to the size that is then divided into tiles."""
     if tiled.method == "none":
         return image
     return upscaled(image, Enlargement(tiled.method, tiled.width, tiled.height, tiled.model), upscaler, on_tile)

@@ -1,7 +1,7 @@
-"""Token merging: self-attention over fewer image tokens, by averaging the tokens that are most alike.
+"""Token merging: self-attention over fewer image tokens, by averaging the most similar tokens.
 
-The top left token of each 2 x 2 square is kept. Of the other tokens, the share that most resembles a kept one is
-averaged into it before the self-attention, and copies its result afterwards. Only blocks at the latents' full
+The top left token of each 2 x 2 square is kept. From the other tokens, a share of those most similar to a kept token
+are averaged into that token before the self-attention, and copy its result afterwards. Only blocks at the latents' full
 resolution are changed.
 
 Source: Bolya & Hoffman 2023, "Token Merging for Fast Stable Diffusion", as A1111 uses it (without randomness).
@@ -20,7 +20,7 @@ _SQUARE = 2
 
 @contextmanager
 def merging(unet: nn.Module, ratio: float, size: tuple[int, int]) -> Iterator[None]:
-    """Merge the share `ratio` of the tokens inside this block; `size` is the latents' height and width."""
+    """Inside this block, merge the share `ratio` of a UNet's tokens; `size` is the latents' height and width."""
     with ExitStack() as stack:
         block: Any
         for block in unet.modules() if ratio else ():
@@ -40,7 +40,7 @@ class _Merged:
         self._pairs: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def look(self, _block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Choose which tokens to merge from the block's input (B, tokens, width)."""
+        """Choose which tokens to merge, based on the block's input (B, tokens, width)."""
         tokens = arguments[0] if arguments else named["hidden_states"]
         height, width = self._size
         shrunk = math.ceil(math.sqrt(height * width // tokens.shape[1]))
@@ -49,20 +49,20 @@ class _Merged:
     def join(
         self, _attention: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace the self-attention's input with the merged tokens."""
+        """Replace the self-attention's input tokens with the merged tokens."""
         if self._pairs is None:
             return arguments, named
         return (self._pairs[0](arguments[0]), *arguments[1:]), named
 
     def part(self, _attention: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Copy the attention result of each merged token to all original tokens that it stands for."""
+        """Copy the attention result of each merged token to all original tokens that were merged into it."""
         return output if self._pairs is None else self._pairs[1](output)
 
 
 def match(
     tokens: Tensor, height: int, width: int, count: int
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-    """Return a function that merges `count` of the tokens, and one that undoes this; None if nothing is to merge.
+    """Return a function that merges `count` tokens, and one that undoes the merge; None if no token is to be merged.
 
     `tokens` is (B, height · width, channels).
     """

@@ -2,11 +2,11 @@
 
 Does not import torch.
 
-CLIP's tokenizer is `civman.prompts.tokenizer`. The origin and licence of the vocabularies are in
+CLIP's tokenizer is in `civman.prompts.tokenizer`. The origin and licence of the vocabularies are in
 `tokenizer_data/LICENSE.txt`.
 
 Source: the `tokenizer.json` of both models. The ids are tested against Google's sentencepiece, OpenAI's tiktoken and
-    @lenml/tokenizers (`tests/fixtures/make_token_ids.py`).
+@lenml/tokenizers (`tests/fixtures/make_token_ids.py`).
 """
 
 import base64
@@ -36,14 +36,14 @@ _QWEN_ADDED = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
     "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
-"""The texts of Qwen's added tokens that are words rather than control tokens.
+"""Qwen's added tokens that are ordinary words rather than control tokens.
 
-The ids of added tokens follow those of the merges.
+The ids of added tokens follow the ids of the merges.
 """
 QWEN_PADDING: Final = 151643
 """The id of `<|endoftext|>`, with which Qwen pads short texts."""
 _T5_WORDS = 32000
-"""The number of T5's ordinary tokens, whose ids precede the 100 tokens `<extra_id_99>` to `<extra_id_0>`."""
+"""The number of T5's ordinary tokens; their ids precede those of the 100 tokens `<extra_id_99>` to `<extra_id_0>`."""
 _SHOWN = 40
 
 
@@ -68,7 +68,7 @@ class TextTokenizer:
     padding: int
     """The id with which short texts are padded."""
     end: int | None
-    """The id that ends every text, or None if the model needs none."""
+    """The id that ends every text; None if the model uses none."""
 
     def encode(self, text: str) -> list[int]:
         """Convert a text of any length to token ids. T5's end with `</s>`; Qwen's have no token before or after them.

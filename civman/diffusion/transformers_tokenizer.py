@@ -1,4 +1,4 @@
-"""Build CLIP's tokenizer as the object that diffusers' pipelines expect, from the merges shipped with civman."""
+"""Builds CLIP's tokenizer as diffusers' pipelines expect it, from the merges shipped with civman."""
 
 import json
 import tempfile
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def transformers_tokenizer(folder: Path, padding: int = tokenizer.END) -> "CLIPTokenizer":
-    """Load the CLIPTokenizer that a diffusers pipeline expects from files stored in `folder`.
+    """Load the CLIPTokenizer that a diffusers pipeline expects from files in `folder`.
 
-    Files (1.5 MB) that are missing or differ from the expected contents are written first, each atomically.
+    Files (1.5 MB in all) that are missing or have other contents than expected are first written, each atomically.
     """
-    from transformers import CLIPTokenizer  # imported here: it takes 1.1 s, and counting tokens does not need it
+    # imported here, because the import takes 1.1 s, which programs that only count tokens need not wait for
+    from transformers import CLIPTokenizer
 
     home = folder / f"clip-{padding}"
     words, merges = tokenizer.vocabulary()

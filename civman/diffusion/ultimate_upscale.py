@@ -1,7 +1,7 @@
 """Enlarges an image and redraws it area by area, as the script "Ultimate SD upscale" for A1111 does.
 
-Each area is inpainted, with its surroundings visible, in the image that the previous areas have left. The areas are the
-tiles and then, if the recipe asks for it, areas along the tiles' borders: bands, tiles shifted by half, corners.
+Each area is inpainted, with its surroundings visible, in the result of the previous areas. The areas are the tiles and
+then, if the recipe requests them, areas along the tiles' borders: bands, tiles shifted by half, corners.
 
 Source: Coyote-A/ultimate-upscale-for-automatic1111.
 """
@@ -27,7 +27,7 @@ from civman.domain.recipes.recipe import Recipe, StartImage
 from civman.domain.recipes.ultimate import UltimateUpscale, factors
 
 _SIDE = 256
-"""The side in pixels of Pillow's gradient images."""
+"""The width and height in pixels of Pillow's gradient images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,9 @@ class Area:
 def ultimate_upscale(
     recipe: Recipe, stages: Stages, *, inputs: Inputs, upscaler: AnyUpscaler | None, on_event: OnEvent, **options: Any
 ) -> Iterator[list[Picture]]:  # fmt: skip
-    """Render a recipe with `ultimate`, yielding each image, in a list, as soon as it is finished.
+    """Render a recipe that has `ultimate` set, yielding a list with one image as soon as the image is finished.
 
-    `upscaler`: the model that enlarges the input image. `stages` and `options` are the same as for
-    `run_recipe.iterate`.
+    `upscaler`: the model that enlarges the input image. `stages` and `options` are as in `run_recipe.iterate`.
     """
     made, start, size = recipe.ultimate, recipe.start, (recipe.width, recipe.height)
     assert made is not None
@@ -64,7 +63,7 @@ def ultimate_upscale(
     for first in range(recipe.count):
         pixels, notes, decoded_in = begun, dict[str, None](), ""
         for number, area in enumerate(areas(made, size, start.strength)):
-            # the recipe of a single area needs neither the upscaler nor the list of files
+            # leave out the upscaler and the list of files, which an area's recipe does not need
             one = replace(
                 recipe, ultimate=None, upscale=None, files=(), seed=recipe.seed + first, count=1, batch_size=1,
                 width=area.size[0], height=area.size[1], start=_masked(start, area),
@@ -78,7 +77,10 @@ def ultimate_upscale(
 
 
 def _masked(start: StartImage, area: Area) -> StartImage:
-    """Return the input image of an area. The mask is in no file, so its digest only marks that there is one."""
+    """Return the settings of the input image for an area.
+
+    The mask is not stored in a file, so `mask_sha256` only shows that there is a mask.
+    """
     return replace(
         start, mask_sha256=start.sha256, strength=area.strength, mask_blur=area.blur, padding=area.padding,
         only_masked=True, masked_content="original",
@@ -96,13 +98,14 @@ def _enlarged(image: Any, method: str, size: tuple[int, int], upscaler: AnyUpsca
 def areas(made: UltimateUpscale, size: tuple[int, int], strength: float) -> Iterator[Area]:
     """Yield the areas of an image of this size in the order in which they are redrawn.
 
-    `strength`: the denoising strength of tiles.
+    `strength`: the denoising strength for tiles.
     """
     across, down = -(-size[0] // made.tile_width), -(-size[1] // made.tile_height)
     for column, row in _ordered(across, down, made.redraw):
         left, top = column * made.tile_width, row * made.tile_height
         mask = Image.new("L", size)
-        # Pillow includes the right and bottom edges, so a tile is one pixel larger than its size
+        # as in the script, a tile's mask is one pixel larger than the tile, because Pillow includes the right and
+        # bottom edges
         ImageDraw.Draw(mask).rectangle((left, top, left + made.tile_width, top + made.tile_height), fill="white")
         yield Area(np.asarray(mask), made.tile_size, made.blur, made.padding, strength)
     if made.seams == "band-pass":
@@ -118,7 +121,7 @@ def _ordered(across: int, down: int, redraw: str) -> list[tuple[int, int]]:
 
 
 def _bands(made: UltimateUpscale, size: tuple[int, int], across: int, down: int) -> Iterator[Area]:
-    """Yield bands along the borders between columns, over the whole height, then between rows, over the whole width."""
+    """Yield bands along the borders between columns (over the full height), then between rows (over the full width)."""
     width, band = made.seams_width, made.seams_width + 2 * made.seams_padding
     mirrored = _mirrored(_SIDE, _SIDE)
     for column in range(1, across):
@@ -132,7 +135,7 @@ def _bands(made: UltimateUpscale, size: tuple[int, int], across: int, down: int)
 
 
 def _half_tiles(made: UltimateUpscale, size: tuple[int, int], across: int, down: int) -> Iterator[Area]:
-    """Yield tiles centred between two rows, then between two columns, then perhaps between four tiles."""
+    """Yield tiles centred on the borders between rows, then between columns, then (optionally) on the corners."""
     wide, high = made.tile_width, made.tile_height
 
     def area(shade: Any, column: int, row: int, moved: tuple[bool, bool], padding: int) -> Area:

@@ -1,7 +1,7 @@
-"""Calls of the UNet as values: a generator that samples an image yields each call and is sent its output.
+"""Calls of the UNet as values: a generator that samples an image yields each call and is sent the call's output.
 
-In this way, several images can be sampled side by side: `run_in_slots` collects one call from each generator and
-answers them together with one call of the UNet for a fixed number of images, its width.
+In this way, several images can be sampled side by side: `run_in_slots` takes one call from each generator and computes
+all of them in a single call of the UNet for a fixed number of images, its width.
 """
 
 from collections import deque
@@ -39,7 +39,7 @@ class ModelCall(Protocol):
         ...
 
     def answer(self, unet: Any) -> Tensor:
-        """Call the model. Returns (k·B, channels, h, w) float32: all images with the first prompt, then the next."""
+        """Call the model. Returns (k·B, channels, h, w) float32: first all images with the first prompt, and so on."""
         ...
 
 
@@ -48,7 +48,7 @@ class UnetCall:
     """One call of the UNet for a batch of B images and k prompts.
 
     `inputs`: (B, channels, h, w) in the UNet's dtype; `time`: () or (B,), float32; `contexts`: (k·B, tokens, width),
-    all images with the first prompt, then all with the second one; `added`: SDXL's further inputs, (k·B, width) each.
+    first all images with the first prompt, then all with the second; `added`: SDXL's further inputs, (k·B, width) each.
     """
 
     inputs: Tensor
@@ -59,7 +59,7 @@ class UnetCall:
     """The number of prompts, k."""
     token_merging: float = 0.0
     controlled: Additions = NOTHING_ADDED
-    """What control models add inside the UNet."""
+    """The tensors that control models add inside the UNet."""
     references: tuple[Asked, ...] = ()
     """The image tokens that IP-Adapters add to this call."""
 
@@ -124,7 +124,10 @@ Calls = Generator[Any, Tensor, T]
 
 
 def run(calls: Calls[T], unet: Callable[[], Any]) -> T:
-    """Answer all calls one by one with the model that `unet` currently returns, and return the result."""
+    """Run a computation to its end and return its result.
+
+    Each call is computed separately, with the model that `unet` returns at that moment.
+    """
     try:
         call = next(calls)
         while True:
@@ -140,9 +143,9 @@ def run_in_slots(
     """Run generators side by side, each for a single image, and yield the result of each as soon as it is finished.
 
     The model is always called for `width` images. Slots without an image get copies of other slots, so that an image's
-    bits depend on the width, but neither on its neighbours nor on their number. Calls that cannot be joined, because
-    their sizes differ, wait for similar calls: generators are taken from `jobs` until `width` calls can be joined. Code
-    of the generators and the model runs inside `within()`.
+    bits depend on the width, but neither on the other images nor on their number. Calls of different sizes cannot be
+    joined, so generators are taken from `jobs` until there are `width` calls of the same size. Code of the generators
+    and the model runs inside `within()`.
     """
     waiting: dict[tuple[object, ...], deque[tuple[Calls[T], ModelCall]]] = {}
     taken: list[tuple[Calls[T], ModelCall]] = []
@@ -175,17 +178,17 @@ def run_in_slots(
             finished.clear()
     finally:
         for job, _ in chain(taken, *waiting.values()):
-            job.close()  # after an error, close all generators; those that have finished ignore it
+            job.close()  # after an error, close all generators, which has no effect on finished ones
     yield from finished
 
 
 class Slots:
-    """Answers calls for single images by calling the model for `width` images at once.
+    """Computes calls for single images by calling the model for `width` images at once.
 
-    An image must not depend on its slot, or it could not be rendered again alone. It does not depend on it if slots
-    with the same contents give the same bits, which the first call of each shape checks. For shapes that fail the
-    check, such as attention with a single token on several CPU threads, one image at a time is computed, with copies of
-    itself in the other slots.
+    An image must not depend on its slot, or it could not be rendered again alone. It does not if slots with the same
+    contents give the same bits; this is checked in the first call of each shape. For shapes that fail the check, such
+    as attention with a single token on several CPU threads, one image at a time is computed, with copies of itself in
+    the other slots.
     """
 
     def __init__(self, unet: Any, width: int) -> None:
@@ -193,7 +196,7 @@ class Slots:
         self._are_equal: dict[tuple[object, ...], bool] = {}
 
     def answer(self, calls: Sequence[ModelCall]) -> list[Tensor]:
-        """Answer calls with the same key, at most as many as there are slots."""
+        """Compute calls with the same key, at most as many as there are slots."""
         first = calls[0]
         if first.key not in self._are_equal:
             copies = self._rows([first])

@@ -1,11 +1,11 @@
-"""Compute the dimensions of the components of a checkpoint with a UNet from tensor names and shapes.
+"""Computes the dimensions of the components of a checkpoint with a UNet from tensor names and shapes.
 
 Does not import torch.
 
 Dimensions that the shapes reveal take precedence over the family's defaults, so that slim, pruned and tiny variants
-load as well. Three are not visible in any shape: attention heads, norm groups and the VAE's scaling factor. They follow
-the family's rule, unless the file specifies its own in the metadata entry `civman.config` (JSON: component → {option:
-value}).
+load as well. Three are not visible in any shape: attention heads, norm groups and the VAE's scaling factor. These
+follow the family's rule, unless the file's metadata specifies others in the entry `civman.config` (JSON: component →
+{option: value}).
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,9 +19,9 @@ from civman.errors import CannotRender, Cause, InvalidModelFile
 
 
 def require_known_rules(names: Iterable[str], file: str) -> None:
-    """Refuse a checkpoint that would load but give wrong images, recognised by its tensors.
+    """Refuse a checkpoint whose tensors show that it would load but give wrong images.
 
-    Raises: CannotRender: the model was trained for noise levels that civman does not support (`unknown-prediction`).
+    Raises: CannotRender (`unknown-prediction`): the model was trained for noise levels that civman does not support.
     """
     held = set(names)
     for tensors, model in _EDM:
@@ -41,16 +41,16 @@ _EDM = (
     (frozenset({"edm_vpred.sigma_max"}), "CosXL"),
     (frozenset({"edm_vpred.sigma_min"}), "CosXL"),
 )
-"""Maps marker tensors of checkpoints trained on EDM noise levels to the best-known model that has them."""
+"""Tensors that only checkpoints trained on EDM noise levels have, each with the best-known model that has them."""
 
 
 def component_configs(
     family: UNetFamily, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
 ) -> dict[str, Config]:
-    """Build the constructor arguments of every component of the family, by component.
+    """Build the constructor arguments of the family's components, by component.
 
-    `shapes` are the checkpoint's, `vae` those of the VAE in use (names without prefix). In order of precedence:
-    `stated` (a config folder), the file's own metadata, the shapes, the family's defaults.
+    `shapes` are the checkpoint's, `vae` those of the VAE in use (names without prefix). In order of precedence, the
+    values come from `stated` (a config folder), the file's own metadata, the shapes, and the family's defaults.
     """
     try:
         return _component_configs(family, shapes, vae, metadata, stated)
@@ -82,7 +82,7 @@ def _component_configs(
 
 
 def require_parts(family: UNetFamily, parts: Iterable[str], name: str) -> None:
-    """Check that the file called `name` has every component that its family needs.
+    """Check that `parts`, the components of the file `name`, are all that its family needs.
 
     Raises: CannotRender (`missing-part`).
     """
@@ -149,7 +149,7 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
 def encoder_layout(shapes: Shapes) -> Config:
     """Return the types and depths of the down blocks and the middle block, as arguments for diffusers' models.
 
-    `shapes` are those of a UNet or of its first half, under the original names with the UNet's prefix.
+    `shapes` are those of a UNet or of its first half, by original name with the UNet's prefix.
     """
     down, middle = _levels(shapes, "input_blocks", start=1), _depth(shapes, "middle_block.1.")
     return {
@@ -201,7 +201,7 @@ def _attends(level: Iterable[_Layer]) -> bool:
 def _depths_per_level(levels: list[list[_Layer]], middle: int) -> list[Any]:
     """Return the number of transformer blocks per attention layer at each level.
 
-    If the last level has no attention, it gets the middle block's number.
+    A last level without attention gets the middle block's number.
     """
     depths: list[Any] = []
     for number, level in enumerate(levels):

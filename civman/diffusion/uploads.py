@@ -1,8 +1,8 @@
-"""Copy tensors from the CPU to the device that computes, without either of them waiting for the other.
+"""Copies tensors from the CPU to the computing device without making the CPU wait.
 
 A copy from ordinary memory to a CUDA device waits for all work that the device has been given before. A copy from
-pinned memory is queued behind that work instead, and the CPU goes on. Torch reuses pinned memory only after the copies
-from it have finished.
+pinned memory is queued behind that work instead, and the CPU continues. Torch reuses pinned memory only after the
+copies from it have finished.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a CPU tensor as a tensor on `device` with the same dtype and values; if it is already there, return it."""
+    """Copy a CPU tensor to `device` without changing dtype or values; a tensor that is already there is returned."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,10 +1,11 @@
 """Upscaler models: the ESRGAN architecture (RRDBNet) and Real-ESRGAN's compact architecture; also loads SwinIR.
 
-Both exist in several layouts of tensor names. RRDBNet models may also start with a pixel unshuffle, or have shortcuts
-with 1x1 convolutions in their dense blocks. Other architectures are refused.
+Both architectures exist in several layouts of tensor names. RRDBNet models may also start with a pixel unshuffle, or
+have shortcuts with 1x1 convolutions in their dense blocks. Scale and layout follow from the tensors. Other
+architectures are refused.
 
 Sources: Wang et al. 2018 (ESRGAN), Rakotonirina and Rasoanaivo 2020 (ESRGAN+, the shortcuts), Wang et al. 2021
-(Real-ESRGAN); scale and layout follow from the tensors.
+(Real-ESRGAN).
 """
 
 import re
@@ -24,7 +25,7 @@ from civman.errors import CannotRender, Cause
 _SLOPE: Final = 0.2
 _DAMPING: Final = 0.2
 _TRIAL: Final = 16
-"""The side in pixels of the image on which a model is tested when it is loaded; no window of SwinIR is larger."""
+"""The side in pixels of the image on which a model is tested when it is loaded; SwinIR's windows are no larger."""
 _WRAPPERS: Final = re.compile(r"^(params_ema|params|state_dict|module)\.")
 _BLOCK: Final = re.compile(
     r"^(?:body|RRDB_trunk|model\.1\.sub)\.(\d+)\.(?:rdb|RDB)([123])\.conv(1x1|[1-5])(?:\.0)?\.(.*)$"
@@ -34,7 +35,7 @@ _OLDER_NAMES: Final = {"trunk_conv": "conv_body", "HRconv": "conv_hr"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpscalerModel:
-    """A loaded upscaler: its kind ("esrgan" or "compact"), its scale factor and its tensors under uniform names."""
+    """A loaded upscaler: its kind ("esrgan" or "compact"), its scale factor, and its tensors by uniform names."""
 
     kind: str
     scale: int
@@ -45,7 +46,7 @@ class UpscalerModel:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Enlarge (B, 3, H, W) in 0 … 1. Values of the result may be outside this range."""
+        """Enlarge (B, 3, H, W) in 0 … 1. The result may contain values outside this range."""
         return self._esrgan(pixels) if self.kind == "esrgan" else self._compact(pixels)
 
     def to(self, device: torch.device) -> "UpscalerModel":
@@ -73,7 +74,7 @@ class UpscalerModel:
         return self._conv(functional.leaky_relu(self._conv(x, "conv_hr"), _SLOPE), "conv_last")
 
     def _dense(self, x: Tensor, name: str) -> Tensor:
-        """Apply five convolutions, each of which takes the outputs of all previous ones.
+        """Apply five convolutions, each of which takes the input and the outputs of all previous ones.
 
         ESRGAN+ adds the input to the second output through a 1x1 convolution, and the second output to the fourth.
         """
@@ -86,7 +87,7 @@ class UpscalerModel:
         return x + self._conv(torch.cat(seen, 1), f"{name}.conv5") * _DAMPING
 
     def _compact(self, x: Tensor) -> Tensor:
-        """Apply alternating convolutions and PReLUs, then a pixel shuffle, and add the enlarged input."""
+        """Apply alternating convolutions and PReLUs, then a pixel shuffle, and add the enlarged input image."""
         inner = x
         for layer in range(self.blocks):
             inner = self._conv(inner, f"body.{layer}") if layer % 2 == 0 else functional.prelu(

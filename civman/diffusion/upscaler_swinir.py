@@ -1,9 +1,9 @@
-"""SwinIR: an upscaler of residual groups with attention inside windows of the image.
+"""SwinIR: an upscaler that consists of residual groups with attention inside windows of the image.
 
-Covers its variants for photographs (`nearest+conv`), for classical and for lightweight enlargement (`pixelshuffle`,
+Supports the variants for photographs (`nearest+conv`), for classical and for lightweight enlargement (`pixelshuffle`,
 `pixelshuffledirect`) and for restoration at the same size. All dimensions follow from the tensors.
 
-Source: Liang et al. 2021 (SwinIR); the names are those of the published weights.
+Source: Liang et al. 2021 (SwinIR); tensor names are those of the published weights.
 """
 
 import re
@@ -21,7 +21,7 @@ _PLAIN_SLOPE: Final = 0.01
 """The slope of the LeakyReLU before the upsampling: PyTorch's default."""
 _MEAN: Final = (0.4488, 0.4371, 0.4040)
 _BLOCKED: Final = -100.0
-"""Added to attention scores between pixels that are neighbours only because of the cyclic shift."""
+"""The value added to attention scores between pixels that are neighbours only because of the cyclic shift."""
 _JPEG_WINDOW: Final = 7
 """The window size that identifies models for removing JPEG artifacts; only these take pixels in 0 … 255."""
 _GROUP: Final = re.compile(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.norm1\.weight")
@@ -39,7 +39,7 @@ class SwinIr:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Enlarge (B, 3, H, W) in 0 … 1. Values of the result may be outside this range."""
+        """Enlarge (B, 3, H, W) in 0 … 1. The result may contain values outside this range."""
         height, width = pixels.shape[-2:]
         padding = (0, -width % self.window, 0, -height % self.window)
         x = functional.pad(pixels, padding, mode="reflect") if any(padding) else pixels
@@ -70,7 +70,7 @@ class SwinIr:
         return functional.layer_norm(x, weight.shape, weight, self.tensors[f"{name}.bias"])
 
     def _residual(self, x: Tensor, name: str) -> Tensor:
-        """Apply the convolution at the end of a group; large models have three, with fewer channels between them."""
+        """Apply the convolution at the end of a group; large models have three, with fewer channels in between."""
         if f"{name}.weight" in self.tensors:
             return self._conv(x, name)
         for number in (0, 2):
@@ -148,7 +148,7 @@ def swinir(tensors: Mapping[str, Tensor]) -> SwinIr | None:
 
 
 def _factor(tensors: Mapping[str, Tensor], number: int) -> int:
-    """Return the factor by which one layer of the enlargement multiplies the sides."""
+    """Return the factor by which one upsampling layer enlarges the width and height."""
     after, before = tensors[f"upsample.{number}.weight"].shape[:2]
     return isqrt(after // (before if "conv_before_upsample.0.weight" in tensors else 3))
 

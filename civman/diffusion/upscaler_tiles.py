@@ -1,8 +1,8 @@
-"""Enlarge an image with an upscaler model as A1111 does: in overlapping tiles, in up to three passes.
+"""Enlarges an image with an upscaler model as A1111 does: in overlapping tiles, in up to three passes.
 
-Source: A1111 1.8 to 1.10. The image is cut into tiles of 192 pixels that overlap by 8; each is rounded to 8 bits, and
-overlaps are blended linearly. SwinIR's tiles are not rounded, and their overlaps are averaged. The model gets the
-channels in the order blue, green, red.
+Source: A1111 1.8 to 1.10. The image is cut into tiles of 192 pixels that overlap by 8; each result is rounded to 8
+bits, and overlaps are blended linearly. SwinIR's tiles are not rounded, and their overlaps are averaged. The model gets
+the channels in the order blue, green, red.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ OnTile = Callable[[int, int], None]
 
 
 def _ignore(done: int, count: int) -> None:
-    """Ignore the progress."""
+    """Do nothing: the progress is not reported."""
 
 
 _MOST_PASSES: Final = 3
@@ -31,9 +31,10 @@ _EVEN: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How an image is cut: the side of a tile (0: no tiles), and how far neighbouring tiles overlap, in pixels.
+    """How an image is cut into tiles.
 
-    `on_tile` receives the progress, and may raise an exception to stop.
+    `tile`: the side of a tile in pixels; 0: no tiles. `overlap`: how many pixels neighbouring tiles overlap. `on_tile`
+    receives the progress, and may raise an exception to stop.
     """
 
     tile: int = TILE
@@ -46,7 +47,7 @@ A1111: Final = Tiling()
 
 
 def enlarge(image: Any, model: AnyUpscaler, width: int, height: int, tiling: Tiling = A1111) -> Any:
-    """Run the model up to three times, until the Pillow image has at least this width and height."""
+    """Run the model up to three times, until the Pillow image has at least this width and height, or stops growing."""
     for _ in range(_MOST_PASSES):
         before = image.size
         image = in_tiles(image, model, tiling)
@@ -58,8 +59,8 @@ def enlarge(image: Any, model: AnyUpscaler, width: int, height: int, tiling: Til
 def scaled(image: Any, scale: float, method: str, upscale: Callable[[Any, int, int], Any] | None) -> Any:
     """Enlarge a Pillow image by a factor as A1111's upscalers do; the size is rounded down to multiples of 8 pixels.
 
-    `upscale` runs an upscaler model until the image has at least this size; without it, `method` is "lanczos" or
-    "nearest". If the result is still not of this size, it is resized once more with Lanczos.
+    `upscale` runs an upscaler model until the image has at least this size. Without it, the image is resized by
+    `method`, "lanczos" or "nearest". If the result has another size, it is resized once more with Lanczos.
     """
     size = int(image.width * scale), int(image.height * scale)
     even = size[0] // _EVEN * _EVEN, size[1] // _EVEN * _EVEN
@@ -96,7 +97,7 @@ def tiles_of(width: int, height: int, tiling: Tiling = A1111) -> int:
 
 
 def in_tiles(image: Any, model: AnyUpscaler, tiling: Tiling = A1111) -> Any:
-    """Run the model once over an image."""
+    """Run the model once over a Pillow image, in tiles."""
     if model.kind == "swinir":
         return _averaged(image, model, tiling)
     if not tiling.tile:
@@ -125,7 +126,7 @@ def _tiled(length: int, tiling: Tiling) -> list[int]:
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """List where tiles of `tile` pixels begin along one side of an image, spread evenly with at least this overlap.
 
-    The last tile ends at the edge, or begins before 0 if the side is shorter than a tile.
+    The last tile ends at the image's edge; if the side is shorter than a tile, it begins before 0.
     """
     count = -(-(length - overlap) // (tile - overlap))
     step = (length - tile) / (count - 1) if count > 1 else 0
@@ -138,7 +139,10 @@ def _run(tile: Any, model: AnyUpscaler) -> Any:
 
 
 def _averaged(image: Any, model: AnyUpscaler, tiling: Tiling) -> Any:
-    """Run the model once over an image in square tiles, no larger than its shorter side, and average the overlaps."""
+    """Run the model once over an image in square tiles, and average the overlaps.
+
+    The tiles are no larger than the image's shorter side.
+    """
     pixels, scale = _pixels(image, model), model.scale
     wide, high = image.size
     if tiling.tile:
@@ -162,22 +166,23 @@ def _even_starts(length: int, tile: int, tiling: Tiling) -> list[int]:
 
 
 def _pixels(image: Any, model: AnyUpscaler) -> torch.Tensor:
-    """Convert an image to (1, 3, H, W) in 0 … 1 on the model's device, in the order blue, green, red."""
+    """Convert a Pillow image to (1, 3, H, W) in 0 … 1 on the model's device, in the order blue, green, red."""
     array = np.ascontiguousarray(np.asarray(image)[:, :, ::-1].transpose(2, 0, 1))
     device = next(iter(model.tensors.values())).device
     return torch.from_numpy(array).float()[None].to(device) / 255
 
 
 def _image(pixels: torch.Tensor) -> Any:
-    """Convert (3, H, W) in the order blue, green, red to an image."""
+    """Convert (3, H, W) in 0 … 1, in the order blue, green, red, to a Pillow image."""
     array = (pixels.clamp(0, 1).cpu().numpy() * 255.0).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(array[::-1].transpose(1, 2, 0)))
 
 
 def lay(onto: Any, tile: Any, at: int, overlap: int, *, is_across: bool) -> None:
-    """Paste a tile onto an image from pixel `at` on, from the left if `is_across`, else from the top.
+    """Paste a tile onto an image, beginning at pixel `at` from the left if `is_across`, else from the top.
 
-    The first `overlap` pixels of the tile are blended linearly with the image, unless the tile begins at its edge.
+    The first `overlap` pixels of the tile are blended linearly with the image, unless the tile begins at the image's
+    edge.
     """
     place = (at, 0) if is_across else (0, at)
     if at == 0 or not overlap:

@@ -1,4 +1,4 @@
-"""Encode pixels to latents and decode latents to pixels with the VAE, in single precision if it overflows."""
+"""Encodes pixels to latents and decodes latents to pixels with the VAE, in single precision if it overflows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from civman.errors import CannotRender, Cause
 
 
 class VaeHolder(Protocol):
-    """Anything with a VAE (diffusers' AutoencoderKL) and the device it computes on: a loaded model, or a pipeline."""
+    """An object with a VAE (diffusers' AutoencoderKL) and the device it computes on: a loaded model, or a pipeline."""
 
     @property
     def vae(self) -> Any:
@@ -27,7 +27,7 @@ class VaeHolder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Decoded images (B, 3, H, W) float32 in 0 … 1, the dtype in which the VAE decoded them, and notes."""
+    """Decoded images (B, 3, H, W) float32 in 0 … 1, the dtype in which the VAE decoded them, and notes for the user."""
 
     pixels: Tensor
     dtype: str
@@ -36,7 +36,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Encoded images: latents (B, 4, H/8, W/8) float32, and notes."""
+    """Encoded images: latents (B, 4, H/8, W/8) float32, and notes for the user."""
 
     latents: Tensor
     notes: tuple[str, ...] = ()
@@ -46,8 +46,8 @@ class Encoded:
 def decode(model: VaeHolder, latents: Tensor) -> Decoded:
     """Decode latents (B, 4, h, w) one at a time, so that a batch needs no more memory than one image.
 
-    If half precision overflows (as in SDXL's first VAE), the whole batch is decoded again in single precision, and a
-    note says so. Values that are not finite even then are returned, and `guard.check_pixels` rejects them.
+    If half precision overflows (as in SDXL's first VAE), the whole batch is decoded again in single precision, which is
+    recorded in a note. Values that are not finite even then are returned, and `guard.check_pixels` rejects them.
     """
     with memory_errors("decoding the image"):
         values, dtype = _finite(model, lambda: _decode(model, latents))
@@ -58,8 +58,8 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
 def decodings(model: VaeHolder, latents: Tensor) -> Iterator[tuple[Decoded, Tensor | None]]:
     """Decode latents like `decode`, but let the caller decide whether single precision is needed.
 
-    Yields the images, and a boolean tensor () that is true if all values are finite (None in single precision). If it
-    is false, the caller takes the next pair, which is decoded in single precision and is the last one.
+    Yields the images, and a boolean tensor () that is true if all values are finite. If it is false, the caller takes
+    the next pair, which is the last one; it is decoded in single precision, and None replaces its boolean tensor.
     """
     with memory_errors("decoding the image"):
         dtype = _dtype(model)
@@ -82,7 +82,7 @@ def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
 
     A1111 samples from that (narrow) distribution instead, with a random generator whose state no image records.
     """
-    # `civman.diffusion.model_classes.construct` builds such a VAE without an encoder
+    # a VAE that `civman.diffusion.model_classes.construct` built without an encoder
     if getattr(model.vae, "encoder", model.vae) is None:
         raise CannotRender(
             "the VAE has only a decoder, so it cannot encode an image",
@@ -94,9 +94,9 @@ def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
 
 
 def _finite(model: VaeHolder, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
-    """Run the VAE; return its result and the dtype in which it was computed.
+    """Run the VAE; return its result and the dtype in which the result was computed.
 
-    That is single precision if the VAE's own dtype gave non-finite values.
+    If the VAE's own dtype gives values that are not finite, the result is computed again in single precision.
     """
     dtype = _dtype(model)
     found = compute()
@@ -116,7 +116,7 @@ def _overflowed(model: VaeHolder, dtype: torch.dtype, done: str) -> tuple[str, .
 
 
 def folds_noise(vae: Any) -> bool:
-    """Whether a model with this VAE draws noise in packed form, with each 2×2 square of latents as channels.
+    """Whether a model with this VAE draws noise in folded form, with each 2×2 square of latents as channels.
 
     ComfyUI and diffusers do this for Flux.2.
     """
@@ -130,15 +130,15 @@ def latent_shape(vae: Any, width: int, height: int) -> tuple[int, int, int]:
 
 
 def _affine(vae: Any, like: Tensor) -> tuple[Any, Any]:
-    """Return (shift, scale) with which a VAE's output becomes a model's latents: (output − shift) · scale."""
+    """Return the (shift, scale) that convert a VAE's output to a model's latents: (output − shift) · scale."""
     config = vae.config
-    # video VAEs have one mean and deviation per channel
+    # for video VAEs, there is one mean and one deviation per channel
     if hasattr(config, "latents_mean") and config.latents_mean is not None:
         mean, deviation = (
             like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
         )
         return mean, 1 / deviation
-    if folds_noise(vae):  # each place in a square of 2×2 latents has a mean and a deviation of its own
+    if folds_noise(vae):  # each position in a square of 2×2 latents has its own mean and deviation
         deviations = torch.sqrt(vae.bn.running_var.float() + config.batch_norm_eps)
         rows, columns = like.shape[-2] // 2, like.shape[-1] // 2
         mean, deviation = (
@@ -176,7 +176,7 @@ def _decode(model: VaeHolder, latents: Tensor) -> Tensor:
 
 
 def _shifts(shift: Any) -> bool:
-    """Whether latents are shifted at all; if not, as in Stable Diffusion, not even a zero is added."""
+    """Whether latents are shifted; if not, as in Stable Diffusion, not even a zero may be added to them."""
     return not isinstance(shift, float) or shift != 0
 
 

@@ -1,6 +1,6 @@
 """CLIP vision encoders: load one from a file in OpenCLIP's or transformers' layout, and preprocess pictures for it.
 
-Source: Radford et al. 2021, "CLIP"; the preprocessing is that of CLIPImageProcessor in transformers.
+Source: Radford et al. 2021, "CLIP"; pictures are preprocessed as by CLIPImageProcessor in transformers.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from civman.errors import CannotRender, Cause
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _SPREAD: Final = (0.26862954, 0.26130258, 0.27577711)
-"""The mean and standard deviation of red, green and blue (0 to 1) with which CLIP's input is normalised."""
+"""The mean and the standard deviation of red, green and blue (0 to 1) that normalise CLIP's input."""
 _OPEN_CLIP: Final = {
     "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding", "pre_layrnorm.weight": "ln_pre.weight",
@@ -119,7 +119,7 @@ def _open_clip(parameter: str) -> Source:
 def encoder_input(pixels: Pixels, side: int) -> Tensor:
     """Convert a picture (H, W, 3) uint8 to the vision encoder's input (1, 3, side, side) float32.
 
-    The picture is resized so that its shorter side has `side` pixels, and its longer side is centre-cropped.
+    The picture is resized so that its shorter side has `side` pixels, and then centre-cropped to a square.
     """
     from PIL import Image
 

@@ -1,7 +1,7 @@
-"""Compute what an adapter does to one weight: the change W' - W at scale 1, in float32.
+"""Computes what an adapter does to one weight: the change W' - W at scale 1, in float32.
 
-`dora_scale` is a magnitude per output row or per input column, applied on top of LoRA, LoHa or LoKr (DoRA, Liu et al.
-2024, eq. 5); its shape shows which.
+`dora_scale` contains a magnitude per output row or per input column, which is applied on top of LoRA, LoHa or LoKr
+(DoRA, Liu et al. 2024, eq. 5). Its shape shows whether it is per row or per column.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from civman.domain.architecture import Adapter
 
 
 def low_rank(kind: Adapter, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
-    """Return (up (out, r), down (r, columns), scale) if the change is the low-rank product scale · up @ down.
+    """Return (up (out, r), down (r, columns), scale) if the change is a low-rank product, else None.
 
-    Returns None for any other change.
+    The change is scale · up @ down.
     """
     if kind is not Adapter.LORA or "mid" in parts:
         return None

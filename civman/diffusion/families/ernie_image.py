@@ -12,11 +12,11 @@ from civman.domain.architecture import Architecture
 from civman.prompts.emphasis import ParsedPrompt
 
 _MOST_TOKENS = 2048
-"""The length at which the published tokenizer cuts prompts off."""
+"""The number of tokens at which the published tokenizer cuts off prompts."""
 
 
 class ErnieImage(FlowFamily):
-    """Ernie-Image. Its files have the names of diffusers' class, and its latents are Flux.2's, in squares of 2×2."""
+    """Ernie-Image. Its files have diffusers' tensor names; its latents are Flux.2's, folded in squares of 2×2."""
 
     name = "ernie-image"
     title = "Ernie-Image"
@@ -30,13 +30,13 @@ class ErnieImage(FlowFamily):
     }  # fmt: skip
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that the tensors allow, the most common one first."""
+        """Return the family's variants that may have these tensors, the most common one first."""
         return ("base", "turbo")
 
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The steps and scales are those in CivitAI's settings; the shift is ComfyUI's.
+        The steps and scales are those of CivitAI; the shift is ComfyUI's.
         """
         return Defaults(steps=8, shift=3.0) if variant == "turbo" else Defaults(steps=20, cfg=4.0, shift=3.0)
 
@@ -54,14 +54,14 @@ class ErnieImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the width that each part must have: component → (name of the option in its config, width)."""
+        """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["text_in_dim"]),
             "vae": ("latent_channels", transformer["in_channels"] // 4),
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode with the second-to-last layer of Ministral. Weights are ignored, as in ComfyUI."""
+        """Encode a prompt with Ministral's second-to-last layer. Weights are ignored, as in ComfyUI."""
         ids = texts.file_ids("text_encoder", parsed.text, _MOST_TOKENS)
         return FlowEncoded(texts.language_model("text_encoder", ids, -2))
 
