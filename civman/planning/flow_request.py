@@ -11,7 +11,8 @@ from civman.planning.flow_plan import FlowChoice, with_defaults
 def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest, samplers.Sampler, Schedule]:
     """Fill in a flow-matching family's defaults. Raises: UsageError: the family does not support an option."""
     unknown = {
-        "--embedding": request.embeddings, "--hypernetwork": request.hypernetworks, "--prediction": request.prediction,
+        "--embedding": request.embeddings, "--hypernetwork": request.hypernetworks,
+        "--prediction": request.prediction not in (None, choice.family.prediction),
         "--thresholding": request.thresholding, "--emphasis comfyui": request.emphasis == "comfyui",
         "--sampling-rules comfyui": request.sampling_rules == "comfyui", "--sigmas": request.sigmas,
         "--freeu": request.freeu, "--cfg-rescale-v": request.rescales_velocity, "--join-prompt": request.prompt_parts,

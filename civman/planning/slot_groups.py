@@ -28,7 +28,7 @@ def slot_groups(plans: Sequence[Planned]) -> list[tuple[int, ...]]:
 
 def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
     """Return a notice if slots were requested but the image must be computed alone."""
-    if request.slots in (None, 1) or recipe.slots:
+    if request.slots in (None, 0, 1) or recipe.slots:
         return ()
     why = (
         "it is redrawn in tiles"

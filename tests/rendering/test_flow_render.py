@@ -107,6 +107,20 @@ def test_layer_by_layer_and_a_replay_give_the_same_bytes(civman: Any, files: dic
     assert loaded["pixel_sha256"] == streamed["pixel_sha256"] == again["pixel_sha256"]
 
 
+def test_a_changed_seed_in_a_replay_gives_the_image_of_that_seed(
+    civman: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    common = ("render", str(files["whole"]), "a cat", "--size", "64x64", "--steps", "2", "--device", "cpu", "--json")
+    (eighth,) = civman(*common, "--seed", "8").json["render"]
+    civman(*common, "--seed", "7", "-o", str(tmp_path / "a.png"))
+
+    varied = civman("replay", str(tmp_path / "a.png"), "--set", "seed=8", "--json")
+
+    assert varied.code == 0, varied.err
+    assert varied.json["render"][0]["pixel_sha256"] == eighth["pixel_sha256"]
+    assert "--slots" not in varied.err
+
+
 def test_an_input_image_at_little_strength_stays_like_itself(
     civman: Any, files: dict[str, Path], tmp_path: Path
 ) -> None:
