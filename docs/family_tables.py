@@ -88,11 +88,15 @@ def _words_of(family: FlowFamily, variant: str, usual: Defaults) -> str:
 
 def _answers() -> Iterator[str]:
     """The table of what each family can do, and how that is proven."""
-    yield "| family | files | LoRA | input image, mask | packed weights | memory at 1024×1024 | proven |"
-    yield "|---|---|---|---|---|---|---|"
+    yield (
+        "| family | files | LoRA | input image, mask | reference pictures | packed weights | memory at 1024×1024 "
+        "| proven |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for unet in _unets():
         memory = _memory([("", _unet_memory(published_sizes.UNETS[unet.name]))])
-        yield f"| {unet.title} | checkpoint | all | yes | all | {memory} | A1111's rules, diffusers' images |"
+        shown = "IP-Adapter" if unet.name in ("sd1", "sdxl") else "no"
+        yield f"| {unet.title} | checkpoint | all | yes | {shown} | all | {memory} | A1111's rules, diffusers' images |"
     for family in FLOW_FAMILIES:
         names = [name for name in tiny_flows.TINY if name.startswith(family.name)]
         assert names, f"tests/tiny_flows.py has no model of {family.title}"
@@ -105,11 +109,19 @@ def _answers() -> Iterator[str]:
         proofs += ["key table"] if any(name.startswith(family.name) for name in test_flow_maps.FULL) else []
         proofs += [f"{recorded} published LoRA{'s' * (recorded > 1)}"] if recorded else []
         cells = [
-            family.title, "alone, all in one", "all", "yes", "all",
+            family.title, "alone, all in one", "all", "yes", _pictures(family), "all",
             _memory([(label, _flow_memory(family, *files)) for label, *files in published_sizes.files_of(family)]),
             ", ".join(proofs),
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
+
+
+def _pictures(family: FlowFamily) -> str:
+    """How many reference pictures each variant reads itself."""
+    by_number: dict[int, list[str]] = {}
+    for variant, most in family.reads_images.items():
+        by_number.setdefault(most, []).append(variant)
+    return "; ".join(f"{', '.join(names)}: {most}" for most, names in by_number.items()) or "no"
 
 
 def _words() -> Iterator[str]:

@@ -30,6 +30,11 @@ def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Seque
             console.print(
                 f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…{_form(file.weights)}", soft_wrap=True
             )
+        for image in recipe.edit_images:
+            part = f" ({','.join(map(str, image.crop))})" if image.crop else ""
+            console.print(
+                f"  reads      {clean(plan.name(image.sha256))}{part} at {image.width}x{image.height}", soft_wrap=True
+            )
         if recipe.hires is not None and recipe.hires.prompt is not None:
             console.print(f"  second     {clean(recipe.hires.prompt) or '(no prompt)'}", soft_wrap=True)
         for use in dict.fromkeys((*recipe.loras, *((recipe.hires and recipe.hires.loras) or ()))):

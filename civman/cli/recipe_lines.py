@@ -16,7 +16,8 @@ _ELSEWHERE: Final = frozenset({
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
     "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "upscale": "upscaled to",
-    "references": "reference picture", "controls": "control image", "hypernetworks": "hypernetwork",
+    "references": "reference picture", "edit_images": "reference picture", "controls": "control image",
+    "hypernetworks": "hypernetwork",
     "prompt_parts": "prompt part", "negative_parts": "negative prompt part",
     "config": "model config", "flow": "flow matching", "faces": "restored faces",
     "tiled": "redrawn in tiles", "ultimate": "Ultimate SD upscale",

@@ -11,9 +11,9 @@ ReferenceOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--reference",
-        metavar="FILE:REF[:WEIGHT][:START-END]",
-        help="A picture to imitate and the IP-Adapter that reads it, with its weight and the share of the "
-        "steps in which it acts (repeatable).",
+        metavar="FILE[:REF[:WEIGHT][:START-END]]",
+        help="A picture to imitate and the IP-Adapter that reads it, with its weight and the share of the steps in "
+        "which it acts; for Flux.1 Kontext and Flux.2 Klein, only the picture to edit (repeatable).",
     ),
 ]
 ReferenceCropOpt = Annotated[
@@ -26,27 +26,53 @@ ReferenceCropOpt = Annotated[
     ),
 ]
 
+ReferenceSizeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference-size",
+        metavar="auto|own|WIDTHxHEIGHT",
+        help="The size to which each --reference picture is scaled for Kontext or Klein, in order; one value applies "
+        "to all. [default: auto, by the model's rule]",
+    ),
+]
 
-def references_from(texts: list[str] | None, crops: list[str] | None) -> "tuple[ReferenceRequest, ...]":
-    """Parse the values of --reference and --reference-crop.
 
-    Raises: UsageError (`bad-value`): a value names no existing file, a crop is invalid, or --reference-crop was given
-        more or less often than --reference.
+def references_from(
+    texts: list[str] | None, crops: list[str] | None, sizes: list[str] | None = None
+) -> "tuple[ReferenceRequest, ...]":
+    """Parse the values of --reference, --reference-crop and --reference-size.
+
+    Raises: UsageError (`bad-value`): a value names no existing file, a crop is invalid, or --reference-crop or
+        --reference-size was given more or less often than --reference.
     """
-    texts, crops = texts or [], crops or []
-    if not texts and not crops:
+    texts, crops, sizes = texts or [], crops or [], sizes or []
+    if not texts and not crops and not sizes:
         return ()
+    from pathlib import Path
+
     from civman.cli.picture_values import chosen, picture_value, require_counts
     from civman.domain.recipes.reference import ReferenceRequest
+    from civman.errors import Cause, UsageError
 
-    require_counts("--reference-crop", crops, "--reference", texts, "an IP-Adapter")
+    require_counts("--reference-crop", crops, "--reference", texts, "a reference picture")
+    require_counts("--reference-size", sizes, "--reference", texts, "a reference picture")
     found = []
     for number, text in enumerate(texts):
+        crop, size = _crop(chosen(crops, number, "none")), chosen(sizes, number, "auto").strip().casefold()
+        size = "" if size == "auto" else size
+        if Path(text).expanduser().is_file():
+            found.append(ReferenceRequest(text, crop=crop, size=size))
+            continue
+        if ":" not in text:
+            raise UsageError(
+                f"--reference {text}: the picture was not found",
+                hint="write the path of a picture, followed by a colon and an IP-Adapter if one is to read it",
+                code=Cause.BAD_VALUE,
+            )  # fmt: skip
         value = picture_value(
             text, option="--reference", model="an IP-Adapter", example="style.png:ip-adapter-plus_sd15:0.8"
         )
-        crop = _crop(chosen(crops, number, "none"))
-        found.append(ReferenceRequest(value.picture, value.ref, value.weight, value.start, value.end, crop))
+        found.append(ReferenceRequest(value.picture, value.ref, value.weight, value.start, value.end, crop, size))
     return tuple(found)
 
 

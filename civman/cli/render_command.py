@@ -77,7 +77,7 @@ from civman.cli.output import Result
 from civman.cli.picture_preview import Viewing, viewed
 from civman.cli.plan_output import print_plans, print_renderings
 from civman.cli.prompt_options import DynamicOpt, PromptsOpt, RequireOpt, StyleOpt, StylesOpt, WildcardsOpt, requests_of
-from civman.cli.reference_options import ReferenceCropOpt, ReferenceOpt, references_from
+from civman.cli.reference_options import ReferenceCropOpt, ReferenceOpt, ReferenceSizeOpt, references_from
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.render_panels import PANELS
 from civman.cli.running_server import HereOpt
@@ -179,6 +179,7 @@ def render(
     control_resize: ControlResizeOpt = None,
     reference: ReferenceOpt = None,
     reference_crop: ReferenceCropOpt = None,
+    reference_size: ReferenceSizeOpt = None,
     vae: Annotated[
         str | None,
         typer.Option(
@@ -434,7 +435,7 @@ def render(
         embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
         sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale, parts=tuple(part or ()), variant=variant, shift=shift,
-        guidance=guidance, references=references_from(reference, reference_crop),
+        guidance=guidance, references=references_from(reference, reference_crop, reference_size),
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, slots=slots,
         rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,

@@ -11,7 +11,7 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
         "file", "lora", "embedding", "hypernetwork", "vae", "part", "variant", "require", "force", "allow_partial",
     ),
     "ControlNet": ("control", "control_map", "control_mode", "control_type", "control_resize"),
-    "Reference pictures": ("reference", "reference_crop"),
+    "Reference pictures": ("reference", "reference_crop", "reference_size"),
     "Images": (
         "picture_size", "seed", "count", "batch_size", "slots", "exact", "grid", "output", "dry_run", "open_",
         "preview",

@@ -98,8 +98,8 @@ def region_recipe(recipe: Recipe, made: DetailPass, seed: int, number: int, imag
     varied = made.seed_of(recipe.variation_seed, number) if recipe.variation_strength else recipe.variation_seed
     prompt, negative = made.texts(number, recipe.prompt, recipe.negative_prompt) or ("", "")
     return replace(
-        recipe, details=(), refiner=None, slots=0, references=(), tiled_diffusion=None, input_upscale=None,
-        hires=None, upscale=None, faces=None, controls=(), files=(), noise_slice="", told_sizes="",
+        recipe, details=(), refiner=None, slots=0, references=(), edit_images=(), controls=(), files=(),
+        tiled_diffusion=None, input_upscale=None, hires=None, upscale=None, faces=None, noise_slice="", told_sizes="",
         prompt_parts=(), negative_parts=(), prompt=prompt, negative_prompt=negative, prompt_rules=made.prompt_rules,
         loras=tuple(replace(use, hires_keyframes="") for use in recipe.loras), count=1, batch_size=1,
         seed=made.seed_of(seed, number), variation_seed=varied, width=width, height=height, steps=made.steps,

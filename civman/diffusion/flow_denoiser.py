@@ -26,7 +26,7 @@ class FlowCall:
     @property
     def key(self) -> tuple[object, ...]:
         """Return a key that is equal for calls that can be joined into one."""
-        return (self.at.x.shape, self.text.context.shape)
+        return (self.at.x.shape, self.text.context.shape, *(each.shape for each in self.at.references))
 
     def joined(self, calls: Sequence["FlowCall"]) -> "FlowCall":
         """Join calls with equal keys into one call of the transformer."""
@@ -34,6 +34,7 @@ class FlowCall:
             torch.cat([call.at.x for call in calls]),
             tuple(call.at.sigmas[0] for call in calls),
             tuple(call.at.guidances[0] for call in calls),
+            tuple(map(torch.cat, zip(*(call.at.references for call in calls), strict=True))),
         )
         pooled = None if self.text.pooled is None else torch.cat([call.text.pooled for call in calls])
         return FlowCall(self.model, at, FlowEncoded(torch.cat([call.text.context for call in calls]), pooled))
@@ -49,19 +50,23 @@ class FlowDenoiser(Denoiser):
     """Like `Denoiser`, for a model that predicts velocities: clean = x − σ · v.
 
     `guidance_embedded`: the distilled guidance scale, which the model takes as an input. If the scale of
-    classifier-free guidance is not 1, classifier-free guidance is applied as well.
+    classifier-free guidance is not 1, classifier-free guidance is applied as well. `edit_images`: the latents of the
+    reference images that the model reads.
     """
 
-    def __init__(self, model: LoadedModel, prompt: Prompts, guidance_embedded: float, **options: Any) -> None:
+    def __init__(
+        self, model: LoadedModel, prompt: Prompts, guidance_embedded: float, edit_images: Sequence[Tensor],
+        **options: Any,
+    ) -> None:  # fmt: skip
         # do not compute timesteps in advance, because each family converts noise levels by its own rule
         options["called_at"] = ()
         super().__init__(model, prompt, NoiseLevels.of_model(), **options)
-        self._embedded = guidance_embedded
+        self._embedded, self._shown = guidance_embedded, tuple(edit_images)
 
     def _answers(self, seen: Tensor, sigma: float, plan: Any) -> Calls[list[Tensor]]:
         answers: list[Tensor] = []
         for encoded in plan.groups:
-            at = Instant(seen, (sigma,), (self._embedded,))
+            at = Instant(seen, (sigma,), (self._embedded,), self._shown)
             answers.append((yield FlowCall(self._model, at, FlowEncoded(encoded.context, encoded.pooled))))
         return answers
 

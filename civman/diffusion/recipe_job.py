@@ -125,6 +125,7 @@ class RecipeJob:
         self.restore: Restore | None = None
         self.controls: Sequence[tuple[ControlModel, ControlUse, Pixels]] = ()
         self.references: Sequence[ActiveReference] = ()
+        self.edit_images: Sequence[Tensor] = ()
         self._tiles: LatentTiles | None = None
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
@@ -444,7 +445,7 @@ class RecipeJob:
         assert self._now is not None
         model, prompt = self._now.model, self._now.prompt
         if self._recipe.flow is not None:
-            return FlowDenoiser(model, prompt, self._recipe.flow.guidance, size=size, **options)
+            return FlowDenoiser(model, prompt, self._recipe.flow.guidance, self.edit_images, size=size, **options)
         assert isinstance(method.levels, NoiseLevels)
         told = sizes_told(self._recipe.told_sizes)
         # as in the Tiled Diffusion extension, a second pass is tiled only if it has the size of the first one

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from civman.diffusion import second_pass, unet_calls
 from civman.diffusion.control_models import ControlModel
@@ -73,6 +74,7 @@ def job_of(
     controlnets: Sequence[ControlModel] = (),
     restore: Restore | None = None,
     references: Sequence[Reference] = (),
+    edit_images: Sequence[Tensor] = (),
 ) -> RecipeJob:
     """Return a job that renders the recipe's batches one at a time.
 
@@ -90,6 +92,9 @@ def job_of(
         raise ValueError("the recipe's reference pictures were not passed")
     uses = zip(references, recipe.references, strict=True)
     job.references = [ActiveReference(reference, use) for reference, use in uses if use.weight]
+    if len(recipe.edit_images) != len(edit_images):
+        raise ValueError("the latents of the recipe's reference images were not passed")
+    job.edit_images = edit_images
     if (recipe.faces is None) != (restore is None):
         raise ValueError("the models that restore faces were not passed, or are not part of the recipe")
     job.restore = restore

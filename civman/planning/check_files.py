@@ -15,6 +15,7 @@ from civman.manage.inspection import Inspected
 from civman.planning.checkpoint_facts import read_checkpoint
 from civman.planning.find_controls import require_fit
 from civman.planning.find_files import Found, model_header
+from civman.planning.flow_plan import own_shapes, variant_of
 
 ROLES: Final = {
     "lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE, "control": Kind.CONTROLNET,
@@ -40,7 +41,8 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
         parted[number] = replace(parted[number], verdict=Verdict.CANNOT, reasons=(problem, *parted[number].reasons))
         return replace(found, parts=tuple(parted), verdict=worst((found.verdict, Verdict.CANNOT)))
     found = _with_controls(found, checkpoint, [file for _, file in parts])
-    found = replace(found, reasons=(*found.reasons, *_parts_needed(checkpoint, [file for _, file in parts])))
+    about = (*_parts_needed(checkpoint, [file for _, file in parts]), *_reads_images(checkpoint))
+    found = replace(found, reasons=(*found.reasons, *about))
     if problem:
         reasons = (*found.reasons, f"civman cannot render with `{checkpoint.name}`: {problem}")
         return replace(found, reasons=reasons, verdict=worst((found.verdict, Verdict.CAUTION)))
@@ -100,6 +102,18 @@ def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[st
 
 def _shapes(file: Inspected) -> Mapping[str, tuple[int, ...]]:
     return file.header.shapes if file.header is not None else {}
+
+
+def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
+    """Return a sentence if a checkpoint reads reference pictures without an IP-Adapter."""
+    shapes = _shapes(checkpoint)
+    family = flow_family_of(shapes)
+    if family is None or not family.reads_images:
+        return ()
+    variant, _ = variant_of(family, checkpoint, family.variants(own_shapes(family, shapes)))
+    most = family.reads_images.get(variant, 0)
+    pictures = "one reference picture" if most == 1 else f"up to {most} reference pictures"
+    return (f"`{checkpoint.name}` is {family.title} {variant}, which reads {pictures} (--reference)",) if most else ()
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:

@@ -15,6 +15,9 @@ from civman.planning.input_pictures import InputPicture, input_file, read_pictur
 from civman.planning.plan_types import PlannedFile
 from civman.store.blobs import digest_of
 
+ROLE_OF_PICTURE = "reference picture"
+"""The role of reference pictures among a plan's files."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundReference:
@@ -71,7 +74,7 @@ def _found(
         adapter.sha256, encoder.sha256, picture.sha256, float(asked.weight), float(asked.start), float(asked.end),
         tuple(asked.crop),
     )  # fmt: skip
-    file = input_file("reference picture", picture.sha256, {picture.sha256: picture.path})
+    file = input_file(ROLE_OF_PICTURE, picture.sha256, {picture.sha256: picture.path})
     return FoundReference(use, adapter, encoder, file, notice)
 
 
@@ -118,14 +121,14 @@ def reference_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Pl
     here = {digest_of(path): path for path in pictures} if recipe.references else {}
     found = {}
     for use in recipe.references:
-        found[use.picture] = input_file("reference picture", use.picture, here)
+        found[use.picture] = input_file(ROLE_OF_PICTURE, use.picture, here)
         cropped(read_picture(found[use.picture].path), use.crop)
     return found
 
 
 def as_reference(use: ReferenceUse, pictures: Mapping[Sha256, Path]) -> ReferenceRequest:
     """Convert a recipe's reference back to a request. Raises: UsageError (`no-start-image`): its picture is missing."""
-    path = input_file("reference picture", use.picture, pictures).path
+    path = input_file(ROLE_OF_PICTURE, use.picture, pictures).path
     return ReferenceRequest(str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.crop)
 
 

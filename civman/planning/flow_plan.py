@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from civman.diffusion.checkpoint_names import Config
+from civman.diffusion.checkpoint_names import Config, Shapes
 from civman.diffusion.families.flow_family import Defaults, FlowFamily, Need
 from civman.diffusion.families.registry import flow_family_of, refuse_by_name
 from civman.diffusion.flow_parts import TOKENIZER, TRANSFORMER, Placed, missing_parts, option_of, place_parts
 from civman.diffusion.memory_plan import Estimate, layer_bytes
 from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
 from civman.errors import AmbiguousRef, Cause, UsageError
+from civman.manage.inspection import Inspected
 from civman.planning.checkpoint_facts import Checkpoint, native_size
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_tokenizer import tokenizer_for, with_tokenizer
@@ -63,6 +64,7 @@ class FlowChoice:
         """Estimate the memory in bytes that rendering a recipe needs."""
         sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
         pixels = max(width * height for width, height in sizes)
+        shown = [image.width * image.height for image in recipe.edit_images]
         value = 4 if recipe.precision == "float32" else 2
         counted = {"transformer": 0, "vae": 0, "text": 0}
         for component, part in self.placed.items():
@@ -71,11 +73,11 @@ class FlowChoice:
         config = self.placed[TRANSFORMER].config
         width = int(config.get("attention_head_dim", 128)) * int(config.get("num_attention_heads", 24))
         channels = list(self.placed["vae"].config.get("block_out_channels", [96]))
-        tokens = pixels // 256 + 512
+        tokens = (pixels + sum(shown)) // 256 + 512
         return Estimate(
             unet=counted["transformer"] * value, vae=counted["vae"] * value, text=counted["text"] * value,
             unet_work=recipe.at_a_time * tokens * width * _TRANSFORMER_FACTOR * value,
-            vae_work=pixels * int(channels[0]) * 10 * value,
+            vae_work=max([pixels, *shown]) * int(channels[0]) * 10 * value,
             layer=layer_bytes((tensor for file in self._files() for tensor in file.header.tensors.values()), value),
         )  # fmt: skip
 
@@ -175,33 +177,33 @@ def _chosen(
         {component: file.inspected.name for component, file in by_component.items()}, stated,
         found.header.metadata,
     )  # fmt: skip
-    prefix = placed[TRANSFORMER].prefix
-    own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
-    chosen, told = _variant(family, found, family.variants(own), variant)
+    possible = family.variants(own_shapes(family, found.header.shapes))
+    chosen, told = variant_of(family, found.inspected, possible, variant)
     parts = {role: file for role, file in named.items() if role != "vae"}
     return FlowChoice(
         family, chosen, family.defaults(chosen), found, placed, parts, named.get("vae"), (*notices, *told)
     )  # fmt: skip
 
 
-def _variant(
-    family: FlowFamily, found: Found, possible: Sequence[str], asked: str | None
+def variant_of(
+    family: FlowFamily, file: Inspected, possible: Sequence[str], asked: str | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Choose the variant: the requested one, else the one that CivitAI's label or the file's name states.
 
-    If neither states one, the family's most common variant is chosen, with a notice.
+    If neither states one, the family's most common variant is chosen, with a notice. `possible`: the variants that the
+    tensors allow. Returns the variant and the notices.
     """
     if asked is not None:
         if asked not in possible:
             raise UsageError(
-                f"`{found.inspected.name}` cannot be the variant `{asked}` of {family.title}",
+                f"`{file.name}` cannot be the variant `{asked}` of {family.title}",
                 hint="choose one of: " + ", ".join(each or "(none)" for each in possible), code=Cause.BAD_CONFIG,
             )  # fmt: skip
         return asked, ()
     if len(possible) == 1:
         return possible[0], ()
-    label, name = (found.inspected.label or "").casefold(), found.inspected.name.casefold()
-    for words, witness in ((label, f"CivitAI says {found.inspected.label}"), (name, "the file's name says so")):
+    label, name = (file.label or "").casefold(), file.name.casefold()
+    for words, witness in ((label, f"CivitAI says {file.label}"), (name, "the file's name says so")):
         # try the most common variant last, because the other variants' names begin with its name
         for variant in reversed(possible):
             if any(word in words for word in family.variant_words[variant]):
@@ -235,15 +237,19 @@ def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) 
     return [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
 
 
+def own_shapes(family: FlowFamily, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the transformer's tensors in a file, by their names without prefix."""
+    prefix = family.prefix_in(shapes) or ""
+    return {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
 def part_widths(family: FlowFamily, found: Found) -> dict[str, tuple[str, int]] | None:
     """Return the required width of each part of a checkpoint, in the format of `FlowFamily.widths`.
 
     None if the transformer's tensors are invalid, so that no part fits; `place_parts` reports the error later.
     """
-    prefix = family.prefix_in(found.header.shapes) or ""
-    own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
     try:
-        return family.widths(family.config(own))
+        return family.widths(family.config(own_shapes(family, found.header.shapes)))
     except (KeyError, IndexError, ZeroDivisionError):
         return None
 

@@ -17,7 +17,6 @@ def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest,
         "--sampling-rules comfyui": request.sampling_rules == "comfyui", "--sigmas": request.sigmas,
         "--freeu": request.freeu, "--cfg-rescale-v": request.rescales_velocity, "--join-prompt": request.prompt_parts,
         "--join-negative": request.negative_parts, "--told-sizes": request.told_sizes,
-        "--reference": request.references,
     }  # fmt: skip
     if asked := [option for option, value in unknown.items() if value]:
         raise UsageError(f"{asked[0]} has no effect on {choice.family.title}; leave it out", code=Cause.BAD_CONFIG)

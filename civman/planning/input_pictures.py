@@ -178,7 +178,7 @@ def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[
     The files are searched for in `given` and among the copies in the library.
     """
     wanted = [use.picture for use in recipe.controls] + [use.picture for use in recipe.references]
-    wanted += [recipe.start.sha256] if recipe.start else []
+    wanted += [use.sha256 for use in recipe.edit_images] + ([recipe.start.sha256] if recipe.start else [])
     wanted += [recipe.start.mask_sha256] if recipe.start and recipe.start.mask_sha256 else []
     wanted += [made.mask for made in recipe.details if made.mask]
     if not wanted:

@@ -27,6 +27,7 @@ from civman.planning.checkpoint_facts import read_checkpoint, stated_dimensions
 from civman.planning.fast_precision import with_precision
 from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_details import detail_files, details_for
+from civman.planning.find_edit_images import edit_files, edit_images_for, sized_like
 from civman.planning.find_faces import faces_for
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_loras import uses_of
@@ -126,9 +127,12 @@ def plan(
     if choice is not None:
         request, sampler, schedule = for_flow(request, choice)
         vae, config, checkpoint, usual = choice.vae, request.config or "", choice.facts(), None
+        edited = edit_images_for(request, choice, found)
+        request = sized_like(request, [image for image, _ in edited], choice.family.multiple)
     else:
         vae = finder.find("vae", request.vae) if request.vae is not None else None
         require_no_flow_options(request, found)
+        edited = edit_images_for(request, None, found)
         request, usual = with_few_steps(request, found)
         config = _dimensions(found, request.config)
         checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
@@ -165,7 +169,7 @@ def plan(
     parts += [*(faces.files if faces else ()), *([details.detector] if details.detector else [])]
     tiles = tuple(dict.fromkeys((*tiles, *last_tiles, *more_tiles, *(faces.notices if faces else ()))))
     controls = controls_for(finder, request, found)
-    references = references_for(finder, request, found, is_adaptive=sampler.is_adaptive)
+    references = [] if choice else references_for(finder, request, found, is_adaptive=sampler.is_adaptive)
     parts += [each.model for each in controls] + [file for each in references for file in (each.adapter, each.encoder)]
     request, limited = within_limits(
         replace(request, prompt=first.prompt, negative_prompt=first.negative), checkpoint, pictures
@@ -186,6 +190,7 @@ def plan(
             input_upscaler=larger.sha256 if larger else None, input_scale=scale_of(larger),
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
             controls=tuple(each.use for each in controls), references=tuple(each.use for each in references),
+            edit_images=tuple(image for image, _ in edited),
             faces=faces.restoration if faces else None,
             init_image=pictures[0].sha256 if pictures else None,
             init_size=(pictures[0].width, pictures[0].height) if pictures else (0, 0),
@@ -210,6 +215,7 @@ def plan(
         require_size(recipe, choice)
     files = {file.sha256: file.planned for file in (found, *parts)} | as_files(pictures)
     files |= {each.use.picture: each.file for each in controls} | {each.use.picture: each.file for each in references}
+    files |= {image.sha256: file for image, file in edited}
     tiles += tuple(dict.fromkeys(each.notice for each in references if each.notice))
     files |= {each.sha256: each for each in details.masks}
     few = usual or (None if choice else few_steps_notice_of(recipe, found))
@@ -259,7 +265,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
     files |= _start_files(recipe, pictures) | control_files(recipe, pictures) | reference_files(recipe, pictures)
-    files |= detail_files(recipe, pictures)
+    files |= detail_files(recipe, pictures) | edit_files(recipe, choice, pictures)
     return Planned(
         recipe, tuple(files.values()), choice.memory(recipe) if choice else memory_of(recipe, found, further, parts),
         checkpoint.notices, licence=plan_terms(index, (found, *parts)),

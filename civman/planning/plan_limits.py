@@ -70,7 +70,8 @@ def require_encoder(recipe: Recipe, checkpoint: Checkpoint, further: FurtherChec
     """Check that the VAE has an encoder if the recipe needs one. Raises: CannotRender (`missing-part`)."""
     rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
     second = further.second.facts if further.second is not None else checkpoint
-    starts = (recipe.start is not None or bool(recipe.details)) and not checkpoint.vae_reads_pictures
+    reads_pictures = recipe.start is not None or bool(recipe.details) or bool(recipe.edit_images)
+    starts = reads_pictures and not checkpoint.vae_reads_pictures
     if starts or (rereads and not second.vae_reads_pictures):
         raise CannotRender(
             "the VAE has only a decoder, so it cannot encode the input image",

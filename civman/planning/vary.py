@@ -30,6 +30,7 @@ from civman.errors import Cause, UsageError
 from civman.index import Index
 from civman.planning.find_controls import as_control
 from civman.planning.find_details import as_details
+from civman.planning.find_edit_images import as_edit_reference
 from civman.planning.find_files import Finder
 from civman.planning.find_references import as_reference, encoder_parts
 from civman.planning.input_pictures import missing_inputs, read_picture
@@ -139,7 +140,10 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         called=tuple((use.word, f"sha256:{use.sha256}") for use in own),
         hypernetworks=_network_texts(recipe.hypernetworks),
         controls=tuple(as_control(use, recipe, pictures) for use in recipe.controls),
-        references=tuple(as_reference(use, pictures) for use in recipe.references),
+        references=(
+            *(as_reference(use, pictures) for use in recipe.references),
+            *(as_edit_reference(use, pictures) for use in recipe.edit_images),
+        ),
         vae=f"sha256:{recipe.vae}" if recipe.vae else None,
         sampler=recipe.sampler, schedule=recipe.schedule, steps=recipe.steps,
         guidance_scale=recipe.guidance_scale, guidance_rescale=recipe.guidance_rescale,
@@ -309,11 +313,11 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
 
 
 def _with_references(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
-    """Set the weight, start or end of all reference pictures."""
-    if not request.references:
+    """Set the weight, start or end of all IP-Adapters."""
+    if not any(each.ref for each in request.references):
         raise UsageError(
-            f"`{name}` requires a reference picture",
-            hint="add a reference picture with --reference",
+            f"`{name}` requires a reference picture with an IP-Adapter",
+            hint="add a reference picture with --reference FILE:REF",
             code=Cause.BAD_VALUE,
         )
     value: Any = {field.removeprefix("reference_"): _number(name, text, float)}

@@ -36,7 +36,7 @@ from civman.planning.input_pictures import channel_of, read_picture
 from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.slot_groups import slot_groups
-from civman.rendering.encode_references import encode_references
+from civman.rendering.encode_references import encode_edit_images, encode_references
 from civman.rendering.engine import Engine
 from civman.rendering.finish_pictures import Finisher
 from civman.rendering.slot_progress import SlotProgress
@@ -69,6 +69,10 @@ class Job:
     controlnets: tuple[ControlModel, ...] = field(default=(), repr=False)
     references: tuple[Reference, ...] = field(default=(), repr=False)
     details: DetailInputs | None = field(default=None, repr=False)
+    edit_images: tuple[Any, ...] = field(default=(), repr=False)
+    """The latents of the reference images that the model reads itself."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user on how these images were encoded."""
 
     def batch(self, first: int, count: int) -> Recipe:
         """Return a recipe that reproduces exactly one batch: the `count` images from number `first` on."""
@@ -82,7 +86,7 @@ class Job:
             "on_event": on_event, "keeps_noise": self.planned.keeps_noise,
             "restore": self.finisher.restorer if self.finisher else None,
             "upscale": _upscale(self.upscaler, self.planned.recipe.hires), "controlnets": self.controlnets,
-            "references": self.references,
+            "references": self.references, "edit_images": self.edit_images,
         }  # fmt: skip
 
     def finished(self, recipe: Recipe, picture: Picture, place: tuple[int, int], on_event: OnEvent) -> Drawn:
@@ -96,7 +100,7 @@ class Job:
             digest = pixel_sha256(pixels)
         record = Record(
             recipe, picture.seed, digest, self.environment, planned.names,
-            (*self.models.notes, *picture.notes), planned.parent, planned.typed,
+            (*self.models.notes, *self.notes, *picture.notes), planned.parent, planned.typed,
             planned.licence.words if planned.licence else (),
         )  # fmt: skip
         return Drawn(pixels, record, self.models.applied, place)
@@ -139,7 +143,7 @@ def prepare(models: StageModels) -> Job:
         planned, models, read_inputs(planned), environment(engine.device, engine.compiled).to_facts(),
         _upscaler(engine, planned),
         Finisher.of(planned, engine.device), _controlnets(engine, planned), encode_references(engine, planned),
-        _details(models),
+        _details(models), *encode_edit_images(engine, planned),
     )  # fmt: skip
 
 

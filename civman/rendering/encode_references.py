@@ -1,14 +1,16 @@
-"""Encodes the reference pictures of a plan for its IP-Adapters."""
+"""Encodes the reference pictures of a plan, for its IP-Adapters or for an edit model that reads them itself."""
 
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
+from civman.diffusion.edit_images import encode_edit_image
 from civman.diffusion.environment import choose_dtype
 from civman.diffusion.guard import memory_errors
 from civman.diffusion.reference_pictures import ImageAttention, Reference, encode_reference, load_ip_adapter
 from civman.diffusion.vision_encoder import ClipVision, encoder_input, load_vision_encoder
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import ReferenceUse
+from civman.domain.recipes.recipe import EditImage, ReferenceUse
 from civman.planning.find_references import cropped
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Planned
@@ -50,6 +52,24 @@ def encode_references(engine: Engine, planned: Planned) -> tuple[Reference, ...]
 
     with memory_errors("encoding the reference pictures"):
         return tuple(map(encoded, planned.recipe.references))
+
+
+def encode_edit_images(engine: Engine, planned: Planned) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """Encode the reference pictures that a plan's model reads itself, in the recipe's order.
+
+    Pictures that the engine has encoded before are taken from its cache. Returns the latents, (1, channels, h, w) each,
+    and notes for the user. Raises: CannotRender: not enough memory, or the VAE has no encoder.
+    """
+
+    def encoded(use: EditImage) -> tuple[Any, Any, tuple[str, ...]]:
+        made = encode_edit_image(
+            engine.model, cropped(read_picture(planned.path(use.sha256)), use.crop).pixels, (use.width, use.height)
+        )
+        return made.latents, None, made.notes
+
+    found = [engine.pictures.get(use, partial(encoded, use)) for use in planned.recipe.edit_images]
+    notes = dict.fromkeys(note for _, _, own in found for note in own)
+    return tuple(latents for latents, _, _ in found), tuple(notes)
 
 
 def _adapter(planned: Planned, digest: Sha256, device: Any, dtype: Any) -> ImageAttention:

@@ -80,7 +80,7 @@ class Engine:
         self.merged = MergedAdapters()
         self.texts = KeptTexts()
         self.pictures = KeptTexts()
-        """A cache of encoded reference pictures: their image tokens for positive and for negative prompts."""
+        """A cache of encoded reference pictures: image tokens for positive and for negative prompts, or latents."""
         self._moving: MovingScales | None = None
         by_layer = self.memory_plan is MemoryPlan.LAYER_BY_LAYER
         with memory_errors("loading the model"):

@@ -203,7 +203,7 @@ def _require_no_path_before_numbers(text: str) -> None:
 
 def _require_no_paths(request: RenderRequest) -> None:
     refs = [request.checkpoint, *(each.ref for each in request.loras), *request.embeddings]
-    refs += [each.ref for each in request.controls] + [each.ref for each in request.references]
+    refs += [each.ref for each in request.controls] + [each.ref for each in request.references if each.ref]
     for asked in request.details:
         _require_no_mask(asked.region)
     refs += [each.partition(":")[0] for each in request.hypernetworks]

@@ -15,6 +15,7 @@ from diffusers import (
     ErnieImagePipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    FluxKontextPipeline,
     FluxPipeline,
     Krea2Pipeline,
     Lumina2Pipeline,
@@ -61,13 +62,17 @@ def t5() -> Any:
 
 
 def draw(
-    name: str, parts: Mapping[str, Any], prompt: str, negative: str, sigmas: Sequence[float], latents: Any, cfg: float
-) -> Any:
-    """Return the pixels (3, H, W) in 0 … 1; `latents` (1, 16, h, w) or (1, 128, h, w) are unit noise."""
+    name: str, parts: Mapping[str, Any], prompt: str, negative: str, sigmas: Sequence[float], latents: Any, cfg: float,
+    images: Sequence[Any] = (),
+) -> Any:  # fmt: skip
+    """Return the pixels (3, H, W) in 0 … 1; `latents` (1, 16, h, w) or (1, 128, h, w) are unit noise.
+
+    `images`: Pillow images that an edit model reads.
+    """
     height, width = ((16 if latents.shape[1] == 128 else 8) * side for side in latents.shape[-2:])
     common: dict[str, Any] = {
         "prompt": prompt, "height": height, "width": width, "sigmas": list(sigmas[:-1]), "output_type": "pt",
-    }  # fmt: skip
+    } | ({"image": list(images)} if images else {})  # fmt: skip
     # the levels are given as they are, so the scheduler must not shift them again
     plain = FlowMatchEulerDiscreteScheduler(shift=1.0)
     with torch.no_grad():
@@ -77,11 +82,12 @@ def draw(
 
 
 def _flux(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
-    pipe = FluxPipeline(
-        plain, parts["vae"], parts["text_encoder"], clip(), parts["text_encoder_2"], t5(), parts["transformer"]
-    )
+    own = (plain, parts["vae"], parts["text_encoder"], clip(), parts["text_encoder_2"], t5(), parts["transformer"])
+    pipe = FluxKontextPipeline(*own) if "image" in common else FluxPipeline(*own)
     packed = pipe._pack_latents(latents, *latents.shape)
     more = {"negative_prompt": negative, "true_cfg_scale": cfg} if cfg != 1 else {}
+    if "image" in common:  # the pipeline would scale to sizes of a megapixel
+        more |= {"max_area": common["width"] * common["height"], "_auto_resize": False}
     return pipe(**common, latents=packed, guidance_scale=3.5, max_sequence_length=256, **more).images
 
 

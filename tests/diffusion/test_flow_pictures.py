@@ -24,6 +24,7 @@ from civman.diffusion.families.registry import FLOW_FAMILIES
 from civman.diffusion.flow_levels import FlowLevels, flow_table
 from civman.diffusion.noise_levels import Schedule
 from civman.diffusion.open_model import load
+from civman.diffusion.stage_model import one_model
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Flow, Recipe
 from civman.prompts.emphasis import parse
@@ -50,8 +51,13 @@ def recipe_for(name: str, *, cfg: float, steps: int = 3, **changes: Any) -> Reci
     return Recipe(**values | changes)
 
 
-def drawn(model: Any, recipe: Recipe, inputs: run_recipe.Inputs = run_recipe.NO_INPUTS) -> tuple[Any, Any]:
-    """Render without sockets; returns the decoder's own output (3, H, W), before rounding, and the picture."""
+def drawn(
+    model: Any, recipe: Recipe, inputs: run_recipe.Inputs = run_recipe.NO_INPUTS, **options: Any
+) -> tuple[Any, Any]:
+    """Render without sockets; returns the decoder's own output (3, H, W), before rounding, and the picture.
+
+    `options`: those of `run_recipe.job_of`.
+    """
     decoded = []
     original = model.vae.decode
 
@@ -63,7 +69,8 @@ def drawn(model: Any, recipe: Recipe, inputs: run_recipe.Inputs = run_recipe.NO_
     texts = FlowTextEncoders(model)
     cond, pooled = texts.encode(parse(recipe.prompt), recipe, (), is_negative=False)
     uncond, uncond_pooled = texts.encode(parse(recipe.negative_prompt), recipe, (), is_negative=True)
-    pictures = run_recipe.render(recipe, model, Conditioning(cond, uncond, pooled, uncond_pooled), inputs=inputs)
+    stages = one_model(model, Conditioning(cond, uncond, pooled, uncond_pooled))
+    pictures = next(run_recipe.iterate(recipe, stages, inputs=inputs, **options))
     values = decoded[-1].reshape(3, recipe.height, recipe.width)
     return (values / 2 + 0.5).clamp(0, 1), pictures[0]
 

@@ -17,6 +17,7 @@ from civman.domain.recipes.recipe import (
     SCHEMA,
     CheckpointUse,
     EmbeddingUse,
+    Flow,
     Hires,
     HiresRequest,
     HypernetworkUse,
@@ -30,7 +31,7 @@ from civman.domain.recipes.recipe import (
     Thresholding,
     canonical,
 )
-from civman.domain.recipes.reference import ReferenceUse
+from civman.domain.recipes.reference import EditImage, ReferenceUse
 from civman.errors import UsageError
 
 A, B = Sha256("a" * 64), Sha256("b" * 64)
@@ -265,8 +266,10 @@ def test_nothing_may_be_left_out(name: str) -> None:
         refiner=refiner, files=(),
         references=(ReferenceUse(A, B, A),),
     )  # fmt: skip
-    value = json.loads(full.to_json())
-    assert value["schema"] == SCHEMA
+    # reference images of edit models need a flow-matching model, and IP-Adapters a UNet
+    value = json.loads(full.to_json()) | {"schema": SCHEMA, "edit_images": []}
+    assert set(value) == {field.name for field in fields(Recipe)} | {"schema"}
+    assert Recipe.from_json(json.dumps(value)) == full
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):
@@ -364,6 +367,24 @@ def test_only_the_kind_of_a_control_image_needs_the_schema_that_added_it() -> No
     assert [json.loads(each.to_json())["schema"] for each in recipes] == [6, 11, 11]
     assert [Recipe.from_json(each.to_json()) for each in recipes] == recipes
     assert "type" not in json.loads(recipes[0].to_json())["controls"][0]
+
+
+def test_only_a_recipe_with_an_edit_model_s_image_needs_the_schema_that_added_it() -> None:
+    plain = replace(
+        FULL, prediction="flow", flow=Flow(3.0, 10000), rules=3, is_zero_snr=False, hires=None, controls=(), start=None,
+        embeddings=(), files=(),
+    )  # fmt: skip
+    image = EditImage(A, 1248, 832, (1, 2, 3, 4))
+    new = replace(plain, edit_images=(image, EditImage(B, 64, 64)))
+
+    assert json.loads(plain.to_json())["schema"] < json.loads(new.to_json())["schema"] == 21
+    assert Recipe.from_json(new.to_json()) == new
+    assert Recipe.from_json(replace(new, edit_images=()).to_json()) == plain
+    for change in ({"width": 8}, {"height": 4097}, {"crop": (1, 2, 3)}, {"crop": (0, 0, 0, 4)}):
+        with pytest.raises(UsageError):
+            replace(plain, edit_images=(replace(image, **change),))
+    with pytest.raises(UsageError, match="only flow-matching models"):
+        replace(FULL, edit_images=(image,))
 
 
 def test_only_a_recipe_with_a_reference_needs_the_schema_that_added_it() -> None:

@@ -12,8 +12,6 @@ from civman.diffusion.families.flow_family import (
     Instant,
     Need,
     Texts,
-    packed,
-    unpacked,
 )
 from civman.diffusion.families.flux1 import BLOCKS, block_dimensions, positions
 from civman.diffusion.key_table import KeyTable
@@ -71,15 +69,12 @@ class Chroma(FlowFamily):
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
-        x = at.x
-        batch, _, height, width = x.shape
         answer = components["transformer"](
-            hidden_states=packed(x).to(text.context.dtype), timestep=at.of_each(at.sigmas),
-            encoder_hidden_states=text.context.expand(batch, -1, -1),
-            txt_ids=x.new_zeros((text.context.shape[1], 3)), img_ids=positions(height, width, x.device),
-            return_dict=False,
+            hidden_states=at.tokens(text.context.dtype), timestep=at.of_each(at.sigmas),
+            encoder_hidden_states=text.context.expand(len(at.x), -1, -1),
+            txt_ids=at.x.new_zeros((text.context.shape[1], 3)), img_ids=positions(at), return_dict=False,
         )[0]  # fmt: skip
-        return unpacked(answer.float(), height, width)
+        return at.velocity(answer)
 
 
 CHROMA = Chroma()

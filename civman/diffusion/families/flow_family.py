@@ -116,15 +116,40 @@ class FlowEncoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """How a reference image is fitted to a model: its part `box` is resized to `size`, width and height in pixels.
+
+    `box`: left, top, width and height in pixels.
+    """
+
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Instant:
     """The inputs of one evaluation: noisy latents (B, channels, h, w), noise levels and distilled guidance scales.
 
-    `sigmas` and `guidances` contain one value for all images, or one for each image.
+    `sigmas` and `guidances` contain one value for all images, or one for each image. `references`: the latents of
+    reference images, (1 or B, channels, h, w) each, in the order of the recipe.
     """
 
     x: Any
     sigmas: tuple[float, ...]
     guidances: tuple[float, ...] = (0.0,)
+    references: tuple[Any, ...] = ()
+
+    def tokens(self, dtype: Any) -> Any:
+        """Return the tokens of the noisy latents, followed by those of the references: (B, tokens, 4 · channels)."""
+        import torch  # imported here, because planning uses this module without importing torch
+
+        shown = [packed(each).expand(len(self.x), -1, -1) for each in self.references]
+        return torch.cat([packed(self.x), *shown], dim=1).to(dtype)
+
+    def velocity(self, answer: Any) -> Any:
+        """Return the velocity (B, channels, h, w) float32 in a transformer's output for `tokens`."""
+        height, width = self.x.shape[-2:]
+        return unpacked(answer[:, : height // 2 * (width // 2)].float(), height, width)
 
     def of_each(self, numbers: Sequence[float]) -> Any:
         """Return `numbers` (one for all images, or one for each) as a tensor (B,) in the latents' dtype."""
@@ -161,6 +186,8 @@ class FlowFamily:
     """The width and the height of an image must be multiples of this number of pixels."""
     entries: ClassVar[int] = 1000
     """The size of the table of noise levels, see `FlowLevels.entries`."""
+    reads_images: ClassVar[Mapping[str, int]] = {}
+    """Maps each variant that reads reference images to the largest number of them."""
 
     prediction = "flow"
     is_xl = False
@@ -198,6 +225,10 @@ class FlowFamily:
     def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
         """Return the default shift of the noise levels for an image of this size in pixels and for these steps."""
         return self.defaults(variant).shift
+
+    def reference_fit(self, width: int, height: int) -> Fit:
+        """Return how a reference image of this size is fitted to the model, if a request does not say it."""
+        raise NotImplementedError
 
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes (names without prefix)."""

@@ -8,14 +8,13 @@ from civman.diffusion.checkpoint_names import Config, Shapes
 from civman.diffusion.clip_and_vae_configs import count
 from civman.diffusion.families.flow_family import (
     Defaults,
+    Fit,
     FlowEncoded,
     FlowFamily,
     Instant,
     Need,
     Texts,
-    packed,
     require_head,
-    unpacked,
 )
 from civman.diffusion.key_table import KeyTable
 from civman.diffusion.part_kinds import CLIP_L, FLUX_VAE, T5
@@ -71,14 +70,25 @@ def block_dimensions(shapes: Shapes, title: str) -> Config:
     }  # fmt: skip
 
 
-def positions(height: int, width: int, device: Any) -> Any:
-    """Return the position ids (h/2·w/2, 3) of an image's tokens: 0, row, column."""
+_KONTEXT_SIZES = (
+    (672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104),
+    (1024, 1024), (1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688),
+    (1568, 672),
+)  # fmt: skip
+"""The sizes of images with which Kontext was trained. Source: Black Forest Labs."""
+
+
+def positions(at: Instant) -> Any:
+    """Return the position ids of an image's tokens: 0, row, column; those of reference images have 1 in place of 0."""
     import torch  # imported here, because planning uses this module without importing torch
 
-    rows = torch.arange(height // 2, dtype=torch.float32, device=device)
-    columns = torch.arange(width // 2, dtype=torch.float32, device=device)
-    grid = torch.stack(torch.meshgrid(torch.zeros(1, device=device), rows, columns, indexing="ij"), dim=-1)
-    return grid.reshape(-1, 3)
+    grids = []
+    for number, latents in enumerate((at.x, *at.references)):
+        rows, columns = (
+            torch.arange(side // 2, dtype=torch.float32, device=at.x.device) for side in latents.shape[-2:]
+        )
+        grids.append(torch.cartesian_prod(rows.new_full((1,), float(number > 0)), rows, columns))
+    return torch.cat(grids)
 
 
 class Flux1(FlowFamily):
@@ -96,6 +106,7 @@ class Flux1(FlowFamily):
         "dev": ("flux.1 d", "dev"), "krea": ("krea",), "kontext": ("kontext",),
     }  # fmt: skip
     entries = 10000
+    reads_images: ClassVar[Mapping[str, int]] = {"kontext": 1}
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:
         """Return the family's variants that may have these tensors, the most common one first."""
@@ -109,6 +120,19 @@ class Flux1(FlowFamily):
         if variant == "schnell":
             return Defaults(steps=4, shift=1.0)
         return Defaults(steps=25, guidance=2.5 if variant == "kontext" else 3.5, shift=math.exp(1.15))
+
+    def reference_fit(self, width: int, height: int) -> Fit:
+        """Return the middle of the image in the shape of Kontext's most similar size, and this size.
+
+        Source: ComfyUI's node FluxKontextImageScale (the rule).
+        """
+        size = min(_KONTEXT_SIZES, key=lambda each: (abs(width / height - each[0] / each[1]), each))
+        own, wanted, left, top = width / height, size[0] / size[1], 0, 0
+        if own > wanted:
+            left = round((width - width * (wanted / own)) / 2)
+        elif own < wanted:
+            top = round((height - height * (own / wanted)) / 2)
+        return Fit((left, top, width - 2 * left, height - 2 * top), size)
 
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes."""
@@ -134,18 +158,16 @@ class Flux1(FlowFamily):
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
         transformer, x = components["transformer"], at.x
-        batch, _, height, width = x.shape
-        dtype, more = text.context.dtype, {}
+        batch, dtype, more = len(x), text.context.dtype, {}
         if transformer.config.guidance_embeds:
             more["guidance"] = at.of_each(at.guidances)
         answer = transformer(
-            hidden_states=packed(x).to(dtype), timestep=at.of_each(at.sigmas),
+            hidden_states=at.tokens(dtype), timestep=at.of_each(at.sigmas),
             pooled_projections=text.pooled.expand(batch, -1),
             encoder_hidden_states=text.context.expand(batch, -1, -1),
-            txt_ids=x.new_zeros((text.context.shape[1], 3)), img_ids=positions(height, width, x.device),
-            return_dict=False, **more,
+            txt_ids=x.new_zeros((text.context.shape[1], 3)), img_ids=positions(at), return_dict=False, **more,
         )[0]  # fmt: skip
-        return unpacked(answer.float(), height, width)
+        return at.velocity(answer)
 
 
 FLUX1 = Flux1()

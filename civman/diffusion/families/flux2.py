@@ -9,14 +9,13 @@ from civman.diffusion.clip_and_vae_configs import count
 from civman.diffusion.families.flow_family import (
     PREFIXES,
     Defaults,
+    Fit,
     FlowEncoded,
     FlowFamily,
     Instant,
     Need,
     Texts,
-    packed,
     require_head,
-    unpacked,
 )
 from civman.diffusion.key_table import KeyTable
 from civman.diffusion.part_kinds import FLUX2_VAE, QWEN3
@@ -56,6 +55,11 @@ _GUIDANCE = "guidance_in.in_layer.weight"
 _LAYERS = (9, 18, 27)
 """The indices of the Qwen3 layers whose input hidden states the transformer reads."""
 _TOKENS = 512
+_MOST_AREA = 1024 * 1024
+"""The largest number of pixels of a reference image; larger ones are scaled down to it."""
+_MOST_IMAGES = 10
+_STEP = 10
+"""The first position id of a reference image's tokens is this number times the number of the image, from 1."""
 _MOST_MU = 4.6
 """The largest μ: a recipe's shift, e^μ, is at most 100."""
 
@@ -73,6 +77,7 @@ class Flux2Klein(FlowFamily):
     needs = (Need("text_encoder", QWEN3), Need("vae", FLUX2_VAE))
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {"distilled": ("klein",), "base": ("base",)}
     entries = 10000
+    reads_images: ClassVar[Mapping[str, int]] = {"distilled": _MOST_IMAGES, "base": _MOST_IMAGES}
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
         """Return the family's variants that may have these tensors, the most common one first."""
@@ -92,6 +97,12 @@ class Flux2Klein(FlowFamily):
         few = 8.73809524e-05 * tokens + 1.89833333
         mu = many if tokens > 4300 else many + (many - few) / 190 * (steps - 200)
         return math.exp(min(mu, _MOST_MU))
+
+    def reference_fit(self, width: int, height: int) -> Fit:
+        """Return the whole image, scaled down if it has more than 1024x1024 pixels, as in diffusers' pipeline."""
+        scale = math.sqrt(_MOST_AREA / (width * height))
+        size = (int(width * scale), int(height * scale)) if width * height > _MOST_AREA else (width, height)
+        return Fit((0, 0, width, height), size)
 
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes."""
@@ -127,15 +138,13 @@ class Flux2Klein(FlowFamily):
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
-        x = at.x
-        batch, _, height, width = x.shape
-        context = text.context.expand(batch, -1, -1)
+        x, context = at.x, text.context.expand(len(at.x), -1, -1)
         answer = components["transformer"](
-            hidden_states=packed(x).to(context.dtype), timestep=at.of_each(at.sigmas), guidance=None,
+            hidden_states=at.tokens(context.dtype), timestep=at.of_each(at.sigmas), guidance=None,
             encoder_hidden_states=context, txt_ids=_places(1, 1, context.shape[1], x.device),
-            img_ids=_places(height // 2, width // 2, 1, x.device), return_dict=False,
+            img_ids=_image_places(at), return_dict=False,
         )[0]  # fmt: skip
-        return unpacked(answer.float(), height, width)
+        return at.velocity(answer)
 
 
 def _places(rows: int, columns: int, tokens: int, device: Any) -> Any:
@@ -143,6 +152,18 @@ def _places(rows: int, columns: int, tokens: int, device: Any) -> Any:
     import torch  # imported here, because planning uses this module without importing torch
 
     return torch.cartesian_prod(*(torch.arange(number, device=device) for number in (1, rows, columns, tokens)))
+
+
+def _image_places(at: Instant) -> Any:
+    """Return the position ids of an image's tokens, followed by those of its reference images."""
+    import torch  # imported here, because planning uses this module without importing torch
+
+    grids = []
+    for number, latents in enumerate((at.x, *at.references)):
+        places = _places(latents.shape[-2] // 2, latents.shape[-1] // 2, 1, at.x.device)
+        places[:, 0] = _STEP * number
+        grids.append(places)
+    return torch.cat(grids)
 
 
 def refuse_dev(names: Shapes) -> None:

@@ -13,9 +13,7 @@ from civman.diffusion.families.flow_family import (
     Instant,
     Need,
     Texts,
-    packed,
     require_head,
-    unpacked,
 )
 from civman.diffusion.families.flux1 import positions
 from civman.diffusion.families.qwen_image import DROPPED, SYSTEM
@@ -142,16 +140,14 @@ class Krea2(FlowFamily):
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
         import torch  # imported here, because planning uses this module without importing torch
 
-        x = at.x
-        batch, _, height, width = x.shape
-        context = text.context.expand(batch, -1, -1)
+        context = text.context.expand(len(at.x), -1, -1)
         answer = components["transformer"](
-            hidden_states=packed(x).to(context.dtype), timestep=at.of_each(at.sigmas),
+            hidden_states=at.tokens(context.dtype), timestep=at.of_each(at.sigmas),
             encoder_hidden_states=context.unflatten(-1, (len(_LAYERS), -1)), encoder_attention_mask=None,
-            position_ids=torch.cat([x.new_zeros((context.shape[1], 3)), positions(height, width, x.device)]),
+            position_ids=torch.cat([at.x.new_zeros((context.shape[1], 3)), positions(at)]),
             return_dict=False,
         )[0]  # fmt: skip
-        return unpacked(answer.float(), height, width)
+        return at.velocity(answer)
 
 
 KREA2 = Krea2()

@@ -12,9 +12,7 @@ from civman.diffusion.families.flow_family import (
     Instant,
     Need,
     Texts,
-    packed,
     require_head,
-    unpacked,
 )
 from civman.diffusion.key_table import KeyTable
 from civman.diffusion.part_kinds import QWEN25, WAN_VAE
@@ -83,15 +81,14 @@ class QwenImage(FlowFamily):
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
-        x = at.x
-        batch, _, height, width = x.shape
+        batch, _, height, width = at.x.shape
         context = text.context.expand(batch, -1, -1)
         answer = components["transformer"](
-            hidden_states=packed(x).to(context.dtype), timestep=at.of_each(at.sigmas).to(context.dtype),
+            hidden_states=at.tokens(context.dtype), timestep=at.of_each(at.sigmas).to(context.dtype),
             encoder_hidden_states=context, encoder_hidden_states_mask=None,
             img_shapes=[[(1, height // 2, width // 2)]] * batch, return_dict=False,
         )[0]  # fmt: skip
-        return unpacked(answer.float(), height, width)
+        return at.velocity(answer)
 
 
 QWEN_IMAGE = QwenImage()

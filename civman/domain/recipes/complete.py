@@ -29,7 +29,7 @@ from civman.domain.recipes.recipe import (
     StartImage,
 )
 from civman.domain.recipes.recipe_limits import COMFYUI_RESIZES, size_of, upscaler_of
-from civman.domain.recipes.reference import ReferenceUse
+from civman.domain.recipes.reference import EditImage, ReferenceUse
 from civman.domain.recipes.render_request import RenderRequest
 from civman.domain.recipes.thresholding import thresholding_of
 from civman.domain.recipes.tiled import tiled_of
@@ -87,6 +87,7 @@ class Resolved:
     last_scale: int | None = None
     controls: tuple[ControlUse, ...] = ()
     references: tuple[ReferenceUse, ...] = ()
+    edit_images: tuple[EditImage, ...] = ()
     init_image: Sha256 | None = None
     init_size: tuple[int, int] = (0, 0)
     """Width and height of the input image in pixels."""
@@ -147,6 +148,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
         emphasis=_or(request.emphasis, "original"), fit_negative=_or(request.fit_negative, False),
         hypernetworks=found.hypernetworks, controls=found.controls, references=found.references,
+        edit_images=found.edit_images,
         token_merging=float(_or(request.token_merging, 0.0)),
         thresholding=thresholding_of(_or(request.thresholding, "")),
         skip_negative_below=float(_or(request.skip_negative_below, 0.0)),

@@ -27,6 +27,7 @@ from civman.domain.recipes.hires import own_value_problems
 from civman.domain.recipes.prompt_parts import PromptPart as PromptPart
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
 from civman.domain.recipes.recipe_limits import problems
+from civman.domain.recipes.reference import EditImage as EditImage
 from civman.domain.recipes.reference import ReferenceUse as ReferenceUse
 from civman.domain.recipes.refiner import Refiner as Refiner
 from civman.domain.recipes.refiner import further_checkpoint_problems
@@ -41,10 +42,10 @@ from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusio
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 20
+SCHEMA: Final = 21
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 20 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 21 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -97,6 +98,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     18: {"": ("refiner",), "hires": ("prompt", "negative_prompt", "loras", "hypernetworks", "checkpoint")},
     19: {"": (), "start": ("mask_channel", "grow_mask")},
     20: {"": (), "controls": ("crops",)},
+    21: {"": ("edit_images",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling parameters."""
 
@@ -283,6 +285,8 @@ class Recipe:
 
     details: tuple[DetailPass, ...] = ()
     """The detail passes over the finished image, which follow `faces` and precede `upscale`."""
+    edit_images: tuple[EditImage, ...] = ()
+    """The reference images that the model itself reads, in order, as further tokens of its input."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()

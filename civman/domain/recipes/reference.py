@@ -1,4 +1,4 @@
-"""Reference images in a recipe: an IP-Adapter, the image that it reads, its strength, and the steps when it acts."""
+"""Reference images in a recipe: read by an IP-Adapter, at a strength and in some of the steps, or by an edit model."""
 
 import math
 from collections.abc import Iterator
@@ -10,6 +10,9 @@ from civman.domain.recipes.step_share import acts_at
 
 MOST: Final = 10
 """The largest weight of an IP-Adapter, positive or negative."""
+LEAST: Final = 16
+LARGEST: Final = 4096
+"""The least and the greatest width and height in pixels to which an edit model's reference image is resized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,37 @@ class ReferenceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class EditImage:
+    """A reference image in a recipe that an edit model, such as Flux.1 Kontext, reads without an IP-Adapter.
+
+    `sha256` is the digest of the image's file. The image is resized to `width` x `height` pixels, and the VAE encodes
+    its centre, both sides of which are rounded down to multiples of the family's patches.
+    """
+
+    sha256: Sha256
+    width: int
+    height: int
+    crop: tuple[int, ...] = ()
+    """The part of the image that is resized: left, top, width and height in pixels; empty for the whole image."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReferenceRequest:
-    """A requested reference: the path of an image, the ref of an IP-Adapter, and how it acts (see `ReferenceUse`)."""
+    """A requested reference: the path of an image, the ref of an IP-Adapter, and how it acts (see `ReferenceUse`).
+
+    Without a ref, the model itself must be able to read the image (see `EditImage`).
+    """
 
     picture: str
-    ref: str
+    ref: str = ""
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
     crop: tuple[int, ...] = ()
+    size: str = ""
+    """The size to which the image is resized for an edit model, such as "512x768"; "own": its own size; "": the size
+    that the model's family prefers for an image of its shape.
+    """
 
 
 def problems(recipe: Any) -> Iterator[str]:
@@ -57,3 +82,10 @@ def problems(recipe: Any) -> Iterator[str]:
             yield "the crop of a reference picture must be its left and top edge, width and height in pixels"
     if recipe.references and recipe.flow is not None:
         yield "IP-Adapters work with the UNets of SD 1, SD 2 and SDXL only"
+    for image in recipe.edit_images:
+        if not LEAST <= min(image.width, image.height) <= max(image.width, image.height) <= LARGEST:
+            yield f"both sides of a reference image must be between {LEAST} and {LARGEST} pixels"
+        if image.crop and (len(image.crop) != 4 or min(image.crop) < 0 or min(image.crop[2:]) < 1):
+            yield "the crop of a reference image must be its left and top edge, width and height in pixels"
+    if recipe.edit_images and recipe.flow is None:
+        yield "only flow-matching models read reference images without an IP-Adapter"
