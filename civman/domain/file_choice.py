@@ -8,22 +8,22 @@ from civman.domain.printed_refs import bare_version_ref, file_ref
 from civman.errors import AmbiguousRef, Cause, NotFound
 
 WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
-"""File types that contain a version's own weights. Source: CivitAI's primary weight file types."""
+"""Types of files that contain a version's own weights, as in CivitAI's choice of the primary file."""
 
 
 def is_pickle(file: ModelFile) -> bool:
-    """Whether loading the file could run code: by its extension or, if that is inconclusive, by CivitAI's format."""
+    """Whether loading the file could run code, judged by its extension or, if inconclusive, by CivitAI's format."""
     return file.suffix in PICKLE_SUFFIXES or (file.format == "PickleTensor" and file.suffix not in SAFETENSORS_SUFFIXES)
 
 
 def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId | None = None) -> ModelFile:
     """Return the file of `version` that `words` or `file_id` selects, or else its default file.
 
-    `words`: a file id, a file name, or words that only one file matches ("fp16 pruned", "vae").
-    The default file is the primary one if it is safetensors, else the safetensors file that CivitAI would rank first
-    (weights before side files, pruned before full, fp16 before others), else the primary.
+    `words`: a file id, a file name, or words that only one file matches ("fp16 pruned", "vae"). The default file is the
+    primary file if that is safetensors, else the safetensors file that CivitAI would rank first (pruned before full,
+    fp16 before others), else the primary file.
 
-    Raises: NotFound: no such file, or the version has none. AmbiguousRef: several files match `words`.
+    Raises: NotFound: there is no such file, or the version has no files. AmbiguousRef: several files match `words`.
     """
     if not version.files:
         raise NotFound(
@@ -102,8 +102,8 @@ def _answers(file: ModelFile, word: str) -> bool:
 def _rank(file: ModelFile) -> float:
     """Compute the score by which CivitAI ranks the files of a version.
 
-    1000 for weights, plus or minus 100 for the format, 10 for the size and 1 for the precision: plus for the preferred
-    value, minus for any other, 0 if the value is missing.
+    A file of weights gets 1000. The format is worth 100, the size class 10 and the precision 1: added for the preferred
+    value, subtracted for any other, 0 if the value is missing.
     """
     rank = 1000.0 if file.type in WEIGHT_TYPES else 0.0
     for value, wanted, worth in (

@@ -7,19 +7,19 @@ _PORTS = {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | _PORTS
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
 MOST_BYTES = 200
-"""The maximum length of a file name in bytes: less than the 255 of file systems, so that a suffix such as
-`.preview.png` still fits.
+"""The maximum length of a file name in bytes. File systems allow 255; the rest leaves room for a suffix such as
+`.preview.png`.
 """
 
 
 def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES) -> str:
     """Turn `name` into one path component that is valid on Linux, macOS and Windows.
 
-    Returns `fallback` if nothing usable is left.
+    Returns `fallback` if no usable character is left.
 
     Folders, control and text-direction characters, names reserved on Windows, and leading or trailing dots and spaces
     are removed or replaced. If the name is shortened to `most_bytes` (at least 32, and one more for a reserved name),
-    its suffix is kept. Idempotent.
+    its suffix is preserved. Idempotent.
     """
     text = unicodedata.normalize("NFC", name)
     text = text.encode("utf-8", "ignore").decode()  # remove lone surrogates, which cannot be encoded
@@ -35,14 +35,14 @@ def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES
 
 
 def folded(name: str) -> str:
-    """Normalise a name so that two names are equal if they collide in folders that ignore case (Windows, macOS)."""
+    """Normalise a name so that names which collide in case-insensitive folders (Windows, macOS) become equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).upper().casefold())
 
 
 def marked_name(name: str, mark: str, *, most_bytes: int = MOST_BYTES) -> str:
     """Insert `mark` into `name`, before its suffix.
 
-    If necessary the stem is shortened, but never `mark`, which must be short and valid in file names.
+    The stem is shortened if necessary, but never `mark`, which must be short and valid in file names.
     """
     stem, dot, suffix = name.rpartition(".")
     if not dot:

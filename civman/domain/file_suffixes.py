@@ -1,9 +1,9 @@
-"""The file extensions that civman knows, in one table: which files are models, and what other files are."""
+"""The file extensions that civman knows, in one table: those of models, and those of other files."""
 
 from typing import Final
 
 SAFETENSORS_SUFFIXES: Final = frozenset({".safetensors", ".sft"})
-"""Extensions of safetensors files; both name the same format."""
+"""Extensions of safetensors files; both are the same format."""
 PICKLE_SUFFIXES: Final = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 """Extensions of pickle files; loading one could run code."""
 GGUF_SUFFIX: Final = ".gguf"
@@ -21,7 +21,7 @@ UNFINISHED_SUFFIXES: Final = frozenset(
 )  # fmt: skip
 """Extensions of files that a download or another program has not finished writing."""
 CONTROL_SUFFIXES: Final = (".aria2", ".part", ".crdownload", ".incomplete", ".ytdl", ".st", ".!ut", ".!qb")
-"""Suffixes of control files: while a file `NAME` plus one of these exists, `NAME` itself is unfinished."""
+"""Suffixes of control files. While such a file exists next to `NAME` (`NAME` plus the suffix), `NAME` is unfinished."""
 
 
 def suffix_of(name: str) -> str:
@@ -31,5 +31,5 @@ def suffix_of(name: str) -> str:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether the name is one that programs give to files that they are still writing."""
+    """Whether programs give such a name to files that they have not finished writing."""
     return suffix_of(name) in UNFINISHED_SUFFIXES or name.endswith("~") or name.startswith(("~$", ".~"))

@@ -16,6 +16,6 @@ def plain_text(description: str | None) -> str:
 
 
 def first_line(description: str | None) -> str:
-    """Return the first line of an HTML description as plain text, cut to a maximum length."""
+    """Return the first line of an HTML description as plain text, shortened with "…" if it is too long."""
     line = plain_text(description).partition("\n")[0]
     return line if len(line) <= _LINE else line[: _LINE - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Published face models: those that restore faces, and those that find and parse them (`data/face_models.json`)."""
+"""Published face models: those that restore faces, and those that find and segment them (`data/face_models.json`)."""
 
 import json
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ class KnownFaceModel:
 
     kind: str
     files: tuple[str, ...]
-    """The names of the model's files, without suffix."""
+    """The names of the model's files, without extension."""
     sha256: tuple[Sha256, ...]
-    """The digests of the model's published files; empty if none is known."""
+    """The SHA-256 of the model's published files; empty if none is known."""
     licence: str
     is_commercial: bool
     """Whether the model's licence allows commercial use."""
 
 
 def known_face_models(kind: str) -> tuple[KnownFaceModel, ...]:
-    """The published models of one kind; the model that A1111 downloads comes first."""
+    """The published models of one kind. The model that A1111 downloads comes first."""
     return tuple(each for each in _all() if each.kind == kind)
 
 
 def face_model_with(sha256: Sha256) -> KnownFaceModel | None:
-    """Look up a published face model by the digest of its file."""
+    """Look up a published face model by the SHA-256 of its file."""
     return next((each for each in _all() if sha256 in each.sha256), None)
 
 

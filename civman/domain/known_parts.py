@@ -1,7 +1,8 @@
 """Published files of the parts that checkpoints need besides their transformer: text encoders and VAEs.
 
-The files are known by SHA-256 (`data/model_parts.json`), so that they can be looked up on CivitAI, and a file that was
-downloaded elsewhere can be recognised. Which parts a checkpoint needs is decided by its family in `civman.diffusion`.
+The files are identified by SHA-256 (`data/model_parts.json`), so that they can be looked up on CivitAI, and a file that
+was downloaded elsewhere can be recognised. Which parts a checkpoint needs is decided by its family in
+`civman.diffusion`.
 """
 
 import json
@@ -17,22 +18,22 @@ class KnownPart:
     """A published text encoder or VAE."""
 
     role: str
-    """The role in recipes and on the command line, such as "t5"."""
+    """The part's role in recipes and on the command line, such as "t5"."""
     title: str
     families: tuple[str, ...]
-    """The architectures of the checkpoints that use it."""
+    """The architectures of the checkpoints that use the part."""
     name: str
-    """The file's usual name, without suffix."""
+    """The file's usual name, without extension."""
     sha256: Sha256
     published: str
-    """The public repository that contains the file, and the file's path there."""
+    """The public repository that contains the file, and the file's path in the repository."""
     width: int | None = None
-    """The width of its states, if checkpoints of one family need several widths."""
+    """The width of a text encoder's hidden states, if the checkpoints of a family need different widths; else None."""
 
 
 @cache
 def known_parts() -> tuple[KnownPart, ...]:
-    """List all published files that are known."""
+    """List all published files that civman knows."""
     data = json.loads(files("civman.domain").joinpath("data/model_parts.json").read_text(encoding="utf-8"))
     return tuple(
         KnownPart(
@@ -44,7 +45,7 @@ def known_parts() -> tuple[KnownPart, ...]:
 
 
 def parts_for(family: str, role: str, width: int | None = None) -> tuple[KnownPart, ...]:
-    """List the published files of one role that checkpoints of a family use; `width`: only those that may fit it."""
+    """List the published files for a role in checkpoints of a family; with `width`, only those that may have it."""
     return tuple(
         part
         for part in known_parts()
@@ -53,5 +54,5 @@ def parts_for(family: str, role: str, width: int | None = None) -> tuple[KnownPa
 
 
 def known_part(sha256: Sha256) -> KnownPart | None:
-    """Look up a published file by its digest."""
+    """Look up a published file by its SHA-256."""
     return next((part for part in known_parts() if part.sha256 == sha256), None)

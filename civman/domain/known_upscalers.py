@@ -1,6 +1,6 @@
 """Upscaler models that are known by name: the name that A1111 writes into an image, and the model's published files.
 
-An image's metadata names its upscaler but never gives a hash, so the name is looked up here first
+An image's metadata names its upscaler but contains no hash, so the name is looked up here first
 (`data/upscalers.json`).
 """
 
@@ -14,12 +14,12 @@ from civman.domain.digests import Sha256
 
 @dataclass(frozen=True, slots=True)
 class KnownUpscaler:
-    """A published upscaler model: its names in image metadata, its files' names without suffix, and its licence."""
+    """A published upscaler model: its names in image metadata, its file names without extension, and its licence."""
 
     names: tuple[str, ...]
     files: tuple[str, ...]
     sha256: tuple[Sha256, ...]
-    """The digests of the model's published files; empty if none is known."""
+    """The SHA-256 of the model's published files; empty if none is known."""
     licence: str
 
     @property
@@ -29,12 +29,12 @@ class KnownUpscaler:
 
 
 def known_upscaler(name: str) -> KnownUpscaler | None:
-    """Look up an upscaler by a name that A1111 writes or by its file name without suffix; case does not matter."""
+    """Look up an upscaler by A1111's name for it or by its file name without extension; case does not matter."""
     return _by_name().get(name.strip().casefold())
 
 
 def upscaler_with(sha256: Sha256) -> KnownUpscaler | None:
-    """Look up a published upscaler by the digest of its file."""
+    """Look up a published upscaler by the SHA-256 of its file."""
     return next((each for each in _all() if sha256 in each.sha256), None)
 
 

@@ -1,7 +1,7 @@
 """What licences allow, in sentences: for one model, and for a checkpoint together with its adapters.
 
-Two licences apply to every file: what its creator chose on CivitAI, and the licence of its base model. The stricter one
-counts, and unknown is not treated as permission. This is not legal advice.
+Two licences apply to every file: the one that its creator chose on CivitAI, and the licence of its base model. The
+stricter one counts, and an unknown licence is not treated as permission. This is not legal advice.
 
 Source: CivitAI's published constants (August 2026) and the licences they name, summarised in `data/licences.json`.
 """
@@ -22,14 +22,14 @@ class Answer(StrEnum):
 
     YES = "yes"
     CONDITIONAL = "conditional"
-    """Allowed under a condition, which the reasons describe."""
+    """Allowed under a condition that the reasons describe."""
     NO = "no"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One model of a combination."""
+    """One of the models that are used together."""
 
     name: str
     licence: Licence = Licence()  # noqa: RUF009  # frozen, so instances can share one value
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What is permitted for images made with all parts together, and why."""
+    """What is permitted for images that are made with all parts together, and why."""
 
     sell_pictures: Answer
     must_credit: Answer
@@ -69,7 +69,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class BaseLicence:
-    """The licence of a base model. `pictures`: whether images may be sold; `note`: the condition for it, or why not."""
+    """The licence of a base model. `pictures`: whether images may be sold; `note`: the condition, or why not."""
 
     name: str
     url: str
@@ -88,7 +88,7 @@ def _by_key() -> Mapping[str, BaseLicence]:
 
 
 def base_licence(label: str | None) -> BaseLicence | None:
-    """Look up the licence of CivitAI's base-model label; None if unknown."""
+    """Look up the licence of a CivitAI base-model label; None if it is unknown."""
     return _by_key().get(label_key(label or ""))
 
 
@@ -98,7 +98,7 @@ def labels_not_for_sale() -> tuple[str, ...]:
 
 
 def terms_of(parts: Sequence[Part]) -> Terms:
-    """Combine the terms of `parts` for images made with all of them: something is allowed only if every part allows it.
+    """Combine the terms of `parts` for images made with all of them. What one part forbids is forbidden.
 
     >>> terms_of([Part("Harbour", Licence(False, ("Image",)), "SD 1.5")]).words
     ('images may be sold', 'no credit required')

@@ -5,7 +5,7 @@ from civman.errors import NotFound, UsageError
 
 
 def require_model(ref: Ref) -> None:
-    """Check that a ref can refer to a model file, and not to an image or a post.
+    """Check that a ref can refer to a model file, not to an image or a post.
 
     Raises: UsageError: it is an image made with this library, or a post. NotFound: it is an image on CivitAI.
     """
@@ -14,7 +14,7 @@ def require_model(ref: Ref) -> None:
     if isinstance(ref, ImageRef):
         raise NotFound(
             f"{ref} is an image on CivitAI; the library does not know which model made it",
-            hint="run `civman show` to ask CivitAI which model made the image",
+            hint="`civman show` asks CivitAI which model made the image",
         )
 
 

@@ -1,4 +1,4 @@
-"""Which CLIP text encoders and autoencoders an architecture uses, as far as the widths of tensors show it."""
+"""Which CLIP text encoders and autoencoders an architecture uses, as far as tensor shapes show it."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ TEXT_WIDTHS: Final = {
     Architecture.SD1: (768,), Architecture.SD2: (1024,), Architecture.SDXL: (768, 1280),
     Architecture.SDXL_REFINER: (1280,), Architecture.SD3: (768, 1280), Architecture.FLUX1: (768,),
 }  # fmt: skip
-"""The widths of the CLIP text encoders. Source: the models' own configurations."""
+"""The widths of each architecture's CLIP text encoders. Source: the models' own configurations."""
 
 VAE_FAMILIES: Final = {
     Architecture.SD: {Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER,
@@ -18,7 +18,7 @@ VAE_FAMILIES: Final = {
     Architecture.FLUX2: {Architecture.FLUX2, Architecture.ERNIE_IMAGE},
     Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA, Architecture.KREA2},
 }  # fmt: skip
-"""Architecture of a VAE → the models whose latents have its layout."""
+"""Maps the architecture of a VAE to the models whose latents have its layout."""
 
 SCALED_VAES: Final = frozenset({Architecture.FLUX2})
-"""The architectures of VAEs whose files contain the scale of their latents."""
+"""Architectures whose VAE files contain the scale of their latents."""

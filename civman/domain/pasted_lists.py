@@ -1,4 +1,4 @@
-"""Split pasted lists of refs: one or several on a line, with commas, bullets, notes or columns."""
+"""Split pasted lists of refs: one or several refs per line, with commas, bullets, notes or columns."""
 
 import re
 
@@ -9,9 +9,9 @@ _SEPARATORS = re.compile(r"[,;|\t]+")
 
 
 def decoded(data: bytes) -> str:
-    """Decode the text of a list file: UTF-8, with or without a byte order mark, or UTF-16.
+    """Decode the text of a list file, which may be UTF-8, with or without a byte order mark, or UTF-16.
 
-    Raises: UnicodeDecodeError: it is in another encoding.
+    Raises: UnicodeDecodeError: the text is in another encoding.
     """
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
@@ -21,7 +21,7 @@ def decoded(data: bytes) -> str:
 
 
 def listed_refs(text: str) -> list[str]:
-    """List the refs in the lines of `text`. Empty lines and text after `#` are ignored."""
+    """List the refs in the lines of `text`, ignoring empty lines and text after `#`."""
     lines = (line.split(" #", 1)[0].strip() for line in text.lstrip("\ufeff").splitlines())
     return [ref for line in lines if line and not line.startswith("#") for ref in split_refs(line)]
 
@@ -29,14 +29,14 @@ def listed_refs(text: str) -> list[str]:
 def split_refs(text: str) -> list[str]:
     """Split one line or argument into refs; return the text itself unless it clearly contains several.
 
-    A name may contain commas and spaces, so the text is split only where this gives ids, URLs or digests.
+    A name may contain commas and spaces, so the text is split only if this results in ids, URLs or digests.
     """
     if _is_plain(text):
         return [text]
     parts = [part.strip() for part in _SEPARATORS.split(text) if part.strip()]
     plain = [part for part in parts if _is_plain(part)]
     if plain and (len(plain) == len(parts) or any("civitai" in part.lower() for part in plain)):
-        # use only the columns of a table that contain refs; the other columns are names and notes
+        # use only the columns with refs; the other columns of a table are names and notes
         return plain if len(plain) == len(parts) else [part for part in plain if not part.isdecimal()]
     words = text.split()
     if len(words) > 1 and all(map(_is_plain, words)):

@@ -6,7 +6,7 @@ import unicodedata
 _MARKDOWN = re.compile(r"!?\[[^\]]*\]\(\s*<?([^\s<>]+?)>?(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)")
 _ANCHOR = re.compile(r"<a\s[^>]*href=[\"']?([^\"'>\s]+)[^>]*>.*", re.IGNORECASE)
 _MARKS = re.compile(r"(?:>\s*|[-*+•·–—▪◦‣]\s+|[0-9]{1,3}[.)]\s+|\[[ xX]\]\s+)+")
-"""Matches the marker at the start of a quoted line, a list item or a task."""
+"""Matches the marker at the start of a quoted line, a list item or a task item."""
 _QUOTES = "<>[]{}\"'`\u201c\u201d\u201e\u2018\u2019\u201a«»"
 _EMPHASIS = re.compile(r"([*_~|]{1,3})(.+)\1")
 _ENDINGS = ".,;:!?\u2026\u3002\uff0c"
@@ -20,9 +20,9 @@ _NAMED_HASH = re.compile(
 _TITLE = re.compile(
     r".+\.(?:safetensors|sft|ckpt|pt|pth|bin|gguf) \[([0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{64})\]", re.IGNORECASE
 )
-"""Matches A1111's title of a checkpoint: its file name and the beginning of its SHA-256."""
+"""Matches A1111's title of a checkpoint: its file name and the first digits of its SHA-256."""
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *].+", re.IGNORECASE)
-"""Matches a line of `sha256sum`."""
+"""Matches a line of output from `sha256sum`."""
 _INSIDE = re.compile(
     r"(?<![^\s(<\[\"'=])(?:https?://)?(?:[a-z0-9-]+\.)*civitai\.(?:com|red|green)/[^\s<>\"'\[\]|]+", re.IGNORECASE
 )
@@ -32,7 +32,7 @@ _QUOTED_SCHEME = re.compile(r"https?%3a%2f%2f", re.IGNORECASE)
 def unwrapped(text: str) -> str:
     """Remove characters that copying and pasting may have added around `text`.
 
-    Use the result only if it is a URL, an id or a digest; in any other text the removed characters may belong to it.
+    Use the result only if it is a URL, an id or a digest. In any other text, the removed characters may belong to it.
     """
     visible = "".join(char for char in text if unicodedata.category(char) != "Cf").strip()
     if link := _MARKDOWN.fullmatch(visible.rstrip(_ENDINGS)) or _ANCHOR.fullmatch(visible):
@@ -71,7 +71,7 @@ def _peeled(text: str) -> str:
 
 
 def _plain_address(text: str) -> str:
-    """Return the CivitAI URL in `text` if there is exactly one among other words, or else `text` itself."""
+    """Return the only CivitAI URL among other words in `text`, or else `text` itself."""
     from urllib.parse import unquote
 
     if _QUOTED_SCHEME.match(text):

@@ -3,7 +3,7 @@
 Parses bytes that the caller has read, within limits, and rejects anything that is not a well-formed GGUF header. Does
 no I/O and never reads weights.
 
-Source: the GGUF specification of ggml (version 2 and 3): magic, counts, key-value pairs, tensor infos, little-endian.
+Source: the GGUF specification of ggml (versions 2 and 3): magic, counts, key-value pairs, tensor infos, little-endian.
 """
 
 import struct
@@ -19,18 +19,18 @@ from civman.domain.files.header_text import Tensor, refuse, short
 
 MAGIC = b"GGUF"
 MAX_ENTRIES = 100_000
-"""civman's limit on the number of keys and of tensors; the largest models have a few thousand."""
+"""civman's limit on the number of keys and of tensors. The largest models have a few thousand."""
 MAX_STRING_BYTES = 16 << 20
 MAX_ARRAY_ITEMS = 4_000_000
-"""civman's limit on the length of arrays; a language model's vocabulary has about 300,000 words."""
+"""civman's limit on the length of arrays. A language model's vocabulary has about 300,000 tokens."""
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _WHOLE = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
 _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
 _STATED_SHAPE = "comfy.gguf.orig_shape."
-"""The prefix of the metadata key with a tensor's shape, for a tensor that the file stores with rows of another width.
+"""The prefix of a metadata key whose value is the true shape of a tensor that is stored with rows of another width.
 
-The rest of the key is the tensor's name. City96's converter writes it for convolutions.
+The rest of the key is the tensor's name. City96's converter writes such keys for convolutions.
 """
 
 
@@ -38,43 +38,43 @@ Shape = tuple[int, ...]
 
 
 class NeedsMore(Exception):
-    """The header is longer than the bytes given: read more of the file and parse again."""
+    """The header is longer than the bytes given. The caller must read more of the file and parse again."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
     """A complete GGUF header.
 
-    Shapes are outermost dimension first, as in safetensors (the file stores them reversed).
+    Shapes start with the outermost dimension, as in safetensors (the file stores them reversed).
     """
 
     version: int
     architecture: str
-    """The value of `general.architecture`, such as "flux" or "sd3"; empty if the file has none."""
+    """The value of `general.architecture`, such as "flux" or "sd3"; empty if there is none."""
     quantisation: str
     """The type of most weights, such as "Q4_K"."""
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] = field(repr=False)
-    """Tensor name → its type and shape."""
+    """Maps each tensor's name to its type and shape."""
     metadata: Mapping[str, str] = field(repr=False)
     """The file's metadata entries that are numbers or short strings."""
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
-    """Tensor name → its first byte and the byte after its last, counted from `data_start`.
+    """Maps each tensor's name to its first byte and the byte after its last, counted from `data_start`.
 
-    Both are the same if the size of the tensor's type is unknown.
+    The two are equal if the size of the tensor's type is unknown.
     """
     data_start: int = 0
-    """The position in the file of the first tensor."""
+    """The offset of the first tensor in the file."""
     file_size: int = 0
 
     @property
     def words(self) -> str:
-        """A human-readable description, such as "GGUF, flux, Q4_K, 780 tensors"."""
+        """A description for users, such as "GGUF, flux, Q4_K, 780 tensors"."""
         parts = ["GGUF", self.architecture, self.quantisation, f"{len(self.tensors)} tensors"]
         return ", ".join(part for part in parts if part)
 
     @property
     def cut_words(self) -> str:
-        """Return a message if the file ends before its last tensor, else ""."""
+        """The error message if the file ends before its last tensor, else ""."""
         end = self.data_start + max((end for _, end in self.places.values()), default=0)
         if end <= self.file_size:
             return ""
@@ -87,9 +87,9 @@ class GgufHeader:
 
     @property
     def as_header(self) -> Header:
-        """Return the same tensors and metadata in the form of a safetensors header.
+        """The same tensors and metadata in the form of a safetensors header.
 
-        A text encoder's tensors have their authors' names, see `gguf_names`.
+        The tensors of a text encoder have the original authors' names (see `gguf_names`).
         """
         names = author_names(self.architecture, self.tensors)
         if len(set(names.values())) < len(names):
@@ -101,7 +101,7 @@ class GgufHeader:
 def parse_gguf(prefix: bytes, *, is_whole: bool = False, file_size: int = 0) -> GgufHeader:
     """Parse the header of a file that starts with `prefix`; `is_whole` means that `prefix` is the complete file.
 
-    A file of `file_size` bytes may end before its last tensor, see `GgufHeader.require_complete`.
+    The file, of `file_size` bytes, may end before its last tensor; `GgufHeader.require_complete` checks that.
 
     Raises: NeedsMore: the header is longer than `prefix`. InvalidModelFile: it is not a valid GGUF header.
     """
@@ -176,7 +176,7 @@ def _stored_bytes(name: str, kind: str, shape: Shape) -> int:
 
 
 class _Reader:
-    """Reads numbers, strings and arrays in sequence, rejecting any that exceed the limits."""
+    """Reads numbers, strings and arrays in sequence, and rejects values that exceed the limits."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -197,7 +197,7 @@ class _Reader:
         return self._at
 
     def tensor(self) -> tuple[str, str, Shape, int]:
-        """Read one entry of the list of tensors: name, type, shape, first byte."""
+        """Read one entry of the list of tensors: name, type, shape, offset of the first byte."""
         name = self.text()
         axes = self.number("I")
         if axes > 8:
@@ -207,7 +207,7 @@ class _Reader:
         return name, TYPES.get(kind, f"type {kind}"), shape, self.number("Q")
 
     def shape(self) -> Shape:
-        """Read an array of whole numbers as a shape."""
+        """Read an array of integers as a shape."""
         inner, count = self.number("I"), self.number("Q")
         if inner not in _WHOLE or count > 8:
             refuse("the GGUF header states a shape that is no list of numbers", cause="bad-header")
@@ -223,7 +223,7 @@ class _Reader:
         return self.take(length).decode("utf-8", errors="replace")
 
     def value(self, kind: int, depth: int = 0) -> str | None:
-        """Read one value as a string; arrays are skipped, and None is returned for them."""
+        """Read one value as a string. An array is skipped and None is returned."""
         if kind == _STRING:
             return self.text()
         if kind in _NUMBERS:

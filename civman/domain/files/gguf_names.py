@@ -1,7 +1,7 @@
-"""The names of a text encoder's tensors in GGUF files, translated to those of its authors.
+"""Translates the tensor names of text encoders in GGUF files to the original authors' names.
 
-llama.cpp has names of its own for language models. Only architectures whose tensors it stores unchanged are
-translated: it permutes Llama's and Mistral's queries and keys, and adds one to Gemma's norms.
+llama.cpp has names of its own for language models. Names are translated only for architectures whose tensors llama.cpp
+stores unchanged: it permutes the queries and keys of Llama and Mistral, and adds one to Gemma's norms.
 
 Source: the name tables of the package `gguf`; a test compares each name with them.
 """
@@ -33,13 +33,15 @@ ARCHITECTURES: Final = {
     "t5": _T5, "t5encoder": _T5, "qwen2": _LANGUAGE_MODEL, "qwen2vl": _LANGUAGE_MODEL, "qwen3": _LANGUAGE_MODEL,
     "qwen3vl": {theirs: name.replace("model.", "model.language_model.") for theirs, name in _LANGUAGE_MODEL.items()},
 }  # fmt: skip
-"""Value of `general.architecture` → name of a module in the file → the authors' name; `#` is a block's number."""
+"""Maps the value of `general.architecture` to a table from module names in the file to original names; `#` is a block
+number.
+"""
 
 _NUMBER = re.compile(r"(?<=blk\.)\d+(?=\.)")
 
 
 def author_names(architecture: str, names: Iterable[str]) -> dict[str, str]:
-    """Map each tensor of a file of this architecture to its authors' name; other names are kept."""
+    """Map each tensor name of a file of this architecture to the original name; unknown names stay unchanged."""
     table = ARCHITECTURES.get(architecture, {})
     return {name: _author_name(name, table) for name in names}
 

@@ -1,4 +1,4 @@
-"""The number types of GGUF files, and how many bytes each takes.
+"""The number types of GGUF files, and the bytes that each type takes.
 
 Source: the GGUF specification of ggml; a test compares the sizes with the package `gguf`.
 """
@@ -11,7 +11,7 @@ TYPES: Final = {
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
     29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
-"""Type number in a GGUF file → name of the type."""
+"""Maps the number of a type in GGUF files to its name."""
 
 BLOCKS: Final = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "F64": (1, 8), "I8": (1, 1), "I16": (1, 2), "I32": (1, 4),
@@ -21,7 +21,7 @@ BLOCKS: Final = {
     "IQ1_S": (256, 50), "IQ4_NL": (32, 18), "IQ3_S": (256, 110), "IQ2_S": (256, 82), "IQ4_XS": (256, 136),
     "IQ1_M": (256, 56), "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17), "NVFP4": (64, 36),
 }  # fmt: skip
-"""Type → the number of weights in a block, and the size of a block in bytes."""
+"""Maps a type to the number of weights in a block and the size of a block in bytes."""
 
 UNREADABLE: Final = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "NVFP4", "MXFP4"})
-"""Types that no model uses for its weights, or that civman cannot convert back into numbers."""
+"""Types that no model uses for its weights, or that civman cannot convert to numbers."""

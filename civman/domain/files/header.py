@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_HEADER_BYTES = 100_000_000
-"""The limit that safetensors' reference implementation sets on the length of a header."""
+"""The limit on the length of a header, as in safetensors' reference implementation."""
 
 
 class Sniffed(StrEnum):
@@ -70,7 +70,7 @@ _MAGIC = (
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A complete, validated safetensors header. `tensors` is in the order of the header."""
+    """A complete, validated safetensors header. `tensors` has the order of the header."""
 
     tensors: Mapping[str, Tensor] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
@@ -78,11 +78,11 @@ class Header:
     """The number of bytes before the first tensor: eight for the length, then the JSON text."""
     file_size: int
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """A cache in which other modules store values that they compute from this header alone."""
+    """A cache for values that other modules compute from this header alone."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name → shape. Cached, so callers must not modify it."""
+        """Maps each tensor's name to its shape. Cached, so callers must not modify it."""
         if "shapes" not in self.notes:
             self.notes["shapes"] = {name: tensor.shape for name, tensor in self.tensors.items()}
         found: dict[str, tuple[int, ...]] = self.notes["shapes"]
@@ -90,7 +90,7 @@ class Header:
 
     @property
     def elements(self) -> dict[str, int]:
-        """Type → the number of elements of all tensors with this type.
+        """Maps each data type to the number of elements of all tensors with that type.
 
         Tensors without dimensions (scalars) are not counted.
         """
@@ -107,11 +107,10 @@ class Header:
 
 
 def sniff(first: bytes) -> Sniffed:
-    """Return the file type that a file's first bytes indicate: 512 bytes are enough, and 8 give a first guess."""
+    """Return the file type that a file's first bytes indicate. 512 bytes are enough; 8 bytes give a first guess."""
     if not first:
         return Sniffed.EMPTY
-    # The length of a safetensors header may start with the same bytes as another format's signature, so the brace after
-    # it is checked first.
+    # check for the brace after the length first, because the length may equal another format's signature
     plausible = len(first) >= 8 and 2 <= int.from_bytes(first[:8], "little") <= MAX_HEADER_BYTES
     if plausible and first[8:].lstrip(b" \t\r\n")[:1] in (b"{", b""):
         return Sniffed.SAFETENSORS
@@ -133,9 +132,9 @@ def sniff(first: bytes) -> Sniffed:
 
 
 def needed_bytes(first: bytes, file_size: int) -> int:
-    """Return how many bytes from the start of the file `parse` needs, given at least the first eight.
+    """Return how many bytes from the start of the file `parse` needs. `first` must have at least eight bytes.
 
-    More than eight bytes give better error messages.
+    With more bytes, the error messages are more exact.
 
     Raises: InvalidModelFile: it cannot be a safetensors file of `file_size` bytes.
     """
@@ -155,8 +154,8 @@ def needed_bytes(first: bytes, file_size: int) -> int:
 def parse(prefix: bytes, *, file_size: int) -> Header:
     """Parse the header of a file of `file_size` bytes that starts with `prefix` (`needed_bytes` returns its length).
 
-    Checks the types and shapes, that the tensors lie end to end from the header to the last byte of the file, and that
-    all names are different.
+    Checks types and shapes, that the tensors lie end to end from the header to the last byte of the file, and that all
+    names are different.
 
     Raises: InvalidModelFile: a check fails; the cause is in the message and in `facts["cause"]`.
     """

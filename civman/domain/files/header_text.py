@@ -1,9 +1,9 @@
 """Parse the JSON text of a safetensors header without building general JSON values.
 
-Defines the accepted grammar and its limits. Parsing stops at the first entry that is not a tensor, so deep nesting,
-huge numbers and endless lists cost nothing, and the limits below bound the memory used. Entries in the form that common
-programs write are parsed in one pass of a regular expression; a scanner parses all others, and its error messages say
-what is wrong. The tensors' offsets are checked in `civman.domain.files.header`.
+This module defines the accepted grammar and its limits. Parsing stops at the first entry that is not a tensor, so deep
+nesting, huge numbers and endless lists cost nothing, and the limits below bound the memory used. Entries in the form
+that common programs write are parsed by a regular expression in one pass; a scanner parses all others, and its error
+messages say what is wrong. The tensors' offsets are checked in `civman.domain.files.header`.
 
 Source: the safetensors format description (8 bytes little-endian length, JSON header, tensors end to end).
 """
@@ -16,15 +16,17 @@ from typing import NamedTuple, NoReturn, TypeGuard
 from civman.errors import InvalidModelFile
 
 MAX_TENSORS = 250_000
-"""civman's limit on the number of tensors; the largest image and video models have about 10,000."""
+"""civman's limit on the number of tensors. The largest image and video models have about 10,000."""
 MAX_METADATA_BYTES = 32 << 20
-"""civman's limit on the size of the metadata; a thumbnail and a list of tags take a few megabytes at most."""
+"""civman's limit on the size of the metadata. A thumbnail and a list of tags take a few megabytes at most."""
 MAX_METADATA_ENTRIES = 20_000
-"""civman's limit on the number of metadata entries; trainers write about a hundred."""
+"""civman's limit on the number of metadata entries. Trainers write about a hundred."""
 _MAX_ENTRY_BYTES = 1 << 16
 _MAX_DIMS = 64
 _MAX_AT_ONCE = 4 << 20
-"""The longest text parsed in one pass, which briefly needs ten times as much memory; 10,000 tensors take 1.5 MB."""
+"""The longest text that is parsed in one pass, which briefly needs ten times its size in memory. 10,000 tensors take
+1.5 MB.
+"""
 
 BITS = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
@@ -32,7 +34,7 @@ BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-"""The number of bits per element of every type in the format. Source: safetensors 0.8."""
+"""The number of bits per element for every data type of the format. Source: safetensors 0.8."""
 
 
 class Tensor(NamedTuple):
@@ -50,12 +52,12 @@ def read_text(data: bytes, end: int) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def refuse(message: str, *, cause: str, hint: str | None = None) -> NoReturn:
-    """Raise InvalidModelFile with `cause` among its facts."""
+    """Raise InvalidModelFile with `cause` in its facts."""
     raise InvalidModelFile(message, hint=hint, cause=cause)
 
 
 def short(text: str) -> str:
-    """Make text from an untrusted source safe for a message: at most 80 printable characters."""
+    """Make untrusted text safe for a message: at most 80 printable characters."""
     plain = "".join(char if char.isprintable() else "?" for char in text[:80])
     return plain if len(text) <= 80 else f"{plain}…"
 
@@ -67,9 +69,9 @@ _USUAL = re.compile(
         r'"data_offsets": ?\[(N), ?(N)\]\}(?:,|\}[ \t\r\n]*+\Z))'
     ).replace("N", _N)
 )
-"""Matches one tensor in the form that common programs write. Groups: all of it, name, type and shape, start, end.
+"""Matches one tensor entry as common programs write it. Groups: whole entry, name, type and shape, start, end.
 
-At most one space is allowed between tokens: failing at every space of a long run would take quadratic time.
+At most one space is allowed between tokens, because retrying at every space of a long run would take quadratic time.
 """
 
 
@@ -80,11 +82,11 @@ def _all_at_once(text: str) -> dict[str, Tensor] | None:
     """
     entries: list[tuple[str, str, str, str, str]] = _USUAL.findall(text)
     if sum(len(entry[0]) for entry in entries) != len(text) or not text.rstrip().endswith("}"):
-        return None  # the text contains something else between the entries
-    # cache the results, because a file has only a few dozen combinations of type and shape
+        return None  # there is something else between the entries
+    # cached, because a file has only a few dozen combinations of type and shape
     kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}
     tensors: dict[str, Tensor] = {}
-    # call tuple.__new__ as a NamedTuple's constructor does; calling it directly takes a third of the time
+    # calling tuple.__new__ directly takes a third of the time of the NamedTuple's constructor
     new = tuple.__new__
     for _, name, kind, begin, stop in entries:
         known = kinds.get(kind)
@@ -105,7 +107,7 @@ def _all_at_once(text: str) -> dict[str, Tensor] | None:
 
 
 def _wrong_size(shape: tuple[int, ...], bits: int) -> bool:
-    """Whether no tensor can have this shape, because it is too large."""
+    """Whether the shape is impossible because it is too large."""
     size = math.prod(shape) * bits
     return size > 1 << 66 or (size == 0 and math.prod(dim for dim in shape if dim) >= 1 << 63)
 
@@ -120,7 +122,7 @@ _ENTRY = re.compile(
         rb"\[\s*+(N)\s*+,\s*+(N)\s*+\]\s*+\}\s*+([,}])"
     ).replace(rb"\s*+", _W).replace(b"N", _N.encode())
 )  # fmt: skip
-"""Matches one tensor with its fields in the usual order and any white space."""
+"""Matches one tensor entry with its fields in the usual order and any white space."""
 
 
 class _Scanner:
@@ -171,7 +173,7 @@ class _Scanner:
         return tensors, metadata or {}
 
     def _rest(self) -> dict[str, Tensor] | None:
-        """Parse all remaining tensors in one pass; None if they are not in the usual form."""
+        """Parse all remaining tensors in one pass; None if they are not in the form that common programs write."""
         if self._end - self._skip() > _MAX_AT_ONCE or self._data.startswith(b'"__metadata__"', self._at):
             return None
         try:
@@ -194,7 +196,7 @@ class _Scanner:
         return Tensor(dtype, shape, start, end)
 
     def _odd_entry(self, name: str) -> Tensor:
-        """Parse an entry that has its fields in another order or has additional fields, within a size limit."""
+        """Parse an entry whose fields are in another order or that has additional fields, within a size limit."""
         self._skip()
         window = self._data[self._at : min(self._end, self._at + _MAX_ENTRY_BYTES)]
         text = window.decode("utf-8", errors="replace")
@@ -249,7 +251,7 @@ class _Scanner:
             text = raw.decode()
             if "\\" in text:
                 text = json.loads(f'"{text}"')
-                text.encode()  # a lone surrogate can be decoded, but not encoded again
+                text.encode()  # JSON may contain a lone surrogate, which cannot be encoded as UTF-8
         except ValueError:
             refuse("the header contains text that is not UTF-8", cause="bad-text")
         return text

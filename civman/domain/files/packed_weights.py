@@ -1,8 +1,8 @@
 """How each packed weight of a file is converted back into numbers, and the tensors that the model sees afterwards.
 
-A packed weight is stored as fewer bits and some helper tensors: 8-bit floats or integers with a scale, or 4-bit codes
-with a table. `packed_weights` finds the rule for each of them; `plain_tensors` lists the tensors as if nothing was
-packed. The arithmetic is in `civman.diffusion.dequantise`.
+A packed weight is stored with fewer bits and some helper tensors: 8-bit floats or integers with a scale, or 4-bit codes
+with a table. `packed_weights` finds the rule for each packed weight; `plain_tensors` lists the tensors as if nothing
+were packed. The arithmetic is in `civman.diffusion.dequantise`.
 
 Source: the tensors and the JSON settings that ComfyUI and bitsandbytes write.
 """
@@ -25,7 +25,7 @@ Read = Callable[[str], bytes]
 
 _QUANT_STATE = ".quant_state.bitsandbytes__"
 _FLOATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-"""Maps ComfyUI's format names to the data types of the stored numbers."""
+"""Maps ComfyUI's names of formats to the data types of the stored numbers."""
 _INT8 = "int8_tensorwise"
 _MAX_JSON_BYTES = 1 << 16
 
@@ -35,15 +35,15 @@ class Packed:
     """How one weight is stored, and the shape of the unpacked weight.
 
     If `scale` is not empty, the stored numbers are multiplied by the tensor of that name; `rotation` is the size of the
-    groups of inputs that were rotated before quantisation, 0 for none. If `table` is not empty, each byte contains two
-    indices into that tensor, the first in its upper half, and each block of `block` weights is multiplied by its
-    element of `absmax`. If `absmax` is itself packed in the same way, `nested_table`, `nested_absmax`, `nested_block`
-    and `nested_offset` describe how.
+    groups of inputs that were rotated before quantisation, 0 if there was no rotation. If `table` is not empty, each
+    byte contains two indices into that tensor, the first one in the upper four bits, and each block of `block` weights
+    is multiplied by its element of `absmax`. If `absmax` is itself packed in the same way, `nested_table`,
+    `nested_absmax`, `nested_block` and `nested_offset` describe how.
     """
 
     shape: Shape
     dtype: str = ""
-    """The type in which the stored bytes are read; "" for the type that the header states."""
+    """The data type of the stored bytes; "" means the type that the header states."""
     scale: str = ""
     rotation: int = 0
     table: str = ""
@@ -54,14 +54,14 @@ class Packed:
     nested_block: int = 0
     nested_offset: float = 0.0
     helpers: tuple[str, ...] = field(default=(), repr=False)
-    """The names of all tensors that serve only to unpack this weight."""
+    """The names of all tensors that are only needed to unpack this weight."""
 
 
 def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:
     """Find the rule for every packed weight in a file, by the weight's name. `file` is the file's name, for messages.
 
-    Raises: CannotRender (`quantised-weights`): a format that civman cannot turn back into numbers; its name is in the
-        message. InvalidModelFile: helper tensors that do not belong together.
+    Raises: CannotRender (`quantised-weights`): civman cannot convert the format back into numbers; the message names
+        the format. InvalidModelFile: the helper tensors do not belong together.
     """
     tensors, form = header.tensors, weight_form(header.tensors)
     if form.quantisation is None and form.is_computable:
@@ -83,11 +83,11 @@ def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:
 
 
 _WITHOUT_SCALES = (Quantisation.SVDQUANT, Quantisation.PACKED_INT4, Quantisation.INT8_BITSANDBYTES)
-"""Packed forms without a scale tensor for each weight, which the checks of single weights therefore cannot refuse."""
+"""Packed formats without scale tensors, so that the check of each scaled weight cannot refuse them."""
 
 
 class _UnknownFormError(ValueError):
-    """A layer is packed in a form that civman cannot unpack; the message is the form's name."""
+    """A layer is packed in a format that civman cannot unpack; the message is the format's name."""
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], packed: Mapping[str, Packed]) -> dict[str, Tensor]:
@@ -103,12 +103,12 @@ def plain_tensors(tensors: Mapping[str, Tensor], packed: Mapping[str, Packed]) -
 
 
 def is_packed_type(dtype: str) -> bool:
-    """Whether numbers of this type are packed in blocks, as GGUF does."""
+    """Whether numbers of this type are packed in blocks, as in GGUF."""
     return BLOCKS.get(dtype, (1, 0))[0] > 1
 
 
 def _stated_formats(metadata: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
-    """Read ComfyUI's list of quantised layers from the header: name of the module → its settings."""
+    """Parse ComfyUI's list of quantised layers in the header. Returns the settings of each module by its name."""
     text = metadata.get("_quantization_metadata", "")
     if not text:
         return {}
@@ -133,7 +133,7 @@ def _scaled(
     if form in _FLOATS:
         dtype = _FLOATS[form]
         if stored.dtype not in (dtype, "U8") and stored.dtype.startswith("F8"):
-            raise InvalidModelFile(f"`{short(weight)}` has the type {stored.dtype}, but its settings say {form}")
+            raise InvalidModelFile(f"`{short(weight)}` has the type {stored.dtype}, but its settings state {form}")
         dtype = dtype if stored.dtype == "U8" else ""
     elif form == _INT8:
         rotation = _rotation(weight, stored, settings)
@@ -162,12 +162,12 @@ def _require_scale(weight: str, scale: str, shape: Shape, tensors: Mapping[str, 
 
 def _rotation(weight: str, stored: Tensor, settings: Mapping[str, Any]) -> int:
     if stored.dtype != "I8":
-        raise InvalidModelFile(f"`{short(weight)}` has the type {stored.dtype}, but its settings say {_INT8}")
+        raise InvalidModelFile(f"`{short(weight)}` has the type {stored.dtype}, but its settings state {_INT8}")
     if not settings.get("convrot"):
         return 0
     group = settings.get("convrot_groupsize", 256)
     width = stored.shape[1] if len(stored.shape) == 2 else 0
-    # the group must be a power of four that divides the number of inputs
+    # the group size must be a power of four that divides the number of inputs
     is_size = isinstance(group, int) and group > 1 and group & (group - 1) == 0 and group.bit_length() % 2 == 1
     if not is_size or not width or width % group:
         raise InvalidModelFile(
@@ -214,7 +214,7 @@ def _four_bit(weight: str, state: str, tensors: Mapping[str, Tensor], read: Read
 
 
 def _json(name: str, tensors: Mapping[str, Tensor], read: Read) -> dict[str, Any]:
-    """Read the settings that a tensor of bytes contains."""
+    """Parse the JSON settings that a tensor of bytes contains."""
     tensor = tensors[name]
     if tensor.dtype != "U8" or tensor.end - tensor.start > _MAX_JSON_BYTES:
         raise InvalidModelFile(f"`{short(name)}` does not contain settings")
@@ -228,7 +228,7 @@ def _json(name: str, tensors: Mapping[str, Tensor], read: Read) -> dict[str, Any
 
 
 def require_computable(form: WeightForm, file: str) -> None:
-    """Check that civman can compute with weights of this form. Raises: CannotRender (`quantised-weights`)."""
+    """Check that civman can compute with weights stored in this way. Raises: CannotRender (`quantised-weights`)."""
     if not form.is_computable:
         raise _refusal(form.words, file)
 

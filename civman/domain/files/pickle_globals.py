@@ -1,9 +1,9 @@
 """The names that a pickle may contain: those that civman understands, and those that become inert placeholders.
 
 A pickle names functions and classes ("globals"), and a normal unpickler imports and calls them. civman never imports
-anything for a pickle: a name in the tables below has a meaning inside `civman.domain.files.pickle_machine`, and every
-other name is refused. The names must also be harmless in a program that does run pickles, whatever arguments the file
-passes to them, because such a program may use the same file.
+anything for a pickle: `civman.domain.files.pickle_machine` gives the names in the tables below a meaning and refuses
+all others. The names must also be harmless in a program that does run pickles, whatever arguments the file passes to
+them, because such a program may use the same file.
 
 Source: the names that torch.save, the trainers of Stable Diffusion and numpy write.
 """
@@ -27,14 +27,14 @@ class Meaning(Enum):
     SEQUENCE = auto()
     TEXT_TO_BYTES = auto()
     INSTANCE = auto()
-    """Calling the name returns a placeholder, which ignores all arguments."""
+    """Calling the name returns a placeholder and ignores all arguments."""
     NAME = auto()
-    """The name may occur, for instance as the key of a dictionary, but must not be called."""
+    """The name may occur, for instance as a dictionary key, but must not be called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name that a pickle loads. `dtype` is set for storage classes and torch dtypes; None means untyped bytes."""
+    """A global that a pickle may load. `dtype` is set for storage classes and torch dtypes (None: untyped bytes)."""
 
     name: str
     meaning: Meaning
@@ -110,4 +110,4 @@ ALLOWED: dict[str, Global] = {
     **{name: Global(name, Meaning.STORAGE) for name in ("torch.storage.UntypedStorage", "torch.UntypedStorage")},
     **{f"torch.{name}": Global(f"torch.{name}", Meaning.DTYPE, dtype) for name, dtype in _DTYPES.items()},
 }
-"""Every global that a pickle may name, by its full name."""
+"""Maps the full name of every global that a pickle may contain to its meaning."""

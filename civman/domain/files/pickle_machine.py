@@ -2,8 +2,8 @@
 
 A normal unpickler imports and calls what the file names. This machine imports nothing and calls nothing: a name in
 `civman.domain.files.pickle_globals` has a fixed meaning, every other name is refused, and so is every opcode that is
-not in `_OPCODES`. The number of opcodes, the depth of nesting and the length of texts and numbers are limited, keys are
-never hashed, and nothing is copied that the file does not contain, so that no file takes long or needs much memory.
+not in `_OPCODES`. No file can take much time or memory, because the number of opcodes, the depth of nesting and the
+length of texts and numbers are limited, keys are never hashed, and nothing is copied that the file does not contain.
 
 Source: the opcodes as Python's `pickletools` describes them.
 """
@@ -22,7 +22,7 @@ from civman.errors import Cause, InvalidModelFile, Refused
 __all__ = ["MAX_OPCODES", "MAX_PICKLE_BYTES", "NeedsMore", "Unpickled", "run"]
 
 MAX_OPCODES = 1_000_000
-"""civman's limit on the number of opcodes; a checkpoint with its optimizer's state takes about 200,000."""
+"""civman's limit on the number of opcodes. A checkpoint with its optimizer's state takes about 200,000."""
 _MAX_MARKS = 1_000
 _MAX_NAME_BYTES = 1_000
 
@@ -31,7 +31,7 @@ _MAX_NAME_BYTES = 1_000
 class Unpickled:
     """The value of a pickle.
 
-    `end`: the position after the pickle's last byte. `storages`: the storages that the value refers to.
+    `end` is the offset after the pickle's last byte. `storages` are the storages that the value refers to.
     """
 
     value: Any
@@ -42,7 +42,7 @@ class Unpickled:
 def run(data: bytes, *, member: str) -> Unpickled:
     """Read the pickle at the beginning of `data`.
 
-    `member` names the pickle in messages, such as `data.pkl`.
+    `member` is the pickle's name in messages, such as `data.pkl`.
 
     Raises: Refused (`pickle`): it contains a name that is not allowed, given in the message and `facts["global"]`.
         InvalidModelFile: it is broken, exceeds a limit or uses an opcode that torch does not write.
@@ -124,7 +124,7 @@ class _Machine(Cursor):
         )  # fmt: skip
 
     def call(self, what: Any, arguments: Any) -> Any:
-        """Return the inert value that represents the result of calling `what`."""
+        """Return an inert value in place of the result of calling `what`."""
         if not isinstance(what, Global) or what.meaning in (Meaning.NAME, Meaning.STORAGE, Meaning.DTYPE):
             self._not_callable(what)
         if not isinstance(arguments, tuple):
@@ -149,7 +149,7 @@ class _Machine(Cursor):
         return Placeholder(what.name)
 
     def _charge(self, count: int) -> None:
-        """Count the values that an opcode copies or searches, since one opcode may refer to a value of any length."""
+        """Count the values that an opcode copies or searches: a single opcode may refer to a value of any length."""
         self._copied += count
         if self._copied > MAX_OPCODES:
             refuse(f"{self.member} copies its values more often than any real file", cause="too-long-pickle")
@@ -217,7 +217,7 @@ class _Machine(Cursor):
             self._add_parameters(what, state)
 
     def _check_state(self, state: Any) -> None:
-        """Refuse a state that replaces special methods such as `__setstate__`, which a normal unpickler would call."""
+        """Refuse a state that replaces special methods such as `__setstate__`: a normal unpickler would call them."""
         for part in state if isinstance(state, tuple) else (state,):
             entries = part.items if isinstance(part, Pairs) else ()
             self._charge(1 + len(entries))
@@ -493,5 +493,5 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
     0x8F: _Machine.empty_list, 0x90: _Machine.appends, 0x91: _Machine.list_, 0x92: _Machine.newobj_ex,
     0x93: _Machine.stack_global, 0x94: _Machine.memoize, 0x95: _Machine.frame, 0x96: _Machine.binbytes8,
 }  # fmt: skip
-"""Every opcode that the machine executes. Sets are built as lists, so that nothing is hashed."""
+"""Maps every opcode that the machine executes to its method. Sets are built as lists, so that nothing is hashed."""
 _REFUSED = {0x82: "EXT1", 0x83: "EXT2", 0x84: "EXT4", 0x97: "NEXT_BUFFER", 0x98: "READONLY_BUFFER"}

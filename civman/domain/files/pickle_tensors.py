@@ -1,7 +1,7 @@
 """Name the tensors in an unpickled value, and lay them out as a safetensors file with the same contents.
 
-The layout depends on nothing but the value, so that the header of a pickle can be compared with any other header, and
-the safetensors copy of a file always has the same bytes. `civman.store.safe_copies` writes it.
+The layout depends only on the value, so that the header of a pickle can be compared with any other header, and the
+safetensors copy of a file always has the same bytes. `civman.store.safe_copies` writes the copy.
 
 Source: how A1111, diffusers, the trainers' scripts and the upscalers' authors arrange what they pass to torch.save.
 """
@@ -17,7 +17,7 @@ from civman.domain.files.header_text import BITS, MAX_TENSORS, refuse, short
 from civman.domain.files.pickle_values import Pairs, StoredTensor
 
 _WEIGHTS = ("state_dict", "params_ema", "params-ema", "params", "model_state_dict", "model", "net")
-"""Keys under which trainers save the weights next to other data; the first one that contains tensors counts."""
+"""Keys under which trainers save the weights next to other data. The first key whose value contains tensors is used."""
 _TRAINING = frozenset({
     "optimizer_state_dict", "optimizer_states", "optimizer", "optimizers", "lr_schedulers", "lr_scheduler", "scheduler",
     "callbacks", "loops", "hyper_parameters", "amp_scaling_state", "native_amp_scaling_state", "hparams",
@@ -29,12 +29,12 @@ _MAX_NAME = 2_000
 _MAX_ENTRIES = 64
 _MAX_VALUE = 4_000
 SINGLE = "tensor"
-"""The name given to a tensor that was saved on its own."""
+"""The name for a tensor that was saved on its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class PickledTensors:
-    """The tensors of a pickle by name, in the order of the safetensors copy, and the pickle's plain values."""
+    """The tensors of a pickle by name, in the order of the safetensors copy, and its plain values as metadata."""
 
     tensors: Mapping[str, StoredTensor] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
@@ -45,7 +45,7 @@ class PickledTensors:
         return Header(_layout(self.tensors), self.metadata, 0, data)
 
     def header_bytes(self, origin: Mapping[str, str]) -> bytes:
-        """Build the bytes with which the safetensors copy begins. `origin` is added to its metadata."""
+        """Build the bytes of the safetensors copy's header. `origin` is added to the metadata."""
         entries: dict[str, Any] = {"__metadata__": {**self.metadata, **origin}}
         for name, (dtype, shape, start, end) in _layout(self.tensors).items():
             entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
@@ -57,7 +57,7 @@ class PickledTensors:
 def name_tensors(value: Any) -> PickledTensors:
     """Find the model's tensors in the value of a pickle, and name each by the keys that lead to it.
 
-    Raises: InvalidModelFile: there are none, two have the same name, or the value nests too deeply.
+    Raises: InvalidModelFile: there are no tensors, two have the same name, or the value is nested too deeply.
     """
     walk = _Walk()
     weights = _weights_in(value, walk)
@@ -69,7 +69,7 @@ def name_tensors(value: Any) -> PickledTensors:
 
 
 class _Walk:
-    """Collects tensors by name, within limits, since a small file with shared values can describe an endless tree."""
+    """Collects tensors by name, within limits, because a small file with shared values can describe a huge tree."""
 
     def __init__(self) -> None:
         self.found: dict[str, StoredTensor] = {}
@@ -84,7 +84,7 @@ class _Walk:
             refuse("the pickle nests its values too deeply", cause="too-deep")
         if isinstance(value, Pairs):
             entries = [(_key(key), inner) for key, inner in value.items] if len(value.items) <= _MAX_VISITS else []
-            # a dictionary: a later entry replaces an earlier one with the same key
+            # in a dictionary, a later entry replaces an earlier one with the same key
             last = {key: inner for key, inner in entries if key is not None}
             for key, inner in last.items():
                 if depth or key not in _TRAINING:
@@ -114,7 +114,7 @@ def _key(key: Any) -> str | None:
 
 
 def _weights_in(value: Any, walk: _Walk) -> Any:
-    """Find the part of `value` that has the model's weights; return all of `value` if there is no such part."""
+    """Find the part of `value` that contains the model's weights; if there is none, return `value` itself."""
     for _ in range(4):
         if not isinstance(value, Pairs):
             return value
@@ -138,7 +138,7 @@ def _holds_tensors(value: Pairs) -> bool:
 
 
 def _plain_values(value: Any) -> dict[str, str]:
-    """Convert the top-level entries to text: text, numbers, and short lists of them (a hypernetwork's layers)."""
+    """Convert top-level entries to strings: text, numbers, and short lists of these (a hypernetwork's layers)."""
     found: dict[str, str] = {}
     for key, each in value.items if isinstance(value, Pairs) else ():
         if len(found) >= _MAX_ENTRIES:
@@ -152,7 +152,7 @@ def _plain_values(value: Any) -> dict[str, str]:
 def _as_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value if len(value) <= _MAX_VALUE else None
-    if isinstance(value, int | float):  # use JSON, which also covers True and False
+    if isinstance(value, int | float):  # JSON also covers True and False
         return json.dumps(value) if not isinstance(value, int) or abs(value) < 1 << 63 else None
     if isinstance(value, list | tuple) and 0 < len(value) <= _MAX_ENTRIES:
         return json.dumps(list(value)) if all(type(each) in (int, float, str, bool) for each in value) else None

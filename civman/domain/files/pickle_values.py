@@ -1,6 +1,6 @@
-"""The values that `civman.domain.files.pickle_machine` builds up. None of them can run anything.
+"""The values that `civman.domain.files.pickle_machine` builds. None of them can run anything.
 
-Every number that a file states about a tensor is checked here before anything is computed with it.
+Every number that a file states about a tensor is checked here before it is used in a computation.
 """
 
 import math
@@ -18,8 +18,8 @@ _MOST_ELEMENTS: Final = 1 << 60
 class Storage:
     """A block of numbers that tensors refer to.
 
-    `key` identifies the block within the file, `count` is its number of elements, and `start` is where a view of it
-    begins. `dtype` None means untyped bytes.
+    `key` identifies the block within the file, `count` is its number of elements, and `start` is the first element of a
+    view of it. `dtype` None means untyped bytes.
     """
 
     key: str
@@ -27,17 +27,17 @@ class Storage:
     count: int
     start: int = 0
     view_count: int = -1
-    """The number of elements that tensors may use, from `start` on; -1 means all of them."""
+    """The number of elements, from `start` on, that tensors may use; -1 means all of them."""
 
     @property
     def usable(self) -> int:
-        """The number of elements that tensors may use: those of the view, or without a view all of the storage."""
+        """The number of elements that tensors may use: those of the view or, without a view, of the whole storage."""
         return self.count if self.view_count < 0 else self.view_count
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in `storage`: its shape and strides, and the index of its first element in the whole storage."""
+    """A tensor in `storage`: its shape, its strides, and the index of its first element in the whole storage."""
 
     storage: Storage
     dtype: str
@@ -57,7 +57,7 @@ class StoredTensor:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements lie in the storage one after the other, in the order of the tensor."""
+        """Whether the elements are stored one after the other, in the order of the tensor."""
         expected = 1
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if size != 1 and stride != expected:
@@ -67,7 +67,7 @@ class StoredTensor:
 
 
 class Pairs:
-    """A dictionary as a list of pairs, because hashing a file's keys could take arbitrarily long."""
+    """A dictionary as a list of pairs, because hashing keys from a file could take arbitrarily long."""
 
     __slots__ = ("holds_parameters", "items")
 
@@ -76,14 +76,14 @@ class Pairs:
         self.holds_parameters = holds_parameters
 
     def by_name(self) -> dict[str, Any]:
-        """Return the entries whose keys are text or whole numbers; if a name occurs twice, its last entry counts."""
+        """Return the entries whose keys are text or integers. If a name occurs twice, its last entry is used."""
         return {
             str(key): value for key, value in self.items if isinstance(key, str | int) and not isinstance(key, bool)
         }
 
 
 class Placeholder:
-    """Represents an object that civman does not need; it contains only the name of the object's class."""
+    """Stands in for an object that civman does not need; it contains only the name of the object's class."""
 
     __slots__ = ("name",)
 
@@ -113,7 +113,7 @@ def storage_of(said: Any) -> Storage:
 def tensor_of(arguments: tuple[Any, ...], dtype: str | None = None) -> StoredTensor:
     """Build the tensor that torch would build from these arguments: storage, offset, sizes, strides.
 
-    `dtype` is given separately for tensors over untyped storages. Raises: InvalidModelFile: a number does not fit.
+    `dtype` is given for tensors over untyped storages. Raises: InvalidModelFile: the numbers do not fit the storage.
     """
     if len(arguments) < 4 or not isinstance(arguments[0], Storage):
         refuse("a tensor in the pickle has no storage", cause="bad-pickle")
@@ -137,7 +137,7 @@ def tensor_of(arguments: tuple[Any, ...], dtype: str | None = None) -> StoredTen
 
 
 def _check_extent(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], usable: int) -> None:
-    """Check that all elements lie within the storage, and that no two elements overlap."""
+    """Check that all elements are inside the storage and that no two elements overlap."""
     if 0 in shape:
         if math.prod(size for size in shape if size) > _MOST_ELEMENTS:
             refuse("a tensor in the pickle has an impossible shape", cause="bad-shape")

@@ -1,7 +1,7 @@
 """How a file stores its weights: the precision of each part of the model, and the kind of quantisation.
 
-Recognises the formats by tensor names and types alone, and knows which of them civman can compute with. The weights
-themselves are read, and the scales of 8-bit floats applied, in `civman.diffusion.mapped_weights`.
+This module recognises the formats by tensor names and types alone, and knows which of them civman can compute with. The
+weights themselves are read in `civman.diffusion.mapped_weights`, which also applies the scales of 8-bit floats.
 
 Source: the tensor names that ComfyUI (8-bit floats with scales), bitsandbytes, nunchaku, GPTQ and AWQ write.
 """
@@ -18,9 +18,9 @@ from civman.domain.files.tokenizer_files import TENSORS as TOKENIZERS
 SCALES = (".scale_weight", ".weight_scale")
 """Endings of the names of scale tensors, which multiply their module's weight: ComfyUI's former and current names."""
 INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
-"""Endings of tensors that only an 8-bit matrix product needs; computing in 16 or 32 bits ignores them."""
+"""Endings of tensors that are only needed for an 8-bit matrix product, not for computing in 16 or 32 bits."""
 MARKER = "scaled_fp8"
-"""The name (after any prefix) of the empty tensor that marks weights with scales in ComfyUI's older files."""
+"""The name, without prefix, of the empty tensor that marks weights with scales in ComfyUI's older files."""
 
 
 class Quantisation(StrEnum):
@@ -37,7 +37,7 @@ class Quantisation(StrEnum):
 
     @property
     def is_computable(self) -> bool:
-        """Whether civman can unpack weights packed in this way; a file may still be refused for its settings."""
+        """Whether civman can unpack weights packed in this way. A file may still be refused because of its settings."""
         return self in (Quantisation.FP8_SCALED, Quantisation.INT8_SCALED, Quantisation.NF4)
 
 
@@ -45,8 +45,8 @@ class Quantisation(StrEnum):
 class WeightForm:
     """How a file stores its weights.
 
-    `parts` contains (part, precision) for each part that has weights, such as ("UNet", "fp8"); `quantisation` is the
-    kind of packing, None for plain numbers.
+    `parts` contains (part, precision) for each part that has weights, such as ("UNet", "fp8"). `quantisation` is the
+    kind of packing, or None if the weights are plain numbers.
     """
 
     parts: tuple[tuple[str, str], ...] = ()
@@ -93,7 +93,8 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
     """Determine how these tensors' weights are stored."""
     found = _quantisation(tensors)
     precisions = {_PRECISIONS.get(dtype) for dtype in {tensor.dtype for tensor in tensors.values()}} - {None}
-    if len(precisions) == 1 and found is None:  # true for most files, whose tensors need not be sorted into parts
+    # most files have a single precision, so their tensors need not be sorted into parts
+    if len(precisions) == 1 and found is None:
         return WeightForm((("model", str(precisions.pop())),)) if _has_weights(tensors) else WeightForm()
     counts: dict[str, dict[str, int]] = {}
     scaled: set[str] = set()
@@ -106,7 +107,7 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
             row = counts.setdefault(part, {})
             row[precision] = row.get(precision, 0) + math.prod(tensor.shape)
     if counts.keys() & {"UNet", "transformer"}:
-        # ignore tensors outside all parts, such as the training schedule, because they are not weights
+        # tensors outside all parts, such as the noise schedule, are not weights
         counts.pop("model", None)
     order = ("UNet", "transformer", "model", "text encoders", "VAE")
     parts = []
@@ -122,13 +123,13 @@ def _has_weights(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def scale_names(tensors: Iterable[str]) -> dict[str, str]:
-    """Map each weight that has a scale to the name of the tensor that multiplies it."""
+    """Map each weight that has a scale to the name of its scale tensor."""
     names = tensors.keys() if isinstance(tensors, Mapping) else set(tensors)
     found: dict[str, str] = {}
     if not any(ending in "\n".join(names) for ending in SCALES):
         return found
     for name in names:
-        if not name.endswith(SCALES):  # test all endings with one call, because nearly all names have none of them
+        if not name.endswith(SCALES):  # one test for all endings, because most names have none of them
             continue
         for ending in SCALES:
             if name.endswith(ending) and (weight := f"{name.removesuffix(ending)}.weight") in names:
@@ -163,7 +164,7 @@ _MARKS = (
     (Quantisation.INT8_BITSANDBYTES, ("SCB",)),
     (Quantisation.NVFP4, ("weight_scale_2",)),
 )
-"""Last components of tensor names that occur with only one kind of packing."""
+"""Maps kinds of packing to last components of tensor names that occur with only that kind."""
 
 
 def _part_of(name: str) -> str:
@@ -181,7 +182,7 @@ def _part_of(name: str) -> str:
 
 
 def _most(counts: Mapping[str, int]) -> str:
-    """Return the precision of at least nine tenths of a part's weights, or else the two most common ones."""
+    """Return the precision of at least nine tenths of a part's weights, or else the two most common precisions."""
     total = sum(counts.values())
     ordered = sorted(counts, key=lambda precision: (-counts[precision], precision))
     if not total:

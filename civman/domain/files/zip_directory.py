@@ -1,8 +1,8 @@
 """Read the directory of a zip archive that torch.save wrote, and refuse archives that programs may read differently.
 
 Programs disagree about damaged and ambiguous archives: two members with the same name, names that differ between
-directory and member, bytes before or after the archive. Such archives are refused, so that every program reads the same
-pickle that civman checked.
+directory and member, bytes before or after the archive. These archives are refused, so that every program reads the
+same pickle that civman has checked.
 
 Source: the zip format (APPNOTE 6.3, with zip64), and the members that torch.save writes.
 """
@@ -30,11 +30,11 @@ _NAME = re.compile(r"([^/]{1,200})/(data\.pkl|version|byteorder|\.data/serializa
 _SCRIPT = re.compile(r"[^/]{1,200}/(code/.*|constants\.pkl|attributes\.pkl)")
 
 ReadAt = Callable[[int, int], bytes]
-"""A function that returns the bytes at a position of the file; at the file's end, fewer bytes than requested."""
+"""A function that returns bytes of the file, given their offset and number; fewer at the end of the file."""
 
 
 class Member(NamedTuple):
-    """One file of the archive. Its contents are the `packed_bytes` bytes from position `start`."""
+    """One file of the archive. Its contents are the `packed_bytes` bytes from offset `start`."""
 
     name: str
     start: int
@@ -45,7 +45,7 @@ class Member(NamedTuple):
 
 
 def read_directory(read: ReadAt, file_size: int) -> dict[str, Member]:
-    """Map the members of the archive by name, without the archive's folder, such as `data.pkl` and `data/0`.
+    """Map the names of the archive's members, without its folder (such as `data.pkl` and `data/0`), to the members.
 
     Raises: InvalidModelFile: the archive is broken or ambiguous, contains something that torch.save does not write, or
         expands to much more than its own size.
@@ -72,7 +72,7 @@ def read_directory(read: ReadAt, file_size: int) -> dict[str, Member]:
 
 
 def _end(read: ReadAt, file_size: int) -> tuple[int, int, int]:
-    """Find the central directory: its size, its offset and its number of entries."""
+    """Find the central directory, and return its size, its offset and its number of entries."""
     raw = read(max(0, file_size - _END.size), _END.size)
     if len(raw) < _END.size or raw[:4] != b"PK\x05\x06":
         refuse("truncated: the archive has no directory at its end", cause="truncated", hint="download the file again")
@@ -125,7 +125,7 @@ def _entry(raw: bytes, at: int) -> tuple[str, Member, int, int]:
 
 
 def _wide(extra: bytes, packed: int, size: int, local: int) -> tuple[int, int, int]:
-    """Replace values that do not fit into 32 bits with the values in the zip64 field."""
+    """Replace values that do not fit into 32 bits with those in the zip64 field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
@@ -165,7 +165,7 @@ def _data_start(read: ReadAt, local: int, name: str) -> int:
 
 
 def _check_spans(spans: list[tuple[int, int]], place: int) -> None:
-    """Check that the archive starts at the file's first byte, and that no two members share bytes."""
+    """Check that the archive starts at the file's first byte, and that no two members overlap."""
     spans.sort()
     if not spans or spans[0][0] != 0:
         refuse("the archive does not start at the beginning of the file", cause="bad-zip")

@@ -1,1 +1,1 @@
-"""Identification of model files from their headers alone: the rules, and the claims in the files' metadata."""
+"""Identifies model files from their headers alone: the rules, and the claims in the files' metadata."""

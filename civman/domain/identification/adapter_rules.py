@@ -19,7 +19,8 @@ _NOT_SD = (
     r"motion_modules|temporal|temp_conv|temp_attentions|time_mixer|time_stack|^transformer_in_|(^|_)(base|ctrl)_|_fuser_"
     r"|depthwise|image_latents|control"
 )
-"""Matches modules of a UNet that no Stable Diffusion model has: those of video models, and of networks added to a UNet.
+"""Matches UNet modules that no Stable Diffusion model has: those of video models, and those of networks added to a
+UNet.
 """
 
 
@@ -40,7 +41,7 @@ _DOUBLE = r"^(double|single)_blocks_#_"
 _STREAMS = r"^(single_)?transformer_blocks_#_attn_to_[qkv]$|^single_transformer_blocks_#_(proj_mlp|norm_linear)$"
 _ADDED = r"^transformer_blocks_#_(attn1_add_[qkv]_proj|txt_ff_net_#_proj)$"
 _LIKE_FLUX = (A.CHROMA, A.HUNYUAN_VIDEO, A.HUNYUAN_IMAGE, A.BRIA, A.LONGCAT_IMAGE, A.OVIS_IMAGE, A.FLUX3, A.MOTIF_VIDEO)
-"""Families whose joint and single transformer blocks are named as Flux.1's are in diffusers."""
+"""Families whose joint and single transformer blocks have the names that diffusers uses for Flux.1's."""
 
 ADAPTED: tuple[Rule, ...] = (
     Rule("on-flux3", A.FLUX3, "names of Flux.3's blocks", needs=(r"^early_stream_modulations|^(txt_)?mode_blocks_",)),
@@ -174,7 +175,7 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-text-sd2", A.SD2, "a single 1024-wide text encoder", needs=(r"^:only-text$",),
          axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
 )  # fmt: skip
-"""The rules that find out which family's weights an adapter changes.
+"""The rules that determine which family's weights an adapter changes.
 
 Names that start with `:` are added by `identify._adapter_look`.
 """

@@ -1,8 +1,8 @@
 """Identification rules for diffusion models: the family, the member of the family, and special properties.
 
-The first matching rule wins, so specific rules come before general ones. A family is *certain* only if no other known
-model has the same evidence; otherwise `also` lists the other families. A model that resembles a family but has layers
-or channels that the family does not have is unknown.
+The first matching rule wins, so specific rules come before general ones. A family is certain only if no other known
+model has the same tensors; otherwise `also` lists the other families. A model that resembles a family but has layers or
+channels that the family does not have is unknown.
 
 Source: layouts as the model authors' public code and diffusers write them.
 """
@@ -24,12 +24,15 @@ _FOREIGN = (
     r"|\.depthwise\.|^(base|ctrl)_|resnets_in|add_k_proj|^(controlnet_cond_embedding|input_hint_block|zero_convs)\."
     r"|^encoder_hid_proj\."
 )
-"""Layers in a UNet that no Stable Diffusion model has: temporal layers, and those of other networks or block types."""
+"""Matches UNet layers that no Stable Diffusion model has: temporal layers, and those of other networks or block types.
+"""
 _SD: dict[str, Any] = {
     "lacks": (_FOREIGN,),
     "where": ((_CONV_IN, 1, (4, 5, 7, 8, 9)), (r"^(out\.#|conv_out)\.weight$", 0, (4,))),
 }
-"""What rules out a Stable Diffusion UNet: foreign layers, and numbers of channels that do not match its latents."""
+"""Conditions that exclude other UNets: no foreign layers, and numbers of channels that match Stable Diffusion's
+latents.
+"""
 
 
 def _sd(width: int) -> dict[str, Any]:
@@ -231,7 +234,7 @@ VARIANTS: tuple[Rule, ...] = (
     Rule("wan-1.3b", A.WAN, "1536 wide", axis=(_WAN_IN, 0, (1536,)), variant="t2v-1.3b"),
     Rule("chroma-radiance", A.CHROMA, "works on pixels", needs=(r"^nerf_",), variant="radiance"),
 )  # fmt: skip
-"""The rules that recognise the member of a family; each rule is tried only within the family that it names."""
+"""The rules that recognise the member of a family. Each rule is tried only for the family that it names."""
 
 FLAGS: tuple[Rule, ...] = (
     Rule("inpainting", A.UNKNOWN, "9 input channels: image and mask", axis=(_CONV_IN, 1, (9,)), flag="inpainting"),
@@ -273,7 +276,7 @@ FLAGS: tuple[Rule, ...] = (
         needs=(_UNET, r"\.motion_modules\.#\."),
     ),
 )
-"""The rules for further facts about a diffusion model; every rule that matches adds its own fact."""
+"""The rules for further facts about a diffusion model. Every rule that matches adds its fact."""
 
 MARKS: tuple[Rule, ...] = (
     Rule("v-pred", A.UNKNOWN, "the tensor `v_pred`", needs=(r"^v_pred$",), flag="v-prediction"),
@@ -285,7 +288,7 @@ MARKS: tuple[Rule, ...] = (
          needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
                 r"|^scaled_fp8$|\.input_scale$",)),
 )  # fmt: skip
-"""The rules for facts that tensors outside the diffusion model show; they are matched against all names of the file."""
+"""The rules for facts that tensors outside the diffusion model show. They are matched against all names of the file."""
 
 LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
     (frozenset({"qwen-image-2"}), r"^proj_out\.weight$", 0, 1),
@@ -304,5 +307,5 @@ LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
 )  # fmt: skip
 """The tensors that show the number of latent channels.
 
-Each row: rule ids or families, pattern, axis, latent pixels per patch.
+Each row: rule ids or families, the pattern of the tensor, the axis, and the number of latent pixels per patch.
 """

@@ -1,7 +1,6 @@
-"""What a file's metadata claims about the file, which is evidence but not proof.
+"""What a file's metadata claims about the file. Claims are evidence, but not proof.
 
-Reads kohya's `ss_…` entries and the `modelspec.…` entries of the Stability metadata standard, and tolerates any
-content.
+Reads kohya's `ss_…` entries and the `modelspec.…` entries of the Stability metadata standard; any content is tolerated.
 
 Source: kohya's training scripts (names and types of `ss_` entries), the Stability model metadata standard 1.0.
 """
@@ -21,7 +20,7 @@ _MAX_TAGS = 200
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims in a file's metadata; an entry that is missing or unreadable is "", None or ()."""
+    """The claims in a file's metadata. A missing or unreadable entry is "", None or ()."""
 
     architecture: A = A.UNKNOWN
     base: str = ""
@@ -33,7 +32,7 @@ class Claims:
     licence: str = ""
     description: str = ""
     prediction_type: str = ""
-    """What the model predicts: "epsilon", "v", or another value as written in the file."""
+    """What the model predicts: "epsilon", "v", or another value as the file contains it."""
     resolution: str = ""
     network_module: str = ""
     network_args: tuple[tuple[str, str], ...] = ()
@@ -43,14 +42,14 @@ class Claims:
     """The name of the checkpoint that the model was trained on."""
     trigger_phrase: str = ""
     tags: tuple[tuple[str, int], ...] = ()
-    """Tags of the training captions and how often each occurred, most frequent first."""
+    """Tags of the training captions with their number of occurrences, most frequent first."""
     has_thumbnail: bool = False
     unreadable: tuple[str, ...] = ()
     """The names of entries that should contain JSON but do not."""
 
     @property
     def trigger_words(self) -> tuple[str, ...]:
-        """The declared trigger phrase, else up to ten tags, each at least half as frequent as the most frequent one."""
+        """The declared trigger phrase, else up to ten tags, each at least half as frequent as the most frequent tag."""
         if self.trigger_phrase:
             return tuple(word.strip() for word in self.trigger_phrase.split(",") if word.strip())
         most = self.tags[0][1] if self.tags else 0
@@ -67,7 +66,7 @@ _BASES: tuple[tuple[str, A], ...] = (
     (r"auraflow|pony-?v7", A.AURAFLOW), (r"kolors", A.KOLORS), (r"ltx[_-]?v?2", A.LTX2), (r"ltx", A.LTX_VIDEO),
     (r"cosmos", A.COSMOS), (r"pixart", A.PIXART), (r"sana", A.SANA), (r"cascade|wurstchen", A.CASCADE),
 )  # fmt: skip
-"""Pattern of a base model's name → its family; the first matching pattern counts."""
+"""Maps the pattern of a base model's name to its family. The first matching pattern is used."""
 
 
 def claimed_architecture(text: str) -> A:
@@ -81,7 +80,7 @@ def claimed_architecture(text: str) -> A:
 
 
 def claims(metadata: Mapping[str, str]) -> Claims:
-    """Read the claims in a file's metadata. This never fails, whatever the metadata contains."""
+    """Read the claims in a file's metadata. Never raises an error, whatever the metadata contains."""
     get = metadata.get
     unreadable: list[str] = []
 
@@ -123,9 +122,9 @@ def claims(metadata: Mapping[str, str]) -> Claims:
 
 
 def prediction_type(metadata: Mapping[str, str]) -> str:
-    """Return what the model predicts according to its metadata.
+    """Return what the model predicts, according to its metadata.
 
-    Returns "epsilon", "v", any other value as written, or "" if there is none.
+    Returns "epsilon", "v", any other value as the file contains it, or "" if there is none.
     """
     said = metadata.get("modelspec.prediction_type", "").strip().lower()
     if said:
@@ -141,7 +140,7 @@ def _resolution(text: str) -> str:
 
 
 def _tags(value: object) -> tuple[tuple[str, int], ...]:
-    """Add up the counts in `{folder: {tag: count}}`; `{tag: count}` is accepted too."""
+    """Add up the counts in `{folder: {tag: count}}`; `{tag: count}` is accepted as well."""
     counts: Counter[str] = Counter()
     folders = value.values() if isinstance(value, dict) else ()
     flat = {tag: count for tag, count in value.items() if type(count) is int} if isinstance(value, dict) else {}

@@ -1,9 +1,9 @@
 """Identify a model file from its header alone: `identify`, and `facts`, which compares the result with other sources.
 
-Defines the order of the questions (is it an adapter, a diffusion model, something else?); the rules that answer them
-are listed in `civman.domain.identification.rule_tables`. The tensors decide. The file's metadata only chooses among the
-families that the tensors allow; if it contradicts the tensors, the contradiction is reported and the metadata is
-ignored.
+This module defines the order of the questions (is it an adapter, a diffusion model, something else?); the rules that
+answer them are listed in `civman.domain.identification.rule_tables`. The tensors decide. The file's metadata only
+chooses among the families that the tensors allow. If the metadata contradicts the tensors, the contradiction is
+reported and the metadata is ignored.
 """
 
 import math
@@ -46,7 +46,7 @@ _FAMILIES = {
 def identify(header: Header, said: Claims | None = None) -> Identity:
     """Identify the file; anything that cannot be determined is set to unknown.
 
-    `said`: the claims in its metadata, if read.
+    `said` are the claims in the file's metadata, if they have already been read.
     """
     shapes = header.shapes
     if shapes and shapes.keys() <= TITLES.keys():
@@ -57,7 +57,7 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )
-    # checked before LoRAs: some IP-Adapters contain LoRAs besides their own layers
+    # checked before LoRAs, because some IP-Adapters contain LoRAs as well
     if any(name.startswith("ip_adapter.") for name in shapes):
         look = Look.at(shapes.items())
         if rule := rules.first([rule for rule in rule_tables.PARTS if rule.kind is Kind.IP_ADAPTER], look):
@@ -66,7 +66,8 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
             return _spoken(base, rule, said)
     deltas = deltas_of(header)
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
-        # find one precision for the whole file: sorting its tensors into parts would take as long as everything else
+        # use one precision for the whole file, because sorting its tensors into parts would take as long as all the
+        # rest
         return _adapter(replace(base, weights=_words(base.precision)), shapes, deltas, said)
     base = replace(base, weights=weight_form(header.tensors).words)
     for question in (_embedding, _control, _diffusion_model, _other_part):
@@ -138,12 +139,12 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
     for delta in deltas:
         part, path = delta.part, delta.path
         parts.add(part)
-        # If only one side is known (OFT, IA3), the square projections of a text encoder still show its width.
+        # if only one width is known (OFT, IA3), use it for both sides of a text encoder's projections, which are square
         shape = delta.shape or (delta.sides * 2 if part != "unet" and path.endswith("_proj") else ())
         if not shape and path.endswith(_CONTEXT) and (width := input_width(delta.shapes)):
             shape = (0, width)
         if len(shape) == 2 and delta.kind in _FLAT and path.endswith(("_proj_in", "_proj_out")):
-            # a 1x1 convolution is also stored as a matrix, so this shape does not distinguish SD 1.x from 2.x
+            # a 1x1 convolution may also be stored as a matrix, so this shape does not distinguish SD 1.x from 2.x
             shape = ()
         items.append((path if part == "unet" else f":{part}_{path}", shape))
         if means_the_only_encoder(delta.module):
@@ -175,8 +176,8 @@ _VECTORS = frozenset({"emb_params", "clip_l", "clip_g", "t5xxl"})
 
 
 def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
-    """Recognise an embedding: a file with a few tensors of a few rows."""
-    # the oldest files contain the token's id in addition to the vectors
+    """Recognise an embedding: a file with few tensors, which have few rows."""
+    # the oldest embeddings contain the token's id in addition to the vectors
     shapes = {name: shape for name, shape in header.shapes.items() if not name.startswith("string_to_token.")}
     small = 0 < len(shapes) <= 4 and all(
         1 <= len(shape) <= 2 and 0 < shape[-1] <= 8192 and math.prod(shape[:-1]) <= 512 for shape in shapes.values()
@@ -256,7 +257,7 @@ def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity |
 
 
 def _latent_channels(rule: Rule, look: Look) -> int | None:
-    """Read the number of latent channels from the tensors that `LATENT` lists; None if they do not show it."""
+    """Read the number of latent channels from the tensors that `LATENT` lists; None if these do not show it."""
     for spoken, name, axis, pixels in rule_tables.LATENT:
         if rule.id in spoken or rule.says in spoken:
             sizes = {shape[axis] for found in look.found(name) for shape in look.shapes[found] if len(shape) > 1}
@@ -287,7 +288,7 @@ _RISES = r"^decoder\.up(_blocks)?\.#\.(upsample|upsamplers\.#)\.(conv\.)?conv\.w
 _TOLD_BY_LEVELS = frozenset({
     Architecture.SD, Architecture.FLUX1, Architecture.FLUX2, Architecture.COGVIDEOX, Architecture.HUNYUAN_VIDEO,
 })  # fmt: skip
-"""Autoencoders whose levels determine the downscaling factor: they upscale by two at each level and nowhere else."""
+"""Autoencoders whose number of levels determines the downscaling factor, because each level upscales by two."""
 
 
 def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, Shape]) -> Identity:
@@ -299,7 +300,7 @@ def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, S
     channels = {shape[1] for shape in heads[:1] if len(shape) > 1}
     if rule.kind is Kind.TINY_VAE:
         channels = {shape[1] for name in look.found(_TINY_IN) for shape in look.shapes[name]} - {64}
-    # One level never upscales: level 0 in LDM's numbering, the last level in diffusers' numbering.
+    # one level does not upscale: level 0 in LDM's numbering, the last level in diffusers' numbering
     rises = [look.tops[pattern] for pattern in look.found(_RISES)] if rule.says in _TOLD_BY_LEVELS else []
     scale = 2 ** (max(rises) + (1 if diffusers else 0)) if rises and max(rises) < 8 else None
     return replace(
@@ -345,7 +346,7 @@ def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | Non
 def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
     """Add the result of a matching rule to the identity.
 
-    If several families look the same, the metadata chooses among them.
+    If several families have the same tensors, the metadata chooses among them.
     """
     architecture, why, also = rule.says, [rule.why], rule.also
     confidence = Confidence.LIKELY if rule.also or rule.flag == "thin" else Confidence.CERTAIN
@@ -411,7 +412,7 @@ def _precision(elements: Mapping[str, int]) -> Precision:
 def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
     """Collect what the index stores about a file from its tensors, its metadata and CivitAI's label.
 
-    `conflicts` describes each contradiction between them; the tensors take precedence.
+    `conflicts` describes each contradiction between these sources; the tensors take precedence.
     """
     said = claims(header.metadata)
     return facts_of(identify(header, said), said, civitai_base_model)

@@ -1,7 +1,7 @@
 """Identification rules for ControlNets, image adapters, upscalers and other files.
 
-They apply to files that are neither a diffusion model, nor an autoencoder, nor a LoRA. The first matching rule wins, so
-specific rules come before general ones.
+These rules apply to files that are neither a diffusion model, nor an autoencoder, nor a LoRA. The first matching rule
+wins, so specific rules come before general ones.
 
 Source: layouts as the model authors' public code, diffusers and ComfyUI write them.
 """
@@ -180,6 +180,4 @@ _FACES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 PARTS: tuple[Rule, ...] = (*_FACES, *_CONTROLNETS, *_PICTURE_ADAPTERS, *_ENCODERS, *_UPSCALERS)
-"""The rules that recognise files that are neither a diffusion model, nor an autoencoder, nor an adapter that changes
-weights.
-"""
+"""The rules for files that are neither a diffusion model, nor an autoencoder, nor an adapter that changes weights."""

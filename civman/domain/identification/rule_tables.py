@@ -1,4 +1,4 @@
-"""All identification rules, one table per question.
+"""All identification rules, with one table per question.
 
 In each table the first matching rule wins, so specific rules come before general ones. No rule uses a file's name or
 the claims in its metadata.

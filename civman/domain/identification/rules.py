@@ -1,10 +1,10 @@
 """The format of identification rules, and the view of a file that they are matched against.
 
-Rules are matched against *patterns*, one per line: tensor names (for adapters, module names written with underscores)
-without their prefix, with every number between dots (for adapters, between underscores) replaced with `#`. `needs` and
-`lacks` are regular expressions that are searched in those lines: `needs` is the evidence for the answer, `lacks` the
-evidence against it. `axis`, `where`, `ratio` and `dims` are conditions on shapes, `top` and `depth` on the highest
-number in a name. The rules themselves are listed in `civman.domain.identification.rule_tables`.
+Rules are matched against *patterns*, one per line: tensor names without their prefix, in which every number between
+dots is replaced with `#`. For adapters, they are module names with underscores, and numbers between underscores are
+replaced. `needs` and `lacks` are regular expressions that are searched for in these lines: `needs` must occur, `lacks`
+must not. `axis`, `where`, `ratio` and `dims` are conditions on shapes, `top` and `depth` on the highest number in a
+name. The rules themselves are listed in `civman.domain.identification.rule_tables`.
 """
 
 import re
@@ -20,14 +20,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A file's tensor names and shapes in the form that rules are matched against."""
+    """A file's tensor names and shapes, in the form that rules are matched against."""
 
     text: str
     """The patterns of the file's names, one per line."""
     shapes: Mapping[str, frozenset[Shape]] = field(repr=False)
     """Maps each pattern to the shapes of its tensors."""
     tops: Mapping[str, int] = field(repr=False)
-    """Maps each pattern to the highest number that its first `#` replaces."""
+    """Maps each pattern to the highest number that its first `#` stands for."""
     depth: int = -1
     """The highest index of a transformer block inside a UNet's attention; -1 if there is none."""
     _found: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
@@ -55,26 +55,26 @@ class Look:
 
     @classmethod
     def names(cls, names: Collection[str]) -> "Look":
-        """Derive the patterns from names alone; this is faster, and enough for rules without conditions on shapes."""
+        """Derive the patterns from names alone, which is faster and enough for rules without conditions on shapes."""
         return cls(text="\n".join(dict.fromkeys(_patterns(names, "."))), shapes={}, tops={})
 
     def has(self, expression: str) -> bool:
-        """Whether the regular expression matches a pattern."""
+        """Whether the regular expression matches any pattern."""
         return _compiled(expression).search(self.text) is not None
 
     def found(self, expression: str) -> list[str]:
         """List the patterns that the regular expression matches.
 
-        The result is cached, because several rules use the same expressions.
+        The result is cached, because several rules use the same expression.
         """
         if expression not in self._found:
             self._found[expression] = list(dict.fromkeys(self._lines(_compiled(expression))))
         return self._found[expression]
 
     def _lines(self, expression: re.Pattern[str]) -> Iterable[str]:
-        """Find the matching lines in one pass over the text; searching line by line takes ten times as long."""
+        """Find the matching lines in one pass over the text, which is ten times as fast as searching line by line."""
         for match in expression.finditer(self.text):
-            if "\n" in match[0]:  # the match extends over an end of line, so it is not a match of a single pattern
+            if "\n" in match[0]:  # the match spans several lines, so test each pattern on its own
                 yield from (pattern for pattern in self.shapes if expression.search(pattern))
                 return
             end = self.text.find("\n", match.end())
@@ -87,7 +87,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
 
 
 def _patterns(names: Collection[str], mark: str) -> list[str]:
-    """In all names at once, replace each number between two occurrences of `mark` with `#`."""
+    """Replace each number between two occurrences of `mark` with `#`, in all names at once."""
     ends = f"{mark}\n{mark}"
     parts = ends.join([name.replace("\n", " ") for name in names]).split(mark)
     numbers = {part: "#" for part in set(parts) if part.isascii() and part.isdecimal()}
@@ -95,13 +95,13 @@ def _patterns(names: Collection[str], mark: str) -> list[str]:
 
 
 def _highest(texts: set[str], mark: str) -> int:
-    """Return the highest number at the beginning of these strings, up to `mark`; -1 if none starts with a number."""
+    """Return the highest number before `mark` at the start of these strings; -1 if none starts with a number."""
     numbers = {text.split(mark, 1)[0] for text in texts}
     return max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 _MAX_PATTERNS = 5_000
-"""The maximum number of patterns; real files have a few hundred. Without a limit, every rule would search megabytes of
+"""The maximum number of patterns. Real files have a few hundred; without a limit, every rule would search megabytes of
 a malicious file.
 """
 _INNER = "transformer_blocks"
@@ -109,9 +109,9 @@ _INNER = "transformer_blocks"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule: what a file must and must not contain to match, and what a matching file is.
+    """One rule: what a file must and must not contain, and what a matching file is.
 
-    `also`: families whose files look the same.
+    `also` lists other families whose files look the same.
     """
 
     id: str
@@ -124,11 +124,11 @@ class Rule:
     where: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     """(pattern, axis, sizes): all matching tensors with at least two axes must have one of these sizes on this axis."""
     ratio: tuple[str, float, float] | None = None
-    """(pattern, least, below): at least one matching tensor must have an out-to-in size ratio in `[least, below)`."""
+    """(pattern, least, below): at least one matching tensor must have an out/in ratio of sizes in `[least, below)`."""
     dims: tuple[str, int] | None = None
     """(pattern, count): at least one matching tensor must have this number of axes."""
     top: tuple[str, int, int] | None = None
-    """(pattern, least, most): the highest first number of all matching patterns must be within these limits."""
+    """(pattern, least, most): the highest first number in all matching patterns must be within these limits."""
     depth: tuple[int, int] | None = None
     also: tuple[Architecture, ...] = ()
     variant: str = ""
@@ -169,5 +169,5 @@ def _shapes(look: Look, name: str) -> Iterable[Shape]:
 
 
 def first(rules: Iterable[Rule], look: Look) -> Rule | None:
-    """Return the first rule that matches; None if none does."""
+    """Return the first rule that matches; None if there is none."""
     return next((rule for rule in rules if rule.holds(look)), None)

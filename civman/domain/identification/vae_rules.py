@@ -1,7 +1,7 @@
-"""Identification rules for autoencoders: which models they belong to.
+"""Identification rules for autoencoders, which determine the models that they belong to.
 
 The first matching rule wins, so specific rules come before general ones. The number of latent channels alone is never
-enough, because many families have 16. The names of the blocks and the type of convolution must match too.
+enough, because many families have 16: the names of the blocks and the type of convolution must match too.
 
 Source: layouts as the model authors' public code and diffusers write them.
 """
@@ -16,7 +16,7 @@ _IN = r"^decoder\.conv_in\.weight$"
 _CAUSAL_IN = r"^decoder\.conv_in\.conv\.weight$"
 _MIDDLE = r"^decoder\.(mid\.block_1|mid_block\.resnets\.#)\.conv1\.weight$"
 _FOREIGN = r"conv_[by]\b|temp|time_|condition_encoder|norm_layer|\.gamma$|^quantize\.|\.convs\.|_temporal"
-"""Layers that the plain autoencoders of Stable Diffusion and Flux do not have."""
+"""Matches layers that the plain autoencoders of Stable Diffusion and Flux do not have."""
 _LIKE_SD = (A.SD1, A.SD2, A.SDXL, A.SDXL_REFINER, A.KOLORS, A.PIXART, A.AURAFLOW, A.HUNYUAN_DIT, A.COGVIEW)
 _LIKE_FLUX = (A.SD3, A.Z_IMAGE, A.CHROMA, A.HIDREAM, A.LUMINA2, A.COGVIEW, A.OVIS_IMAGE, A.LONGCAT_IMAGE, A.KANDINSKY5)
 
@@ -82,4 +82,4 @@ VAES: tuple[Rule, ...] = (
            dims=(r"^decoder\.conv_in(\.conv)?\.weight$", axes))
       for mark, axes in (("", 4), ("-of-videos", 5))),
 )  # fmt: skip
-"""The rules that recognise VAEs and the model families they belong to."""
+"""The rules that recognise VAEs and the model families that they belong to."""
