@@ -1,4 +1,4 @@
-"""Pickles as torch.save writes them, made without torch, with the same bytes everywhere."""
+"""Creates pickles as torch.save writes them, without torch and with the same bytes on every machine."""
 
 import io
 import json

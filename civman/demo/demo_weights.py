@@ -68,9 +68,9 @@ def sdxl_checkpoint(seed: str) -> bytes:
 
 
 def sd1_lora(seed: str, *, tags: Mapping[str, int], rank: int = 4) -> bytes:
-    """Create a kohya LoRA over U-Net and text encoder that fits `sd1_checkpoint`.
+    """Create a kohya LoRA for the U-Net and the text encoder that fits `sd1_checkpoint`.
 
-    `tags` is its training tag frequency.
+    `tags`: how often each tag occurs in the LoRA's training data.
     """
     metadata = _kohya_metadata(seed, tags, rank, base="sd_v1", architecture="stable-diffusion-v1/lora")
     metadata |= {"ss_sd_model_name": "v1-5-pruned-emaonly.safetensors", "ss_resolution": "(512, 512)"}
@@ -79,7 +79,7 @@ def sd1_lora(seed: str, *, tags: Mapping[str, int], rank: int = 4) -> bytes:
 
 
 def sdxl_lora(seed: str, *, tags: Mapping[str, int], rank: int = 4) -> bytes:
-    """Create a kohya LoRA over U-Net and both text encoders that fits `sdxl_checkpoint`."""
+    """Create a kohya LoRA for the U-Net and both text encoders that fits `sdxl_checkpoint`."""
     architecture = "stable-diffusion-xl-v1-base/lora"
     metadata = _kohya_metadata(seed, tags, rank, base="sdxl_base_v1-0", architecture=architecture)
     metadata |= {"ss_sd_model_name": "sd_xl_base_1.0.safetensors", "ss_resolution": "(1024, 1024)"}

@@ -19,7 +19,7 @@ _BROWSERS = ("mozilla", "chrome", "safari", "firefox", "opera", "edge")
 
 
 def error(status: int, text: str) -> Answer:
-    """Build an error in the form that most of CivitAI's errors have."""
+    """Build an error response in the format that most of CivitAI's endpoints use."""
     return Answer.of_json({"error": text}, status)
 
 

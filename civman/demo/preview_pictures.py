@@ -1,4 +1,4 @@
-"""Preview images: images that models generated, or else small valid gradients that are the same on every run."""
+"""Preview images: either images that models generated, or small gradients that are the same on every run."""
 
 import hashlib
 import struct

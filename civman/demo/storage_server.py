@@ -69,7 +69,7 @@ class Storage:
 
 
 def storage_error(status: int, code: str, message: str) -> Answer:
-    """Build an error in the form that object storage uses."""
+    """Build an error response in object storage's XML format."""
     text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return Answer.of_text(text, status, "application/xml")
 
@@ -97,7 +97,7 @@ def _signature(path: str, parameters: dict[str, str]) -> str:
 
 
 def _ranged(file: DemoFile, request: Request, content_disposition: str) -> Answer:
-    """Return the whole file or a part, as `Range` requests (RFC 9110, section 14).
+    """Return the whole file, or the part that the request's `Range` header specifies (RFC 9110, section 14).
 
     If the request has several ranges or an invalid one, the whole file is returned.
     """

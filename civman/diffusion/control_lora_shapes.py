@@ -25,7 +25,7 @@ def is_control_lora(shapes: Mapping[str, object]) -> bool:
 
 
 def is_difference(shapes: Mapping[str, object]) -> bool:
-    """Whether the tensors are those of a ControlNet that was saved as a difference to a UNet."""
+    """Whether the tensors are those of a ControlNet that was saved as a difference from a UNet."""
     return _DIFFERENCE in shapes
 
 
@@ -39,7 +39,7 @@ def factors(name: str, names: Mapping[str, object]) -> tuple[str, str] | None:
 
 
 def whole_shapes(checkpoint: Shapes, lora: Shapes) -> dict[str, tuple[int, ...]]:
-    """Return the shapes, by original name, of the ControlNet that a ControlLoRA and a checkpoint result in."""
+    """Return the shapes, by original name, of the ControlNet built from a ControlLoRA and a checkpoint."""
     base = {name.removeprefix(UNET): shape for name, shape in checkpoint.items() if name.startswith(UNET)}
     half = {name: shape for name, shape in base.items() if name.startswith(_HALF)}
     return {**half, **{name: shape for name, shape in lora.items() if name.endswith((".weight", ".bias"))

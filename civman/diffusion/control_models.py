@@ -1,4 +1,4 @@
-"""Loads control models of any kind, which is recognised by their tensors, and prepares them for a pass."""
+"""Loads control models, recognising their kind by their tensors, and prepares them for a pass."""
 
 from collections.abc import Iterable
 from pathlib import Path

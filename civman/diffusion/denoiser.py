@@ -210,7 +210,7 @@ class Denoiser:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._times = self._sent_times(tuple(dict.fromkeys(called_at)))
         self._size = size
-        # not sent to the device until the first prompt with a pooled vector is evaluated
+        # the size conditioning; sent to the device when the first prompt with a pooled vector is evaluated
         self._sizes: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
@@ -283,7 +283,7 @@ class Denoiser:
         return clean_picture(x, sigma, answer, predicts_v=self._predicts_v)
 
     def _time(self, sigma: float) -> Tensor:
-        """Return the UNet's timestep for this noise level, (), float32.
+        """Return the UNet's timestep for this noise level, as a float32 scalar tensor.
 
         Timesteps that were not sent to the device in advance, such as those of adaptive samplers, are sent now.
         """

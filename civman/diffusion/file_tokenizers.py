@@ -1,6 +1,6 @@
 """Reads the tokenizers of text encoders for which civman ships none. Does not import torch.
 
-A text encoder's file contains its tokenizer as a tensor of bytes; the same bytes may be a file of their own.
+A text encoder's file contains its tokenizer as a tensor of bytes; the same bytes may also be a separate file.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ _READERS: Mapping[str, Callable[[bytes, str, str], FileTokenizer]] = {
     TEKKEN: read_tekken,
     JSON: read_json,
 }
-"""Maps the last part of the tensor's name to the function that reads the tokenizer."""
+"""Maps the last part of a tokenizer tensor's name to the function that reads the tokenizer."""
 
 
 def read_tokenizer(tensor: str, data: bytes, title: str, file: str) -> FileTokenizer:

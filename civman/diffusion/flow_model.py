@@ -62,7 +62,7 @@ def load_flow(
     for name, part in placed.items():
         if part.tokenizer is not None:
             file = model.files[name] if part.has_tokenizer else files[parts[TOKENIZER]]
-            # in GGUF files, each byte is a floating-point number
+            # convert to bytes, because GGUF files store each byte as a floating-point number
             data = file.read(Source(part.tokenizer)).to(torch.uint8).numpy().tobytes()
             model.tokenizers[name] = read_tokenizer(part.tokenizer, data, part.title, file.path.name)
     notes: list[str] = []

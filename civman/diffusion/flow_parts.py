@@ -31,7 +31,8 @@ class Placed:
     tokenizer: str | None = None
     """The name of the tensor that contains the part's tokenizer; None if the tokenizer is shipped with civman."""
     has_tokenizer: bool = False
-    """Whether that tensor is in the part's own file; otherwise it is in the file of the component `TOKENIZER`."""
+    """Whether the tokenizer's tensor is in the part's own file; if not, it is in the file of the component `TOKENIZER`.
+    """
 
 
 def place_parts(
@@ -116,7 +117,7 @@ def _placed(
 def _with_tokenizer(
     part: Placed, need: Need, shapes: Shapes, separate: Shapes, file: str, family: FlowFamily
 ) -> Placed:  # fmt: skip
-    """Add to a part where its tokenizer is: in the separate file if there is one, else in the part's file."""
+    """Record which file a part's tokenizer is in: the separate file if there is one, else the part's own file."""
     kind = need.kind
     if not kind.tokenizers:
         return part

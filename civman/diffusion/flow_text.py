@@ -195,7 +195,7 @@ def _without(ids: Sequence[int], end: int | None) -> list[int]:
 
 
 def _moved(states: Tensor, weights: Sequence[float]) -> Tensor:
-    """Weight the first row of `states` relative to the second row, the empty prompt's, if there is one."""
+    """Apply weights to the first row of `states`, relative to the second row (the empty prompt), if there is one."""
     if len(states) == 1:
         return states
     full = torch.ones(states.shape[1])

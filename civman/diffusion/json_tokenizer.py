@@ -32,7 +32,7 @@ def read_json(data: bytes, title: str, file: str) -> JsonTokenizer:
         title: the text encoder's name, for messages.
         file: the name of the file that contains the tokenizer, for messages.
 
-    Raises: InvalidModelFile: the library `tokenizers` cannot read it, or it encodes no letters.
+    Raises: InvalidModelFile: the library `tokenizers` cannot read the file, or the tokenizer gives no ids for a letter.
     """
     try:
         words = Tokenizer.from_str(data.decode())

@@ -149,8 +149,8 @@ def available_bytes(device: "torch.device") -> int | None:
 def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> None:
     """Place a model's components on `device` as a plan requires.
 
-    The model must have been loaded on the CPU; for RESIDENT and TILED, also possible on `device`. For LAYER_BY_LAYER,
-    it must have been loaded on `device` and prepared by `layer_streaming.stream`.
+    For RESIDENT and TILED, the model must have been loaded on the CPU or on `device`; for ONE_AT_A_TIME, on the CPU;
+    for LAYER_BY_LAYER, on `device`, and prepared by `layer_streaming.stream`.
     """
     if plan is MemoryPlan.TILED or (plan is not MemoryPlan.RESIDENT and device.type != "cpu"):
         model.vae.enable_tiling()

@@ -30,7 +30,7 @@ __all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
 _PIECE = 1 << 20
 """The number of elements of a weight that are merged at a time: 4 MiB of float32."""
 _SUSPECT = 1000.0
-"""The norm of a change from which on the merged weight is checked for overflow.
+"""A merged weight is checked for overflow if a change to it has at least this norm.
 
 The largest float16 number is 65504; ordinary changes stay below 100.
 """

@@ -37,7 +37,7 @@ from civman.diffusion.diffusers_files import class_of
 from civman.diffusion.no_compiler import no_compiler
 from civman.diffusion.postponed import postpone
 
-# forbid the libraries imported below to contact a model hub, because civman renders from local files
+# keep the libraries imported below from contacting a model hub, because civman renders from local files
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _LAZY_FIRST = ("transformers.models", "transformers.models.clip")

@@ -42,7 +42,7 @@ class PartKind:
     `civman.domain.files.tokenizer_files`. Empty for parts whose tokenizer is shipped with civman.
     """
     lacks: tuple[str, ...] = ()
-    """Tensor names, in the same form as `probes`, by which a file with a similar part of another kind is recognised."""
+    """Tensor names, in the form of `probes`, which show that a file contains a similar part of another kind."""
 
     def prefix_in(self, shapes: Shapes) -> str | None:
         """Return the prefix of this part's tensor names in a file; None if the file does not contain the part."""
@@ -334,7 +334,7 @@ FLUX2_VAE: Final = PartKind(
     ("decoder.conv_in.weight", "bn.running_mean"), _flux2_config(1e-4), _flux2_sources, _flux2_names,
 )  # fmt: skip
 ERNIE_VAE: Final = replace(FLUX2_VAE, config=_flux2_config(1e-5))
-"""Flux.2's VAE with the number that Ernie-Image's pipeline adds to the variances of its latents."""
+"""Flux.2's VAE, with the batch norm epsilon of Ernie-Image's pipeline."""
 WAN_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""),
     ("decoder.conv1.weight", "conv2.weight", "decoder.middle.0.residual.0.gamma"), _wan_config, _wan_sources,

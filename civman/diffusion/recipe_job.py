@@ -145,7 +145,7 @@ class RecipeJob:
         return self._now.model
 
     def _enter(self, stage: Stage) -> None:
-        """Prepare the model of a stage, after releasing that of the current one. Does nothing in the same stage."""
+        """Release the current stage's model and prepare that of `stage`. Does nothing if `stage` is the current one."""
         if stage is not self._stage:
             self._now = None
             self._now, self._stage = self.stages(stage), stage

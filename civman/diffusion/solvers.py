@@ -31,9 +31,9 @@ Steps = Generator[tuple[X, float], Any, X]
 class Tuning:
     """Settings for the fresh noise that a sampler adds.
 
-    `eta`: how much of the noise that an ancestral or SDE step allows is added, as a share; `s_noise`: a factor on that
-    noise. `s_churn`: noise that Euler, Heun and DPM2 add before each step whose level is between `s_tmin` and `s_tmax`,
-    in total over all steps. Source of `s_noise`, `s_churn`, `s_tmin` and `s_tmax`: Karras et al. 2022, algorithm 2.
+    `eta`: the share (0 to 1) of an ancestral or SDE step's noise that is added; `s_noise`: a factor on that noise.
+    `s_churn`: noise that Euler, Heun and DPM2 add before each step whose level is between `s_tmin` and `s_tmax`, in
+    total over all steps. Source of `s_noise`, `s_churn`, `s_tmin` and `s_tmax`: Karras et al. 2022, algorithm 2.
     """
 
     eta: float = 1.0

@@ -66,7 +66,8 @@ class Switch:
             return call / self.total >= self.refiner.switch_at
         assert isinstance(self.levels, NoiseLevels)
         if self.sampler.own_table:
-            # these samplers count in timesteps; add a little, because converting to a noise level and back rounds
+            # these samplers count in timesteps; add a small number before truncating, because converting to a noise
+            # level and back is not exact
             time = int(self.levels.time(sigma) + 1e-3)
         else:
             known = self.levels.known  # LCM has only 50 levels, which A1111 numbers from 0 as well

@@ -82,7 +82,7 @@ def _component_configs(
 
 
 def require_parts(family: UNetFamily, parts: Iterable[str], name: str) -> None:
-    """Check that `parts`, the components of the file `name`, are all that its family needs.
+    """Check that the file `name`, whose components are `parts`, has all those that its family needs.
 
     Raises: CannotRender (`missing-part`).
     """

@@ -30,7 +30,7 @@ class CurrentUrl:
             return address
 
     def is_current(self, address: DownloadAddress | None) -> bool:
-        """Whether `address` is the URL in use, or None while no URL is in use."""
+        """Whether `address` is the URL in use; while no URL is in use, whether it is None."""
         return address is self._address
 
     def discard(self, address: DownloadAddress | None) -> None:

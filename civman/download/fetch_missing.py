@@ -73,8 +73,8 @@ def _ref(lost: Missing, air: str, resolve: Callable[[str], ResolvedVersion]) -> 
         now = ", ".join(f"{sha256[:12]}…" for sha256 in declared) or "none"
         raise IntegrityError(
             f"`{lost.name}`: CivitAI now has a different file under {air} (SHA-256 {now}; needed: {lost.sha256[:12]}…)",
-            hint="get the old file from somebody who has it and run `civman import FILE`, or make a new picture with"
-            " the new file: `civman render`",
+            hint="get the old file from somebody who has it and run `civman import FILE`, or render a new "
+                    "picture with the new file (`civman render`)",
             code=Cause.REPLACED_UPSTREAM, expected=lost.sha256, air=air,
         )  # fmt: skip
     parsed = parse_ref(air)

@@ -49,7 +49,7 @@ class Previews(StrEnum):
 
 
 def previews_named(name: str) -> Previews:
-    """The `Previews` value for a user's choice. Raises: UsageError: there is no such choice."""
+    """Return the `Previews` value for a user's choice. Raises: UsageError: the choice is not valid."""
     try:
         return Previews(name.lower())
     except ValueError:
@@ -289,7 +289,7 @@ class Downloads:
         is_outside = not stored.path.is_relative_to(self._store.root)
         if job.held is not None and fetched.was_present and (not is_outside or job.held.path == str(stored.path)):
             return Outcome(job.ref, job.held, was_present=True)
-        # imported here, because the import takes 0.05 s, which at the top would delay the start of the download
+        # not imported at the top of the module: the import takes 0.05 s, which would delay the start of the download
         from civman.manage.inspection import facts_of_file
 
         now = self._clock()

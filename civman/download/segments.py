@@ -12,10 +12,14 @@ _LARGEST_SPAN = 64 << 20
 _MOST_DOUBLINGS = 6
 """The maximum number of times that the wait before a takeover doubles.
 
-It doubles after each takeover in vain, so that connections to a slow server do not keep replacing each other.
+It doubles after each takeover that brought no gain, so that connections to a slow server do not keep replacing each
+other.
 """
 _RESPONSES_LONG = 20
-"""The target ratio of a span's download time to the time its request waits for a response: waiting costs 5 %."""
+"""The desired ratio between the time to download a span and the time its request waits for a response.
+
+With 20, waiting costs 5 %.
+"""
 _SMALLEST_HALF = 1 << 20
 _WORTH_HALVING_S = 0.5
 _JUDGED_AFTER_S = 0.2

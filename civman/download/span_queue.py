@@ -51,7 +51,7 @@ class SpanQueue:
         return self._spans.answer_s
 
     def spare_spans(self) -> int:
-        """The number of further connections for which there would be a span."""
+        """The number of additional connections that could be given a span."""
         with self._changed:
             if self._needs_whole_bodies:
                 return 0

@@ -10,8 +10,7 @@ CLOSE_DB: Final = 40.0
 """The PSNR in dB above which differences are invisible: the usual bound for visually lossless images."""
 _TITLES = {"civman": "civman", "threads": "threads", "capability": "instruction set", "attention": "attention backend"}
 _IMPLIED: Final = {"engine": "eager", "compiler": ""}
-"""Environment facts that older records lack, because civman did not record them yet, and the values that they had then.
-"""
+"""The values that environment facts had before civman recorded them, to compare with older records."""
 
 
 class Verdict(StrEnum):
@@ -66,7 +65,7 @@ def distance(one: Any, other: Any) -> Distance | None:
 
 
 def judge(same_digest: bool, apart: Distance | None) -> Verdict:
-    """Return the verdict on a replayed picture. If the pixels differ and their distance is unknown, it is DIFFERENT."""
+    """Return the verdict on a replayed picture: DIFFERENT if the pixels differ and their distance is unknown."""
     if same_digest:
         return Verdict.IDENTICAL
     if apart is not None and (apart.psnr_db is None or apart.psnr_db >= CLOSE_DB):

@@ -148,7 +148,7 @@ def prepare(models: StageModels) -> Job:
 
 
 def run(job: Job, on_event: OnEvent = ignore, place: int = 0) -> Iterator[Drawn]:
-    """Render a job, yielding its images. `place`: the position of its plan. Raises: the errors of `draw`."""
+    """Render a job, yielding its images. `place`: the position of the job's plan. Raises: the errors of `draw`."""
     recipe, done, given = job.planned.recipe, 0, job.options(on_event)
     if recipe.enlarged_input is not None:
         for name in ("upscale", "controlnets"):

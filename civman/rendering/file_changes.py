@@ -18,7 +18,7 @@ The limit is low, because other programs resize with other filters than civman.
 _BLOCK: Final = 8
 _BLOCK_GAP: Final = 6.0
 _STRONG: Final = 50
-"""The JPEG quality that serves to measure how much strong compression changes a block of pixels.
+"""The JPEG quality used to measure how much strong compression changes a block of pixels.
 
 A block that differs by more than twice as much was retouched.
 """

@@ -219,7 +219,7 @@ def _grid(axes: Sequence[Axis], plan_cell: Callable[[Sequence[Change]], Planned]
 
 
 def _plan_once_for_all_seeds(plan_cell: Callable[[Sequence[Change]], Planned]) -> Callable[[Sequence[Change]], Planned]:
-    """Wrap `plan_cell` so that a group of cells that differ only in their seed is planned once.
+    """Wrap `plan_cell` so that cells that differ only in their seed share one planning run.
 
     Planning reads the header of every file, which takes 20 ms or more, and does not depend on the seed.
     """

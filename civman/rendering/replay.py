@@ -88,7 +88,7 @@ def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) ->
     """Find out how a file was changed after its image was made, if its pixels differ from the recorded ones.
 
     Only a replay with exactly the recorded pixels can be compared with the file. If the replay has other pixels, a
-    lossless file was changed in an unknown way, and a lossy file may be unchanged, so the result for it is None.
+    lossless file was changed in an unknown way; a lossy file may be unchanged, so None is returned.
     """
     if is_same:
         return change_of(mine.pixels, path, is_lossless=source.is_lossless)

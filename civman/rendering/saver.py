@@ -50,7 +50,7 @@ class Saver(Generic[Item, Result]):
             if (failure := saved.exception()) is None:
                 self._done(saved.result())
             elif failure is not error:
-                # raise the error of the image that could not be saved first, not the error that ended the block
+                # raise the first error of `save`, not the error that ended the block
                 raise failure from error
             else:
                 return

@@ -1,4 +1,4 @@
-"""Compute the digest of a partial file while it is being downloaded, from the bytes on disk.
+"""Computes the digest of a partial file while it is being downloaded, from the bytes on disk.
 
 A thread reads back the contiguous bytes from the start of the file, so the digest is ready moments after the last byte.
 """

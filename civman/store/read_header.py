@@ -122,7 +122,7 @@ def read_gguf(path: Path) -> GgufHeader:
 def read_tokenizer(path: Path) -> Header:
     """Read a tokenizer file. The header lists it as one tensor; the metadata contains the number of token ids.
 
-    Raises: InvalidModelFile: it is not a tokenizer file, is damaged or of an unsupported kind. StoreError.
+    Raises: InvalidModelFile: not a tokenizer file, or a damaged or unsupported one. StoreError.
     """
     data = read_first(path, _MAX_TOKENIZER_BYTES + 1)
     header = tokenizer_header(data, len(data), {}) if len(data) <= _MAX_TOKENIZER_BYTES else None

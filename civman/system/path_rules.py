@@ -61,7 +61,7 @@ def require_file_name(path: Path) -> None:
 
 
 def is_too_long(error: OSError, path: Path) -> bool:
-    """Whether an overlong path caused an error; Windows reports it as a missing file."""
+    """Whether an error was caused by an overlong path, which Windows reports as a missing file."""
     if error.errno == errno.ENAMETOOLONG:
         return True
     return error.errno in (errno.ENOENT, errno.EINVAL) and len(os.path.abspath(path)) > longest_path()  # noqa: PTH100

@@ -38,5 +38,5 @@ def is_readable(sock: socket.socket, within_s: float) -> bool:
         waiting = select.poll()
         waiting.register(sock, select.POLLIN)
         return bool(waiting.poll(within_s * 1000))
-    # only on Windows, where select is not limited to small file descriptors
+    # on Windows, select supports every socket; elsewhere, it fails for file descriptors of 1024 and above
     return bool(select.select([sock], [], [], within_s)[0])

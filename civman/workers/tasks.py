@@ -93,7 +93,7 @@ class TaskQueue:
 
     groups: dict[tuple[object, ...], deque[Task]] = field(default_factory=dict)
     holders: dict[tuple[object, ...], int] = field(default_factory=dict)
-    """The number of workers that have loaded each group's model."""
+    """Maps each group to the number of workers that have loaded its model."""
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> "TaskQueue":

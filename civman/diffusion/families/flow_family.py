@@ -48,7 +48,7 @@ class Texts(Protocol):
     """The text encoders of a loaded model, see `civman.diffusion.flow_text`."""
 
     def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Any, Any]:
-        """Encode with CLIP: a layer's hidden states (1, 77, width), and the pooled vector (1, width)."""
+        """Encode a prompt with CLIP; return a layer's hidden states (1, 77, width) and the pooled vector (1, width)."""
         ...
 
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Any:
@@ -100,9 +100,10 @@ class Texts(Protocol):
     ) -> Any:  # fmt: skip
         """Encode token ids with a language model; return a layer's hidden states (1, tokens, width).
 
-        `layer`: hidden states before the final norm. None means the last layer's hidden states after the final norm;
-        several layers mean their hidden states, concatenated along the width. `weights`: one for each token, if the
-        family supports weights. `least`: the number of tokens up to which a Qwen model's prompt is padded.
+        `layer`: the layer, whose hidden states are taken before the final norm; None: the last layer, with its hidden
+        states after the final norm; several layers: their hidden states are concatenated along the width. `weights`:
+        one for each token, if the family supports weights. `least`: the number of tokens up to which a Qwen model's
+        prompt is padded.
         """
         ...
 
@@ -223,7 +224,7 @@ class FlowFamily:
         raise NotImplementedError
 
     def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
-        """Return the default shift of the noise levels for an image of this size in pixels and for these steps."""
+        """Return the default shift of the noise levels for an image of this size in pixels and this number of steps."""
         return self.defaults(variant).shift
 
     def reference_fit(self, width: int, height: int) -> Fit:

@@ -1,4 +1,4 @@
-"""Find the family of a checkpoint from its tensor names and shapes."""
+"""Finds the family of a checkpoint from its tensor names and shapes."""
 
 import re
 from typing import Final
