@@ -17,6 +17,9 @@ _API_NAMES: Final = {
 """Maps the names that only CivitAI's API uses, in lower case, to A1111's names."""
 _VERSION: Final = re.compile(r"(?:f[0-9.]+)?v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
 _HASH: Final = re.compile(r"[0-9a-fA-F]{8,64}")
+_FORGE: Final = re.compile(r"f[0-9]|(classic|neo)\b")
+"""Versions of Forge and of its forks Classic and Neo, as a regular expression."""
+_MODULE: Final = re.compile(r"Module [0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,12 @@ class Entries:
         self._used.update(found)
         return found
 
+    def ending(self, text: str) -> list[str]:
+        """Mark the entries whose text ends with this one as used, and return their names."""
+        found = [name for name, value in self._values.items() if isinstance(value, str) and value.endswith(text)]
+        self._used.update(found)
+        return found
+
     def names(self) -> list[str]:
         """The names of all entries."""
         return list(self._values)
@@ -85,8 +94,8 @@ class Entries:
 
     @property
     def is_forge(self) -> bool:
-        """Whether Forge made the image."""
-        return re.match("f[0-9]", self.text("Version")) is not None
+        """Whether Forge or one of its forks Classic and Neo made the image."""
+        return _FORGE.match(self.text("Version")) is not None
 
     @property
     def follows_comfyui(self) -> bool:
@@ -101,18 +110,24 @@ class Entries:
 
         Forge and civman count as 1.10.
         """
-        found = _VERSION.match(self.text("Version"))
-        if self.is_own:
-            return (1, 10)
-        if self.text("Version").casefold().startswith("f"):
-            return (1, 10)
-        return (int(found[1]), int(found[2])) if found else None
+        found = self._release
+        return found if found is None else found[:2]
 
-    def is_before(self, release: tuple[int, int], commits: int = 0) -> bool:
-        """Whether A1111 was older than `commits` commits after `release`; True if its version is unknown."""
-        version = self.version
-        if version is None or version != release:
-            return version is None or version < release
+    @property
+    def _release(self) -> tuple[int, int, int] | None:
+        found = _VERSION.match(self.text("Version"))
+        if self.is_own or self.is_forge or self.text("Version").casefold().startswith("f"):
+            return (1, 10, 0)
+        return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+    def is_before(self, release: tuple[int, ...], commits: int = 0) -> bool:
+        """Whether A1111 was older than this many commits after a release; True if its version is unknown.
+
+        `release`: the first two or all three numbers of a version.
+        """
+        version = self._release
+        if version is None or version[: len(release)] != release:
+            return version is None or version[: len(release)] < release
         found = re.search(r"-([0-9]+)-g[0-9a-f]", self.text("Version"))
         return (int(found[1]) if found else 0) < commits
 
@@ -125,7 +140,8 @@ class Entries:
             "checkpoint", self.text("Model") or str(listed.get("name") or ""),
             self._hash(self.text("Model hash") or hashes.get("model") or str(listed.get("hash") or "")),
         )  # fmt: skip
-        vae, digest = self.text("VAE"), self._hash(self.text("VAE hash") or hashes.get("vae", ""))
+        vae = self.text("VAE") or self._forge_vae()
+        digest = self._hash(self.text("VAE hash") or hashes.get("vae", ""))
         if digest or vae.casefold() not in ("", "none", "automatic"):
             yield NamedFile("vae", vae, digest)
         for item in self._resources():
@@ -136,19 +152,24 @@ class Entries:
             if name and kind in ("lora", "embed"):
                 yield NamedFile("embedding" if kind == "embed" else "lora", name, self._hash(value))
 
+    def _forge_vae(self) -> str:
+        """The VAE that Forge names as an additional module; "" if it names none, or text encoders, too."""
+        modules = [name for name in self._values if _MODULE.fullmatch(name)]
+        return self.text(modules[0]) if self.is_forge and len(modules) == 1 else ""
+
     def listed_hash(self, key: str) -> str:
         """Return the hash of `key` in `Hashes`, such as "controlnet:canny"; "" if there is none."""
         listed = {**_pairs(loads(self.text("Hashes"))), **_pairs(self.value("hashes"))}
         return self._hash(listed.get(key, ""))
 
-    def listed_loras(self) -> list[NamedFile]:
-        """The LoRAs in the list of resources from CivitAI's API, with their weights if the list contains them."""
+    def listed(self, kind: str) -> list[NamedFile]:
+        """The files of a kind such as "lora" in the API's list of resources, with the weights that the list states."""
         return [
             NamedFile(
-                "lora", str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item.get("weight"))
+                kind, str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item.get("weight"))
             )
             for item in self._resources()
-            if item.get("type") == "lora"
+            if item.get("type") == kind
         ]
 
     def _resources(self) -> list[dict[str, Any]]:

@@ -6,18 +6,17 @@ A1111 version that made the image.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from civman.diffusion import sampler_names, samplers
+from civman.diffusion import samplers
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.digests import Sha256
 from civman.domain.recipes.enlargement import METHODS, Enlargement, enlargement_of
 from civman.domain.recipes.faces import WEIGHT, FaceRestoration
-from civman.domain.recipes.recipe import Hires, HypernetworkUse, Recipe, Refiner, Sampling
+from civman.domain.recipes.recipe import Hires, HypernetworkUse, Recipe, Refiner
 from civman.errors import Cause, UsageError
 from civman.pictures.comfyui_graph import Graph, graph_of
 from civman.pictures.metadata import loads, whole
@@ -29,12 +28,18 @@ from civman.planning.redraw_details import with_details
 from civman.planning.redraw_features import Drawable, Reason, face_method, reasons
 from civman.planning.redraw_graph import by_comfyui, redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio, second_sampling
-from civman.planning.redraw_networks import additional_networks, network_hash, old_hypernetworks
+from civman.planning.redraw_networks import (
+    additional_networks,
+    listed_without_tags,
+    network_hash,
+    old_hypernetworks,
+)
 from civman.planning.redraw_old_pass import old_first_pass as old_first_pass
 from civman.planning.redraw_programs import redraw_program
-from civman.planning.redraw_prompts import TaggedLora, negative_words, read_tags
+from civman.planning.redraw_prompts import TaggedLora, as_in_version, negative_words, read_tags
 from civman.planning.redraw_result import OPEN, SMALLEST_CARD, require_plannable, stand_in, verdict_of
 from civman.planning.redraw_result import Redraw as Redraw
+from civman.planning.redraw_sampling import SIZE, noise_of, sampler_named, sampling_of
 from civman.planning.redraw_stages import (
     HIRES_CHECKPOINT,
     SECOND_ENTRIES,
@@ -50,10 +55,7 @@ from civman.planning.redraw_tiles import SourceImage, started
 from civman.planning.redraw_upscalers import enlarged_afterwards, upscaler_named
 from civman.prompts import editing
 
-_SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
 _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
-_PRIVATE: Final = re.compile(r" (alt|MOD|Test|Sharp|v2)\b(?=( Karras)?$)")
-"""A regular expression for the endings of sampler names that come from users' own changes to A1111."""
 _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 
@@ -163,12 +165,12 @@ class _Reader:
         """
         self._require_family()
         prompt, negative, loras, networks = self._prompts()
+        seed, steps, scale = self._needed()
         sampler, schedule = self._sampler()
         width, height = self._size()
-        steps = self._need("Steps", self._entries.whole("Steps"))
         hires = self._hires(width, height, steps, sampler)
-        if found := _SIZE.fullmatch(self._entries.text("First pass size")):
-            (width, height), hires = self._old_passes((int(found[1]), int(found[2])), (width, height), steps)
+        if found := SIZE.fullmatch(self._entries.text("First pass size")):
+            (width, height), hires = self._old_passes((int(found[1]), int(found[2])), (width, height), steps, schedule)
         tiles = self._start((width, height), has_hires=hires is not None)
         self._control(tiles)
         rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
@@ -183,10 +185,9 @@ class _Reader:
         made = Recipe(
             checkpoint=stand_in("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
             schedule=schedule.value, steps=steps,
-            guidance_scale=self._need("CFG scale", self._entries.number("CFG scale")), width=width // 8 * 8,
-            height=height // 8 * 8, seed=self._need("Seed", self._entries.whole("Seed")),
+            guidance_scale=scale, width=width // 8 * 8, height=height // 8 * 8, seed=seed,
             clip_skip=self._entries.whole("Clip skip") or 1, prediction="epsilon", is_zero_snr=False,
-            precision="float16", rng=self._rng(), eta_seed_delta=self._ensd(),
+            precision="float16",
             rounding="nearest" if self._is_own else "down",
             odd_sizes="forge" if self._is_own or self._entries.is_forge else "a1111",
             guidance_rescale=self._entries.number("CFG Rescale phi") or 0.0,
@@ -194,8 +195,9 @@ class _Reader:
             loras=tuple(each.use(stand_in(each.name), has_hires=hires is not None) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires,
             upscale=self._last_upscale(hires, width, height), faces=self._faces(),
-            sampling=self._sampling(), **tiles,
-            refiner=self._refiner(has_hires=hires is not None), prompt_rules=rules, **self._variation(),
+            sampling=sampling_of(self._entries, sampler), **tiles,
+            refiner=self._refiner(has_hires=hires is not None), prompt_rules=rules,
+            **noise_of(self._entries, self._version),
             emphasis=self._emphasis(),
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
@@ -208,24 +210,33 @@ class _Reader:
         self._differences(made)
         return self._value(made, loras, networks)
 
-    def _need(self, name: str, value: Any) -> Any:
-        if value is None:
-            raise _Missing(f"the settings contain no {name.lower()}")
-        return value
+    def _needed(self) -> tuple[int, int, float]:
+        """Return the seed, the steps and the CFG scale.
+
+        Raises: _Missing: one of them, the sampler or the prompt is missing. A prompt that was removed is missing; an
+        empty one is not.
+        """
+        entries = self._entries
+        seed, steps, scale = entries.whole("Seed"), entries.whole("Steps"), entries.number("CFG scale")
+        seed = None if seed is not None and seed < 0 else seed  # -1 asks for a random seed and does not state any
+        found = {"sampler": entries.text("Sampler") or None, "seed": seed, "steps": steps, "CFG scale": scale}
+        missing = [] if isinstance(entries.value("prompt"), str) else ["no prompt"]
+        missing += [f"no {name}" for name, value in found.items() if value is None]
+        if missing or seed is None or steps is None or scale is None:
+            raise _Missing(f"the settings contain {' and '.join(filter(None, (', '.join(missing[:-1]), missing[-1])))}")
+        return seed, steps, scale
 
     def _require_family(self) -> None:
         if not self._base_model.startswith(_FAMILIES[:-1]) and self._base_model:
-            raise _Missing(f"the image was made with a {self._base_model} model, which civman does not render")
+            raise _Missing(
+                f"the image was made with a model for {self._base_model}, and civman renders images again from such "
+                "settings only with Stable Diffusion models"
+            )
 
     def _prompts(self) -> tuple[str, str, list[TaggedLora], list[tuple[str, float]]]:
-        prompt = self._entries.value("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            if "Seed" not in self._entries:
-                raise _Missing("the settings contain no prompt")
-            prompt = ""
-            self.add(Drawable.DIFFERS, "the settings contain no prompt; the image is drawn with an empty one")
-        negative = self._entries.value("Negative prompt")
-        read = read_tags(prompt, self._version)
+        prompt, negative = (self._entries.value(name) for name in ("prompt", "Negative prompt"))
+        is_known = isinstance(prompt, str)
+        read = read_tags(prompt if is_known else "", self._version)
         unwanted, kept = negative_words(negative if isinstance(negative, str) else "", self._emphasis())
         self._found += (*read.reasons, *kept)
         added, files, words = additional_networks(self._entries)
@@ -234,12 +245,22 @@ class _Reader:
         self.resources += files
         self._found += (*words, *self._own.reasons)
         loras, networks = [*read.loras, *added], [*old, *read.hypernetworks]
+        if is_known:
+            removed, files, words = listed_without_tags(self._entries, loras, unwanted)
+            loras += removed
+            self.resources += files
+            self._found += words
         self._name_loras([*(self._own.loras or ()), *loras])
         every = dict([*(self._own.networks or ()), *networks])
         self.resources += [
             NamedFile("hypernetwork", name, network_hash(self._entries, name), w) for name, w in every.items()
         ]
-        return read.text, unwanted, loras, networks
+        texts = read.text, unwanted
+        text, unwanted = (as_in_version(each, self._entries, self._emphasis()) for each in texts)
+        if (text, unwanted) != texts:
+            self.add(Drawable.EXACT, "A1111 before 1.6 read some numbers of the prompts as words, not as weights or "
+                                     "times; a backslash keeps them words")  # fmt: skip
+        return text, unwanted, loras, networks
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
         """Limit the LoRAs among the files to those that the prompts use, and add their weights."""
@@ -252,29 +273,19 @@ class _Reader:
                 known[key] = NamedFile(each.role, each.name, each.hash, weight)
         for name, weight in weights.items():
             known.setdefault(("lora", name), NamedFile("lora", name, "", weight))
-        unused = [each.name for each in known.values() if each.role == "lora" and each.name not in weights]
-        if unused:
+        listed = {each.name for each in self._entries.listed("lora") if each.weight is not None}
+        named = [each.name for each in known.values() if each.role == "lora"]
+        if unused := [name for name in named if name not in weights and name not in listed]:
             self.add(Drawable.EXACT, f"the settings list LoRAs that the prompt does not use: {', '.join(unused[:8])}")
         self.resources = [each for each in known.values() if each.role != "lora" or each.name in weights]
 
     def _sampler(self) -> tuple[samplers.Sampler, Schedule]:
-        name = self._need("sampler", self._entries.text("Sampler") or None)
-        named = self._entries.text("Schedule type") or None
-        plain = _PRIVATE.sub("", name)
-        if plain != name:
-            self.add(Drawable.DIFFERS, f"`{name}` is a sampler that only its author had; `{plain}` is used, with which "
-                                       "at best the composition is the same")  # fmt: skip
-        sampler, schedule = sampler_names.parse(plain, named)
-        if schedule is Schedule.AUTOMATIC and not sampler.own_table:
-            is_old = named is None and self._version < (1, 9) and sampler.name != "Restart"
-            schedule = Schedule.NORMAL if is_old else sampler.automatic
-        if self._entries.text("UniPC variant") not in ("", "bh1") or self._entries.text("UniPC order") not in ("", "3"):
-            self.add(Drawable.NO, "UniPC ran with another variant or order than civman's")
-        self._entries.take(re.compile("UniPC "))
+        sampler, schedule, found = sampler_named(self._entries, self._entries.text("Sampler"), self._version)
+        self._found += found
         return sampler, schedule
 
     def _size(self) -> tuple[int, int]:
-        found = _SIZE.fullmatch(self._entries.text("Size"))
+        found = SIZE.fullmatch(self._entries.text("Size"))
         if found is not None:
             return int(found[1]), int(found[2])
         if None in self._pixels or any("ires" in name or "pscale" in name for name in self._entries.names()):
@@ -284,7 +295,7 @@ class _Reader:
 
     def _hires(self, width: int, height: int, steps: int, sampler: samplers.Sampler) -> Hires | None:
         entries = self._entries
-        scale, resize = entries.number("Hires upscale"), _SIZE.fullmatch(entries.text("Hires resize"))
+        scale, resize = entries.number("Hires upscale"), SIZE.fullmatch(entries.text("Hires resize"))
         if scale is None and resize is None and "Hires upscaler" not in entries:
             return None
         if resize and max(int(resize[1]), int(resize[2])) > 0:
@@ -317,10 +328,15 @@ class _Reader:
         self.resources.append(found[0])
         return found[1]
 
-    def _old_passes(self, first: tuple[int, int], final: tuple[int, int], steps: int) -> tuple[tuple[int, int], Hires]:
+    def _old_passes(
+        self, first: tuple[int, int], final: tuple[int, int], steps: int, schedule: Schedule
+    ) -> tuple[tuple[int, int], Hires]:
         """Return the first pass's size, and the second pass, by the rules of A1111 before 2023."""
         size, trim = old_first_pass(first, final)
         strength = self._entries.number("Denoising strength")
+        if schedule is Schedule.KARRAS and not self._is_own:
+            self.add(Drawable.DIFFERS, "A1111 before 2023 ran the schedule Karras from level 10 to 0.1; civman runs it "
+                                       "over all levels that the model was trained on")  # fmt: skip
         self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
         if strength is None:
             self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 was A1111's default")
@@ -412,38 +428,6 @@ class _Reader:
             return False
         return self._entries.is_on("Pad conds v0") or (self._version < (1, 6) and sampler.name in _PADDED)
 
-    def _rng(self) -> str:
-        source = self._entries.text("RNG").casefold()
-        return source if source in ("cpu", "nv") else "nv"
-
-    def _ensd(self) -> int:
-        delta = self._entries.whole("ENSD") or 0
-        return 0 if delta < 0 and self._version < (1, 6) else delta
-
-    def _variation(self) -> dict[str, Any]:
-        strength = self._entries.number("Variation seed strength") or 0.0
-        seed = self._entries.whole("Variation seed")
-        found = _SIZE.fullmatch(self._entries.text("Seed resize from"))
-        width, height = (int(found[1]), int(found[2])) if found else (0, 0)
-        is_on = width > 0 and height > 0
-        return {
-            "variation_seed": (seed or 0) if strength else 0, "variation_strength": strength,
-            "seed_resize_width": width if is_on else 0, "seed_resize_height": height if is_on else 0,
-        }  # fmt: skip
-
-    def _sampling(self) -> Sampling:
-        names = {
-            "eta": "Eta", "eta_ddim": "Eta DDIM", "s_churn": "Sigma churn", "s_tmin": "Sigma tmin",
-            "s_tmax": "Sigma tmax", "noise_scale": "Sigma noise",
-        }  # fmt: skip
-        stated: dict[str, Any] = {
-            name: value for name, key in names.items() if (value := self._entries.number(key)) is not None
-        }
-        return Sampling(
-            **stated, drop_penultimate=self._entries.is_on("Discard penultimate sigma"),
-            half_levels=self._entries.is_on("Downcast alphas_cumprod") or self._entries.is_before((1, 7), 225),
-        )  # fmt: skip
-
     def _differences(self, made: Recipe) -> None:
         from_card = made.step_rng == "nv" or (made.rng == "nv" and "RNG" not in self._entries)
         if from_card and max(4 * (w // 8) * (h // 8) for w, h in made.drawn_sizes) > SMALLEST_CARD:
@@ -452,9 +436,10 @@ class _Reader:
         if self.by_comfyui:
             self.add(Drawable.DIFFERS, "ComfyUI made the image, perhaps in CivitAI's generator: its rules are used; "
                                        "the settings do not state them")  # fmt: skip
-        elif not any(each.role == "vae" for each in self.resources) and self._version < (1, 5):
-            self.add(Drawable.DIFFERS, "A1111 before 1.5 did not state the VAE; the checkpoint's own is used")
-        if made.prompt_rules and "Version" not in self._entries:
+        elif not any(each.role == "vae" for each in self.resources) and self._version < (1, 6):
+            self.add(Drawable.DIFFERS, "A1111 before 1.6 did not state the VAE; the checkpoint's own is used")
+        texts = [part.text for each in (made.prompt, *self._own.texts) for part in editing.parts(each)]
+        if "Version" not in self._entries and any(map(editing.changes, (*texts, made.negative_prompt))):
             self.add(
                 Drawable.DIFFERS, "the prompt changes during the steps, and no version is stated: counted as in 1.2"
             )

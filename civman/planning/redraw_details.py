@@ -85,6 +85,8 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
     def is_on(name: str, *, usual: bool = False) -> bool:
         return entries.is_on(f"ADetailer {name}{suffix}") if f"ADetailer {name}{suffix}" in entries else usual
 
+    if f"ADetailer prompt{suffix}" not in entries and entries.ending('>"'):
+        raise UsageError("the settings contain only the end of a prompt of ADetailer")
     words = [
         f"ADetailer {what}, which civman does not do" for name, what in _LEFT_OUT.items()
         if text(name).casefold() not in ("", "false", "none", "0", "0.0", "1.0")

@@ -59,12 +59,33 @@ def face_method(entries: Entries) -> str | None:
     return name if name in FACE_METHODS else None
 
 
+def _is_switched_on(entries: Entries, pattern: re.Pattern[str]) -> bool:
+    """Whether an extension with these entries was on: one of its `…_enabled` is, or it has no such entry."""
+    switches = [name for name in entries.names() if pattern.match(name) and name.endswith("_enabled")]
+    return any(map(entries.is_on, switches)) if switches else True
+
+
 NO, FINE = Drawable.NO, Drawable.EXACT
+_SD_NEXT: Final = "the image was made by SD.Next, a fork of A1111; civman draws it by A1111's rules"
 _GRID: Final = "a script made several images in one"
 _GRID_SCRIPT: Final = re.compile(r"plot|grid|matri(x|ces)|X/Y|prompts? from (text )?file", re.IGNORECASE)
 """A regular expression for the titles of scripts that make several images."""
 _DETECTORS: Final = "(DDetailer|YOLO) "
 """A regular expression for the entries of the script DDetailer and of its successors."""
+_OWN_VALUES: Final = "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)"
+"""A regular expression for settings of A1111 that civman lacks; 0 and False mean that A1111 did not use them."""
+_CHANGES_MODEL: Final = (
+    "(?i:FreeU|HyperTile|Kohya|PAG |pagi_|sag_|dynthres_|latent_modifier_|multidiffusion_|stylealign_)"
+)
+"""A regular expression for entries of extensions and of Forge that change the model or the sampling."""
+_CODERS: Final = ("Decoder", "Encoder")
+_FULL_PRECISION: Final = re.compile("$|disable|false|none|automatic|b?float(16|32)", re.IGNORECASE)
+"""A regular expression for what A1111 and Forge state if they do not round weights to 8 bits."""
+_STATED: Final = re.compile(
+    r"(f[0-9.]*)?v?[0-9]+\.[0-9]|[0-9a-f]{7,40}$|(classic|neo)\b|civman|comfyui|swarmui|stable-diffusion\.cpp|.*fooocus",
+    re.IGNORECASE,
+)
+"""A regular expression for what `Version` is in images of programs that civman knows."""
 _FEATURES: Final = (
     _feature(
         "Face restoration$",
@@ -121,7 +142,39 @@ _FEATURES: Final = (
             if name.startswith(("Hires Distilled CFG", "Hires Module"))
         ),
     ),
-    _feature("FreeU|HyperTile|Kohya|PAG ", NO, "an extension changed the model, which civman does not support"),
+    _feature(
+        _CHANGES_MODEL,
+        NO,
+        "an extension changed the model or the sampling, which civman does not support",
+        lambda entries: _is_switched_on(entries, re.compile(_CHANGES_MODEL)),
+    ),
+    _feature(
+        "Tiling$",
+        NO,
+        "the image was made to be repeated as a tile, which civman does not support",
+        lambda entries: entries.is_on("Tiling"),
+    ),
+    _feature(
+        "Noise Schedule$",
+        NO,
+        "A1111 rescaled the noise levels of the checkpoint, which civman does not support",
+        lambda entries: entries.text("Noise Schedule").casefold() not in ("", "default"),
+    ),
+    _feature(
+        "VAE (Decoder|Encoder)$",
+        Drawable.DIFFERS,
+        "a small stand-in of the VAE decoded or encoded the image (TAESD and others); civman uses the VAE itself",
+        lambda entries: any(entries.text(f"VAE {name}").casefold() not in ("", "full") for name in _CODERS),
+    ),
+    _feature(
+        "FP8 weight$|Cache FP16 weight for LoRA$|Diffusion in Low Bits$",
+        Drawable.DIFFERS,
+        "the model's weights were rounded to 8 bits or fewer; civman uses the file's own precision",
+        lambda entries: (
+            not _FULL_PRECISION.match(entries.text("FP8 weight"))
+            or not _FULL_PRECISION.match(entries.text("Diffusion in Low Bits"))
+        ),
+    ),
     _feature("Extras|Postprocess (?!upscale|crop to)", NO, "A1111's Extras tab changed the finished image"),
     _feature(
         "(GFPGAN|CodeFormer) (visibility|weight)",
@@ -147,9 +200,28 @@ _FEATURES: Final = (
         lambda entries: "fooocus" in entries.text("Version").casefold(),
     ),
     _feature(
+        "Version$",
+        Drawable.DIFFERS,
+        "`Version` names a program that civman does not know; A1111's rules of 1.2 are used",
+        lambda entries: bool(entries.text("Version")) and not _STATED.match(entries.text("Version")),
+    ),
+    _feature(
+        "Backend$|Pipeline$",
+        NO,
+        "the image was made by SD.Next with diffusers, whose noise levels differ from those of A1111; civman follows "
+        "only A1111's",
+        lambda entries: entries.text("Backend").casefold() == "diffusers" or "Pipeline" in entries,
+    ),
+    _feature(
+        "App$|Backend$|Operations$",
+        Drawable.DIFFERS,
+        _SD_NEXT,
+        lambda entries: entries.text("App") in ("SD.Next", "SDNext") or "Backend" in entries,
+    ),
+    _feature(
         "Parser$",
         Drawable.DIFFERS,
-        "the image was made by SD.Next, a fork of A1111; civman draws it by A1111's rules",
+        _SD_NEXT,
         lambda entries: entries.text("Parser") in ("Full parser", "A1111 parser"),
     ),
     _feature(
@@ -161,9 +233,16 @@ _FEATURES: Final = (
     _feature("[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, _GRID),
     _feature("Script$", NO, _GRID, lambda entries: _GRID_SCRIPT.search(entries.text("Script")) is not None),
     _feature(
-        "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)",
+        _OWN_VALUES,
         NO,
         "a setting of A1111 that civman does not support",
+        lambda entries: any(entries.is_on(name) for name in entries.take(re.compile(_OWN_VALUES))),
+    ),
+    _feature(
+        "Beta schedule (alpha|beta)$",
+        NO,
+        "the schedule Beta had another shape than civman's",
+        lambda entries: any(entries.number(f"Beta schedule {name}") not in (None, 0.6) for name in ("alpha", "beta")),
     ),
     _feature(
         r"Wildcard|Template|Negative Template|Unprompted|\[?__|Dynamic [Pp]rompts",

@@ -1,7 +1,7 @@
 """Reads the LoRAs and hypernetworks that are named in separate entries of the settings instead of in the prompt."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning.redraw_features import Drawable, Reason
@@ -21,10 +21,13 @@ def old_hypernetworks(entries: Entries) -> Iterator[tuple[str, float]]:
 
 
 def network_hash(entries: Entries, name: str) -> str:
-    """Return the hash of a hypernetwork from the entry that old versions of A1111 wrote; "" if there is none."""
+    """Return the hash of a hypernetwork if the settings state one, in old or new entries; else ""."""
     digest = entries.text("Hypernet hash")
     found = digest.casefold() if name == entries.text("Hypernet") else ""
-    return found if re.fullmatch("[0-9a-f]{8,64}", found) else ""
+    if re.fullmatch("[0-9a-f]{8,64}", found):
+        return found
+    listed = (each.hash for each in entries.listed("hypernet") if each.name == name)
+    return entries.listed_hash(f"hypernet:{name}") or next(listed, "")
 
 
 def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedFile], list[Reason]]:
@@ -33,7 +36,8 @@ def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedF
     files: list[NamedFile] = []
     reasons: list[Reason] = []
     keys = entries.take(re.compile(r"AddNet Model \d+$"))
-    for key in keys:
+    in_order = _listed_in_order(entries, len(keys))
+    for place, key in enumerate(keys):
         number = key.rpartition(" ")[2]
         kind = entries.text(f"AddNet Module {number}")
         both = entries.number(f"AddNet Weight {number}")
@@ -48,20 +52,62 @@ def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedF
         if name.casefold() in ("none", ""):
             continue
         if not digest:
-            name, digest = _listed_with(entries, unet, name, alone=len(keys) == 1)
+            name, digest = _listed_with(entries, unet, name, in_order[place] if in_order else None)
         files.append(NamedFile("lora", name, digest, unet))
         loras.append(TaggedLora(name, unet, unet if text is None else text))
     entries.take(re.compile("AddNet "))
     return loras, files, reasons
 
 
-def _listed_with(entries: Entries, weight: float, name: str, *, alone: bool) -> tuple[str, str]:
-    """Return the name and hash of the only LoRA in the API's list with this weight; otherwise `name` and "".
+def _listed_in_order(entries: Entries, number: int) -> list[NamedFile]:
+    """Return the LoRAs that the API lists for this number of Additional Networks; none if the numbers differ.
 
-    `alone`: the settings name no other LoRA, so the only listed LoRA without a weight is accepted, too.
+    CivitAI's reader lists those LoRAs in their order, without weights and with the extension's hash of twelve digits.
     """
-    listed = entries.listed_loras()
-    found = [each for each in listed if each.weight == weight]
-    if not found and alone:
-        found = [each for each in listed if each.weight is None and len(each.hash) == 12]
+    found = [each for each in entries.listed("lora") if each.weight is None and len(each.hash) == 12]
+    return found if len(found) == number else []
+
+
+def _listed_with(entries: Entries, weight: float, name: str, at_place: NamedFile | None) -> tuple[str, str]:
+    """Return the name and hash of the only LoRA in the API's list with this weight, else those of `at_place`.
+
+    `at_place`: the LoRA that is listed without a weight at this place, or None. Without it, `name` is returned.
+    """
+    found = [each for each in entries.listed("lora") if each.weight == weight]
+    if not found and at_place is not None:
+        return at_place.name, at_place.hash
     return (found[0].name, found[0].hash) if len(found) == 1 else (name, "")
+
+
+def listed_without_tags(
+    entries: Entries, named: Sequence[TaggedLora], negative: str
+) -> tuple[list[TaggedLora], list[NamedFile], list[Reason]]:
+    """Return the LoRAs that CivitAI lists with a weight although the prompt does not name them any more.
+
+    CivitAI lists a LoRA with a weight if the prompt contained its tag when the image was uploaded; users can edit the
+    prompt afterwards. Also return hashes of LoRAs that the list spells differently from their tags, which have the
+    same weight. `named`: the LoRAs in the prompts. Tags in the prompt `negative` have no effect.
+    """
+    listed = [each for each in entries.listed("lora") if each.weight is not None]
+    spelled = {each.name for each in listed}
+    free = [each for each in named if each.name not in spelled]
+    names = {each.name for each in named}
+    loras: list[TaggedLora] = []
+    files: list[NamedFile] = []
+    for each in listed:
+        if each.name in names or each.weight is None or f":{each.name}:" in negative:
+            continue
+        same = next((tag for tag in free if each.weight in (tag.unet, tag.text)), None)
+        files.append(NamedFile("lora", same.name if same else each.name, each.hash, each.weight))
+        if same is None:
+            loras.append(TaggedLora(each.name, each.weight, each.weight))
+        else:
+            free.remove(same)
+    reasons = [
+        Reason(
+            Drawable.DIFFERS, f"CivitAI lists the LoRA `{each.name}` with the weight {each.unet:g}, and the prompt "
+            "does not name it any more: it is used with this weight",
+        )
+        for each in loras
+    ]  # fmt: skip
+    return loras, files, reasons

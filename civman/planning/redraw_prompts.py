@@ -10,10 +10,17 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import LoraUse
 from civman.errors import UsageError
 from civman.pictures.metadata import number
+from civman.pictures.site_settings import Entries
 from civman.planning.redraw_features import Drawable, Reason
 from civman.prompts.emphasis import tags_as_words
 
 _TAG: Final = re.compile(r"<(\w+):([^>]+)>")
+_SPACED: Final = re.compile(r":(?:\s+[+-]?[.0-9]+\s*\)|[+-]?[.0-9]+\s+\)|\s*[+-]?[.0-9]+(?:[eE][+-]?[0-9]+)?\s+\])")
+"""A regular expression for a colon and a number beside a space at the end of brackets."""
+_AND: Final = re.compile(r"(\bAND\b)")
+_PART_WEIGHT: Final = re.compile(r"\s*:\s*[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)\s*$")
+"""A regular expression for the weight at the end of one of the prompts that `AND` combines."""
+_LAST_DIGIT: Final = re.compile(r"[.0-9](?=\s*[\])]?$)")
 _NAMED: Final = re.compile(r"\s*(te|unet|dyn|\w+)\s*=\s*(.*)")
 
 
@@ -61,7 +68,7 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
     reasons: list[Reason] = []
     networks: list[tuple[str, float]] = []
     for tag in _TAG.finditer(prompt):
-        kind, parts = tag[1].casefold(), tag[2].split(":")
+        kind, parts = tag[1], tag[2].split(":")
         if kind == "hypernet":
             strength = number(parts[1].strip()) if len(parts) > 1 else 1.0
             if strength is None:
@@ -101,6 +108,32 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
                     "which scale A1111 used depends on the images that it made before, and the first one is taken",
                 ))  # fmt: skip
     return Tags(_TAG.sub("", prompt), tuple(loras), tuple(networks), tuple(reasons))
+
+
+def as_in_version(prompt: str, entries: Entries, emphasis: str) -> str:
+    r"""Return a prompt so that the newest rules of A1111 read it as the version did that made the image.
+
+    Before 1.6, a number beside a space was no weight in `(x: 1.5)` and no time in `[x:y: 0.5 ]`, and up to 1.5.0, a
+    number at the end of a part of several lines was no weight of that part. A backslash before the last digit, which
+    every version drops, makes such a number text: `(x: 1.\5)`. `emphasis`: the recipe's rule for emphasis; only
+    "original" is A1111's of that time.
+    """
+    if emphasis != "original":
+        return prompt
+    if entries.is_before((1, 6)):
+        prompt = _SPACED.sub(_as_text, prompt)
+    if entries.is_before((1, 5, 1)):
+        prompt = "".join(_without_weight(each) for each in _AND.split(prompt))
+    return prompt
+
+
+def _without_weight(part: str) -> str:
+    found = _PART_WEIGHT.search(part)
+    return f"{part[: found.start()]}{_as_text(found)}" if found and "\n" in part[: found.start()] else part
+
+
+def _as_text(found: re.Match[str]) -> str:
+    return _LAST_DIGIT.sub(r"\\\g<0>", found[0])
 
 
 def negative_words(prompt: str, emphasis: str) -> tuple[str, tuple[Reason, ...]]:

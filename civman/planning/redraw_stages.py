@@ -16,7 +16,7 @@ from civman.domain.recipes.complete import REFINER_AT
 from civman.domain.recipes.recipe import CheckpointUse, Hires, HypernetworkUse, Recipe, Refiner
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning.redraw_features import Drawable, Reason
-from civman.planning.redraw_prompts import TaggedLora, negative_words, read_tags
+from civman.planning.redraw_prompts import TaggedLora, as_in_version, negative_words, read_tags
 from civman.planning.redraw_result import stand_in
 from civman.prompts import editing
 
@@ -40,6 +40,11 @@ class OwnTexts:
     loras: Sequence[TaggedLora] | None = None
     networks: Sequence[tuple[str, float]] | None = None
     reasons: list[Reason] = field(default_factory=list)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts that the second pass has of its own."""
+        return tuple(text for text in (self.prompt, self.negative) if text is not None)
 
     def of_hires(self, hires: Hires) -> Hires:
         """Return the second pass with these prompts and adapters, and with placeholders for the digests of files."""
@@ -65,11 +70,13 @@ def own_texts(
     found = OwnTexts()
     prompt, negative = (_whole(entries, name, found) for name in ("Hires prompt", "Hires negative prompt"))
     if negative is not None:
-        found.negative, kept = negative_words(negative, emphasis)
+        words, kept = negative_words(negative, emphasis)
+        found.negative = as_in_version(words, entries, emphasis)
         found.reasons += kept
     if prompt is not None:
         read = read_tags(prompt, version)
-        found.prompt, found.reasons = read.text, [*found.reasons, *read.reasons]
+        found.prompt = as_in_version(read.text, entries, emphasis)
+        found.reasons += read.reasons
         if version >= (1, 5):
             found.loras, found.networks = [*read.loras, *loras], [*networks, *read.hypernetworks]
     return found

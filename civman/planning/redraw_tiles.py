@@ -32,14 +32,8 @@ _OF_IMAGE: Final = re.compile(
     "Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG|Resize mode"
 )
 """A1111's entries for an input image and a mask."""
-_INPAINTED: Final = (
-    "Inpaint area",
-    "Masked content",
-    "Masked area padding",
-    "Conditional mask weight",
-    "Image CFG scale",
-)
-"""A1111's entries that occur only with a user's mask or with a model that edits images by instructions."""
+_INPAINTED: Final = ("Inpaint area", "Masked content", "Masked area padding", "Conditional mask weight")
+"""A1111's entries that only images with a user's mask have."""
 _NOISE: Final = "Noise multiplier"
 _RESIZE: Final = "Resize mode"
 
@@ -100,23 +94,15 @@ def started(
     name = found.get("upscaler", "None")
     is_larger = name.casefold() != "none"
     from_image = entries.take(_OF_IMAGE)
-    has_strength = entries.number("Denoising strength") is not None
+    has_strength = entries.number("Denoising strength") not in (None, 0)  # A1111's API states 0 without an input image
     if not is_larger and (has_passes or not (from_image or has_strength)):
         if from_image:
             words = "the settings describe a second pass, so those of an input image are left out"
             reasons.append(Reason(Drawable.DIFFERS, f"{words}: {_listed(from_image)}"))
         return Tiles(recipe, tuple(reasons))
-    if source is None:
-        reasons += _without_noise(entries)
-        words = "the image was made from another image, which the settings do not contain"
-        hint = ": `civman replay IMAGE --picture SOURCE` passes it"
-        is_plain = not any(each in entries for each in _INPAINTED)
-        return Tiles(recipe, (*reasons, Reason(Drawable.NEEDS_INPUT, words + (hint if is_plain else ""))))
-    if any(each in entries for each in _INPAINTED):
-        words = (
-            "the image was inpainted, and the settings do not contain the mask: `civman render` takes --init and --mask"
-        )
-        return Tiles(recipe, (*reasons, *_without_noise(entries), Reason(Drawable.NEEDS_INPUT, words)))
+    needed = _needed(entries, source)
+    if source is None or needed is not None:
+        return Tiles(recipe, (*reasons, *_without_noise(entries), *([needed] if needed else [])))
     reasons.append(_ENCODED)
     if "Mask blur" in entries:
         words = (
@@ -136,6 +122,25 @@ def started(
             "is A1111's default",
         ))  # fmt: skip
     return Tiles(recipe, tuple(reasons))
+
+
+def _needed(entries: Entries, source: SourceImage | None) -> Reason | None:
+    """Return why the image cannot be drawn from `source` alone; None if it can."""
+    if "Image CFG scale" in entries:
+        words = "a model that edits images by instructions changed another image, which civman does not support"
+        return Reason(Drawable.NO, words)
+    if _is_inpainted(entries):
+        words = "the image was inpainted, and the settings do not contain its mask"
+        return Reason(Drawable.NEEDS_INPUT, f"{words}: `civman render` takes --init and --mask")
+    if source is None:
+        words = "the image was made from another image, which the settings do not contain"
+        return Reason(Drawable.NEEDS_INPUT, f"{words}: `civman replay IMAGE --picture SOURCE` passes it")
+    return None
+
+
+def _is_inpainted(entries: Entries) -> bool:
+    """Whether the image had a mask. A1111 states a mask blur only with a mask since before it stated its version."""
+    return any(each in entries for each in _INPAINTED) or ("Mask blur" in entries and bool(entries.text("Version")))
 
 
 def _listed(names: list[str]) -> str:
