@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from civman.cli.output import Result, counted, size
 from civman.cli.picture_output import is_site_image
@@ -27,8 +27,20 @@ if TYPE_CHECKING:
     from civman.rendering.save_pictures import OutputOptions
 
 
+_FIRST_ID: Final = 10_000
+"""Smaller numbers are those of the library's own pictures."""
+
+
 def fetched_image(session: Session, what: str) -> "SiteImage | None":
-    """Download an image and its settings if `what` is its URL on CivitAI; return None otherwise."""
+    """Download an image and its settings if `what` is its URL or id on CivitAI; return None otherwise.
+
+    A number is the id of an image on CivitAI if it is at least 10,000 and no picture of the library has it.
+    """
+    from civman.index.read_pictures import PictureFilter
+
+    number = int(what) if what.isdecimal() else 0
+    if number >= _FIRST_ID and not session.library.pictures.count(PictureFilter(number=number)):
+        what = f"https://civitai.com/images/{number}"
     if not is_site_image(what):
         return None
     session.output.notice("requesting the image's settings and its original from CivitAI")

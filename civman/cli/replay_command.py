@@ -53,7 +53,7 @@ def replay(
         typer.Argument(
             metavar="PICTURE",
             help="An image file, `picture:12` as `civman renders` lists it, a recipe's JSON file, or its SHA-256; also "
-            "an image of A1111, a text file with its settings, or the URL of an image on CivitAI.",
+            "an image of A1111, a text file with its settings, or the URL or id of an image on CivitAI.",
             show_default=False,
         ),
     ] = None,
@@ -275,7 +275,10 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
             "pass an image to replay, or a file of settings with --settings", hint="see `civman replay --help`"
         )
     if file is None:
-        raise UsageError("--dry-run and --assume-files require --settings")
+        raise UsageError(
+            "--dry-run requires --settings, --images-of or --images, and --assume-files requires --settings",
+            hint="to see whether one image can be rendered again, use `civman show IMAGE`",
+        )
     if what is not None:
         raise UsageError(
             f"--settings and the image `{what}` exclude each other", hint="leave out --settings or the image"
@@ -328,7 +331,7 @@ def _fetch_missing(session: Session, missing: "Sequence[Missing]", *, is_agreed:
 
     output = session.output
     for each in missing:
-        where = each.air or "not from CivitAI"
+        where = each.air or f"sha256 {each.sha256[:12]}…"
         output.notice(f"missing: {each.role} `{each.name}` ({size(each.size_bytes)}, {where})")
     total = sum(each.size_bytes or 0 for each in missing)
     can_ask = output.is_live and sys.stdin.isatty()

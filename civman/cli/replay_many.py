@@ -50,18 +50,21 @@ class _Row:
     error: "CivmanError | None" = None
     path: str | None = None
     compared: dict[str, Any] | None = None
+    reasons: tuple[str, ...] = ()
+    """Why the image cannot be drawn again exactly, the most serious reason first; only if it is not drawn."""
 
     @property
     def words(self) -> str:
-        """Format the result in one line: the image, the verdict, and the error if there is one."""
-        return f"{self.image}  {self.verdict}" + (f": {self.error.message}" if self.error is not None else "")
+        """Format the result in one line: the image, the verdict, and the error or the first reason if there is one."""
+        why = self.error.message if self.error is not None else next(iter(self.reasons), "")
+        return f"{self.image}  {self.verdict}" + (f": {why}" if why else "")
 
     @property
     def value(self) -> dict[str, Any]:
         """The result as a JSON object for --json."""
         error = None if self.error is None else error_value(self.error)
         return {"image": self.image, "verdict": self.verdict, "error": error, "path": self.path,
-                "compared": self.compared}  # fmt: skip
+                "compared": self.compared, "reasons": list(self.reasons)}  # fmt: skip
 
 
 def replay_many(session: Session, many: Many, how: Again) -> Result:
@@ -198,10 +201,10 @@ def _attempted(
     try:
         image = session.library.pictures.fetch_image(url, with_original=not many.only_reads)
         if image is None:
-            raise UsageError(f"`{url}` is not the URL of an image on CivitAI")
+            raise UsageError(f"`{url}` is neither the URL nor the id of an image on CivitAI")
         if many.only_reads:
             prepared = session.library.named_files.prepare(image, asks_site=True, must_draw=False)
-            return _Row(name, prepared.found.drawable.value)
+            return _Row(name, prepared.found.drawable.value, reasons=prepared.found.reasons)
         if image.has_recipe:
             return _of_recipe(session, name, image, many, how)
         fetch_named(session, image, is_agreed=many.is_agreed)

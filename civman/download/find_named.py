@@ -253,18 +253,19 @@ class NamedFinder:
     def _without(self, wanted: Wanted, problem: CivmanError, stand_ins: Iterable[str]) -> Offer:
         found = tuple(dict.fromkeys(stand_ins))[:_MOST_STAND_INS]
         if found:
-            problem.hint = f"could stand in, as another model: {'; '.join(found)}"
+            problem.hint = f"could stand in, though the image will differ: {'; '.join(found)}"
         return Offer(wanted, None, problem=problem, stand_ins=found)
 
     def _versions_beside(self, model_id: ModelId, version_id: VersionId) -> Iterator[str]:
         """Describe the other versions of a model that are on CivitAI or in the library."""
+        held = {asset.version_id: asset for asset in self.index.find_by_model(model_id)}
         try:
             for version in self.client.model(model_id).versions:
                 if version.id != version_id:
-                    yield _words_of(version)
+                    yield _words_of(version, is_held=held.pop(version.id, None) is not None)
         except NotFound:
             pass
-        for asset in self.index.find_by_model(model_id):
+        for asset in held.values():
             yield f"{asset.ref} ({asset.model_name} {asset.version_name}, in the library)"
 
     def _same_tensors(self, saved: ModelVersion | None) -> Iterator[str]:
@@ -310,6 +311,7 @@ def _plays(version: ModelVersion, file: ModelFile, role: str) -> bool:
     return role_of(version.model.type) == role or (role == "vae" and file.type == "VAE")
 
 
-def _words_of(version: ModelVersion) -> str:
+def _words_of(version: ModelVersion, *, is_held: bool = False) -> str:
     label = f", {version.base_model}" if version.base_model else ""
-    return f"{version_ref(version)} ({version.model.name} {version.name}{label})"
+    place = ", in the library" if is_held else ""
+    return f"{version_ref(version)} ({version.model.name} {version.name}{label}{place})"

@@ -79,7 +79,7 @@ class PicturesPart(Part):
         return missing(self._context.index, source)
 
     def fetch_missing(self, missing: "Sequence[Missing]", *, on_event: OnEvent = ignore) -> "Sequence[Asset]":
-        """Download missing files from CivitAI by their ids, and verify their SHA-256.
+        """Download missing files from CivitAI by their ids or SHA-256, and verify their SHA-256.
 
         Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`), and the
         errors of `Library.download`.

@@ -22,7 +22,8 @@ URL = "https://civitai.com/images/12100201"
 def test_an_image_on_civitai_is_replayed_on_an_empty_machine(civman: Civman, root: Path) -> None:
     refused = civman("replay", URL, "--device", "cpu")
     assert refused.code != 0
-    assert "missing" in refused.err
+    assert "missing: checkpoint `tiny-shapes.safetensors` (10.9 MB, sha256 4f20cf4bb088…)" in refused.err
+    assert "--fetch finds them on CivitAI by their ids or their SHA-256" in refused.err
 
     ran = civman("replay", URL, "--fetch", "--device", "cpu", "--json")
 
@@ -82,6 +83,11 @@ def test_an_image_of_another_program_is_replayed_on_an_empty_machine(civman: Civ
     assert "licence: may sell images" in said
     assert "with the checkpoint: fits (192 of 192 modules fit)" in said
     assert "in 2 versions on CivitAI (91004@191041, 91004@191040); 91004@191041 is used" in said
+    assert "--slots" not in said
+    by_id = civman("replay", TWICE.rpartition("/")[2], "--device", "cpu", "--json")
+    assert by_id.json["render"][0]["compared"]["verdict"] == "the same picture"
+    own = civman("replay", "9999")
+    assert (own.code, "this library has no picture with number 9999" in own.err) == (3, True)
 
 
 def test_a_deleted_model_is_named_with_what_could_stand_in(civman: Civman, online: CivitaiServer) -> None:
@@ -93,6 +99,10 @@ def test_a_deleted_model_is_named_with_what_could_stand_in(civman: Civman, onlin
     assert "Tiny Outline v1.5" not in ran.err, "the error alone names it, not also a note"
     assert "91002@191021 (Tiny Outline v2.0, SD 1.5); 91002@191020" in ran.json["error"]["hint"]
     assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
+    assert civman("download", "91002@191021").code == 0
+    held = civman("replay", DELETED, "--fetch", "--device", "cpu", "--json").json["error"]["hint"]
+    assert "91002@191021 (Tiny Outline v2.0, SD 1.5, in the library); 91002@191020" in held
+    assert held.count("91002@191021") == 1
 
 
 def test_early_access_is_a_gate_that_is_told_before_anything_is_downloaded(
@@ -183,6 +193,20 @@ def test_several_images_are_drawn_in_one_run_each_with_its_verdict(civman: Civma
     assert [image_text.pixels(Path(each["path"])).shape for each in (drawn, replayed)] == [(64, 64, 3)] * 2
     assert drawn["path"] != replayed["path"]
     assert all(Path(each["path"]).parent == tmp_path for each in (drawn, replayed))
+
+
+@pytest.mark.usefixtures("online")
+def test_a_dry_run_prints_why_images_cannot_be_drawn_exactly(civman: Civman, tmp_path: Path) -> None:
+    listed = tmp_path / "images.txt"
+    listed.write_text("12100402\n12100204\nword\n", encoding="utf-8")
+
+    ran = civman("replay", "--images", listed, "--dry-run", "--json")
+
+    exact, differs, no_image = ran.json["replays"]
+    assert (exact["verdict"], exact["reasons"]) == ("exact", [])
+    assert differs["verdict"] == "differs"
+    assert f"12100204  differs: {differs['reasons'][0]}" in ran.err
+    assert "neither the URL nor the id" in no_image["error"]["message"]
 
 
 @pytest.mark.usefixtures("online")
