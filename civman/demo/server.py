@@ -123,7 +123,7 @@ class CivitaiServer:
 
     @property
     def storage_url(self) -> str:
-        """The URL of the storage."""
+        """The URL of the storage server."""
         return self._listeners["storage"].url
 
     @property

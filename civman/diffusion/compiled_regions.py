@@ -92,7 +92,7 @@ def compiler_of(device: torch.device) -> str:
 
 
 def _cpp_compiler() -> str:
-    # torch's compiler will call the same program
+    # find the program that torch's compiler will call
     name = os.environ.get("CXX", DEFAULT_CPP_COMPILER)
     path = shutil.which(name)
     if path is not None:

@@ -18,7 +18,7 @@ def encode_edit_image(model: LoadedModel, pixels: Pixels, size: tuple[int, int])
 
 
 def whole_patches(pixels: Pixels, multiple: int) -> Pixels:
-    """Crop an image to its centre, both sides of which are rounded down to multiples of `multiple` pixels."""
+    """Crop an image centrally, so that both sides become multiples of `multiple` pixels."""
     height, width = (side // multiple * multiple for side in pixels.shape[:2])
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]

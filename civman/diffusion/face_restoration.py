@@ -71,7 +71,7 @@ def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
     try:
         return _restored(pixels, models, weight)
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # not a broken model: the caller reports out-of-memory errors
+        if "memory" in str(error):  # re-raise: the caller reports out-of-memory errors
             raise
         raise CannotRender(
             f"the face models cannot be run: {error}",
@@ -91,7 +91,7 @@ def face_boxes(pixels: Any, detector: FaceDetector) -> list[tuple[float, float, 
     try:
         found = detector(resized(image, (int(width / scale), int(height / scale))))
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # not a broken model: the caller reports out-of-memory errors
+        if "memory" in str(error):  # re-raise: the caller reports out-of-memory errors
             raise
         raise CannotRender(
             f"the face detector cannot be run: {error}",

@@ -11,7 +11,7 @@ from civman.diffusion.tekken_tokenizer import TekkenTokenizer, read_tekken
 from civman.domain.files.tokenizer_files import JSON, PIECES, TEKKEN
 
 FileTokenizer = PieceTokenizer | TekkenTokenizer | JsonTokenizer
-"""Any tokenizer from a file."""
+"""The types of tokenizers that civman reads from files."""
 
 _READERS: Mapping[str, Callable[[bytes, str, str], FileTokenizer]] = {
     PIECES: read_pieces,

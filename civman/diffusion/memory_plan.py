@@ -12,7 +12,7 @@ from civman.domain.files.header import Tensor
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import available_memory_bytes
 
-if TYPE_CHECKING:  # plans use this module before torch is imported
+if TYPE_CHECKING:  # not imported at run time, because planning uses this module without torch
     import torch
 
     from civman.diffusion.loader import LoadedModel

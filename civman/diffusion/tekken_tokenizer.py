@@ -41,7 +41,7 @@ class TekkenTokenizer:
     words: pre_tokenizers.PreTokenizer = field(repr=False)
     """Divides a text into words and writes each word with one character per byte."""
     pieces: PieceTokenizer = field(repr=False)
-    """Joins the bytes of a word to tokens."""
+    """Joins the bytes of a word into tokens."""
     control: Mapping[str, int] = field(repr=False)
     """Maps the name of each control token to its id."""
     names: re.Pattern[str] = field(repr=False)

@@ -43,7 +43,7 @@ class Tiling:
 
 
 A1111: Final = Tiling()
-"""A1111's default tiles."""
+"""A1111's default tile size and overlap."""
 
 
 def enlarge(image: Any, model: AnyUpscaler, width: int, height: int, tiling: Tiling = A1111) -> Any:

@@ -55,7 +55,7 @@ def encode_references(engine: Engine, planned: Planned) -> tuple[Reference, ...]
 
 
 def encode_edit_images(engine: Engine, planned: Planned) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-    """Encode the reference pictures that a plan's model reads itself, in the recipe's order.
+    """Encode the reference pictures of a plan for its edit model, in the recipe's order.
 
     Pictures that the engine has encoded before are taken from its cache. Returns the latents, (1, channels, h, w) each,
     and notes for the user. Raises: CannotRender: not enough memory, or the VAE has no encoder.

@@ -118,9 +118,9 @@ class FlowEncoded:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a reference image is fitted to a model: its part `box` is resized to `size`, width and height in pixels.
+    """How to fit a reference image to a model: crop it to `box`, then resize it to `size`.
 
-    `box`: left, top, width and height in pixels.
+    `box`: left, top, width and height in pixels; `size`: width and height in pixels.
     """
 
     box: tuple[int, int, int, int]
@@ -148,7 +148,7 @@ class Instant:
         return torch.cat([packed(self.x), *shown], dim=1).to(dtype)
 
     def velocity(self, answer: Any) -> Any:
-        """Return the velocity (B, channels, h, w) float32 in a transformer's output for `tokens`."""
+        """Extract the velocity (B, channels, h, w) float32 from a transformer's output for `tokens`."""
         height, width = self.x.shape[-2:]
         return unpacked(answer[:, : height // 2 * (width // 2)].float(), height, width)
 
@@ -188,7 +188,7 @@ class FlowFamily:
     entries: ClassVar[int] = 1000
     """The size of the table of noise levels, see `FlowLevels.entries`."""
     reads_images: ClassVar[Mapping[str, int]] = {}
-    """Maps each variant that reads reference images to the largest number of them."""
+    """Maps each variant that reads reference images to the maximum number of reference images."""
 
     prediction = "flow"
     is_xl = False
@@ -228,7 +228,7 @@ class FlowFamily:
         return self.defaults(variant).shift
 
     def reference_fit(self, width: int, height: int) -> Fit:
-        """Return how a reference image of this size is fitted to the model, if a request does not say it."""
+        """Return the default way to fit a reference image of this size in pixels to the model."""
         raise NotImplementedError
 
     def config(self, shapes: Shapes) -> Config:

@@ -75,11 +75,11 @@ _KONTEXT_SIZES = (
     (1024, 1024), (1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688),
     (1568, 672),
 )  # fmt: skip
-"""The sizes of images with which Kontext was trained. Source: Black Forest Labs."""
+"""The image sizes in pixels on which Kontext was trained. Source: Black Forest Labs."""
 
 
 def positions(at: Instant) -> Any:
-    """Return the position ids of an image's tokens: 0, row, column; those of reference images have 1 in place of 0."""
+    """Return position ids of tokens: (0, row, column) for the generated image, (1, row, column) for references."""
     import torch  # imported here, because planning uses this module without importing torch
 
     grids = []
@@ -122,7 +122,7 @@ class Flux1(FlowFamily):
         return Defaults(steps=25, guidance=2.5 if variant == "kontext" else 3.5, shift=math.exp(1.15))
 
     def reference_fit(self, width: int, height: int) -> Fit:
-        """Return the middle of the image in the shape of Kontext's most similar size, and this size.
+        """Fit an image to the Kontext size with the most similar aspect ratio: crop it centrally, then resize it.
 
         Source: ComfyUI's node FluxKontextImageScale (the rule).
         """

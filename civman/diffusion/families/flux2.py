@@ -56,10 +56,10 @@ _LAYERS = (9, 18, 27)
 """The indices of the Qwen3 layers whose input hidden states the transformer reads."""
 _TOKENS = 512
 _MOST_AREA = 1024 * 1024
-"""The largest number of pixels of a reference image; larger ones are scaled down to it."""
+"""The maximum number of pixels of a reference image; larger images are scaled down to it."""
 _MOST_IMAGES = 10
 _STEP = 10
-"""The first position id of a reference image's tokens is this number times the number of the image, from 1."""
+"""The difference between the first position ids of successive images; the generated image has 0, references follow."""
 _MOST_MU = 4.6
 """The largest μ: a recipe's shift, e^μ, is at most 100."""
 
@@ -99,7 +99,7 @@ class Flux2Klein(FlowFamily):
         return math.exp(min(mu, _MOST_MU))
 
     def reference_fit(self, width: int, height: int) -> Fit:
-        """Return the whole image, scaled down if it has more than 1024x1024 pixels, as in diffusers' pipeline."""
+        """Fit the whole image; scale it down if it has more than 1024x1024 pixels, as in diffusers' pipeline."""
         scale = math.sqrt(_MOST_AREA / (width * height))
         size = (int(width * scale), int(height * scale)) if width * height > _MOST_AREA else (width, height)
         return Fit((0, 0, width, height), size)
@@ -155,7 +155,7 @@ def _places(rows: int, columns: int, tokens: int, device: Any) -> Any:
 
 
 def _image_places(at: Instant) -> Any:
-    """Return the position ids of an image's tokens, followed by those of its reference images."""
+    """Return the position ids of the generated image's tokens, followed by those of the reference images' tokens."""
     import torch  # imported here, because planning uses this module without importing torch
 
     grids = []
