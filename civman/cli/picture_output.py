@@ -68,10 +68,22 @@ def show_picture(library: "Library", path: Path, *, recipe: bool) -> Result | No
     if recipe:
         print_recipe(report)
         return None
-    return Result(
-        "picture", _value(report), human=lambda console: _print(console, report),
-        ids=[made.recipe.sha256] if (made := report.record or report.upscaled) else [],
-    )  # fmt: skip
+    made = report.record or report.upscaled
+    settings = library.pictures.foreign_settings(str(path)) if made is None else None
+    prepared = library.named_files.prepare(settings, must_draw=False) if settings is not None else None
+    verdict = {
+        "drawable": prepared.found.drawable.value if prepared else None,
+        "reasons": prepared.found.reasons if prepared else [],
+    }  # fmt: skip
+
+    def human(console: "Console") -> None:
+        _print(console, report)
+        if prepared is not None:
+            from civman.cli.site_image_output import print_verdict
+
+            print_verdict(console, prepared)
+
+    return Result("picture", _value(report) | verdict, human=human, ids=[made.recipe.sha256] if made else [])
 
 
 def print_recipe(report: "PictureReport") -> None:

@@ -68,18 +68,23 @@ def _print(console: "Console", image: "SiteImage", prepared: "Prepared") -> None
     console.print(clean(" · ".join(told)) or "no settings", soft_wrap=True)
     for each in prepared.files:
         console.print(f"  {clean(_words(each))}", soft_wrap=True)
-    found = prepared.found
-    can = {
-        "exact": "can be drawn again exactly", "differs": "can be drawn again, with differences",
-        "needs-input": "needs an image that its settings do not contain", "no": "cannot be drawn again",
-    }[found.drawable.value]  # fmt: skip
-    console.print(can + (":" if found.reasons else ""))
-    for reason in (*found.reasons, *prepared.notices):
-        console.print(f"  {clean(reason)}", soft_wrap=True)
-    if found.drawable.value in ("exact", "differs"):
+    print_verdict(console, prepared)
+    if prepared.found.drawable.value in ("exact", "differs"):
         console.print(
             f"`civman replay https://civitai.com/images/{image.id} --fetch` draws the image again and compares"
         )
+
+
+def print_verdict(console: "Console", prepared: "Prepared") -> None:
+    """Print whether an image of another program or on CivitAI can be drawn again, and why not exactly."""
+    can = {
+        "exact": "can be drawn again exactly", "differs": "can be drawn again, with differences",
+        "needs-input": "needs an image that its settings do not contain", "no": "cannot be drawn again",
+    }[prepared.found.drawable.value]  # fmt: skip
+    reasons = (*prepared.found.reasons, *prepared.notices)
+    console.print(can + (":" if reasons else ""))
+    for reason in reasons:
+        console.print(f"  {clean(reason)}", soft_wrap=True)
 
 
 def _words(wanted: "Wanted") -> str:

@@ -1,11 +1,14 @@
 """What settings mean depends on the program and the version that wrote them: rules that changed, and old entries."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+from running import Civman
 
 from civman.errors import UsageError
 from civman.pictures.site_settings import Entries
@@ -258,3 +261,29 @@ def test_hashes_of_hypernetworks_are_listed_too(entry: dict[str, Any]) -> None:
     found = read(prompt="a <hypernet:h:0.5>", **entry)
     assert found["recipe"]["hypernetworks"] == [{"name": "h", "hash": "aabbccddee", "strength": 0.5}]
     assert found["drawable"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("added", "verdict", "words"),
+    [
+        ("", "differs", "can be drawn again, with differences:\n  the checkpoint `m` is named without a hash"),
+        (
+            ", Denoising strength: 0.5",
+            "needs-input",
+            "needs an image that its settings do not contain:\n  the image was",
+        ),
+        (", Tiling: True", "no", "cannot be drawn again:\n  the image was made to be repeated"),
+    ],
+)
+def test_show_says_whether_an_image_of_another_program_can_be_drawn_again(
+    civman: Civman, tmp_path: Path, added: str, verdict: str, words: str
+) -> None:
+    text = "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x64, Model: m, VAE: None, Version: v1.10.1"
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", text + added)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
+
+    shown, value = civman("show", tmp_path / "a.png"), civman("show", tmp_path / "a.png", "--json").json["picture"]
+
+    assert words in shown.out
+    assert (value["drawable"], f"  {value['reasons'][0]}\n" in shown.out) == (verdict, True)
