@@ -121,7 +121,8 @@ def _pictures(family: FlowFamily) -> str:
     by_number: dict[int, list[str]] = {}
     for variant, most in family.reads_images.items():
         by_number.setdefault(most, []).append(variant)
-    return "; ".join(f"{', '.join(names)}: {most}" for most, names in by_number.items()) or "no"
+    cells = (f"{', '.join(names)}: {most}" if any(names) else str(most) for most, names in by_number.items())
+    return "; ".join(cells) or "no"
 
 
 def _words() -> Iterator[str]:

@@ -41,6 +41,8 @@ PARTS: dict[str, Size] = {
                "head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4},
     "ministral": {"vocab_size": 131072, "hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 26,
                   "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "mistral": {"vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 32768, "num_hidden_layers": 30,
+                "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8, "final_norm": False},
 }  # fmt: skip
 """Text encoders and VAEs, by a name that `MODELS` refers to."""
 
@@ -71,6 +73,7 @@ _KLEIN_9B = {
 }  # fmt: skip
 MODELS: dict[str, dict[str, Published]] = {
     "flux1": {"dev": Published("own/bfl-flux-dev"), "schnell": Published("own/bfl-flux-schnell")},
+    "flux2-dev": {"": Published("own/bfl-flux2-dev", {"vae": "flux2-vae"})},
     "flux2": {
         "4B": Published("own/bfl-flux2-klein-4b", {"qwen3": "qwen3-4b", "vae": "flux2-vae"}),
         "9B": Published(_KLEIN_9B, {"qwen3": "qwen3-8b", "vae": "flux2-vae"}),

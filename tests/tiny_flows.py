@@ -44,6 +44,7 @@ FLUX2 = {
     "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
     "joint_attention_dim": 72, "in_channels": 128, "guidance_embeds": False,
 }  # fmt: skip
+FLUX2_DEV = FLUX2 | {"guidance_embeds": True}
 CHROMA = {
     "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
     "joint_attention_dim": 24, "in_channels": 64, "out_channels": 64, "approximator_hidden_dim": 32,
@@ -98,6 +99,10 @@ MINISTRAL = {
 ERNIE_IMAGE = {
     "hidden_size": 256, "num_attention_heads": 2, "num_layers": 3, "ffn_hidden_size": 96, "text_in_dim": 24,
 }  # fmt: skip
+MISTRAL = MINISTRAL | {
+    "num_hidden_layers": 30, "final_norm": False, "sliding_window": None, "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e9}, "use_cache": False,
+}  # fmt: skip
 QWEN_IMAGE = {
     "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 128, "in_channels": 64, "out_channels": 16,
 }  # fmt: skip
@@ -119,6 +124,10 @@ TINY = {
         "transformer": ("FluxTransformer2DModel", FLUX | {"guidance_embeds": False}),
         "text_encoder": ("CLIPTextModel", CLIP_L), "text_encoder_2": ("T5EncoderModel", T5),
         "vae": ("AutoencoderKL", KL),
+    },
+    "flux2-dev": {
+        "transformer": ("Flux2Transformer2DModel", FLUX2_DEV), "text_encoder": ("MistralModel", MISTRAL),
+        "vae": ("AutoencoderKLFlux2", FLUX2_KL),
     },
     "flux2": {
         "transformer": ("Flux2Transformer2DModel", FLUX2), "text_encoder": ("Qwen3Model", DEEP_QWEN3),
@@ -171,15 +180,16 @@ def cases(layouts: Iterable[str]) -> list[Any]:
 
 def piece_model() -> bytes:
     """A small SentencePiece model with Gemma's options."""
-    return base64.b64decode(_recorded("pieces")["gemma"]["model"])
+    return base64.b64decode(recorded("pieces")["gemma"]["model"])
 
 
 def tekken_model() -> bytes:
     """A small Tekken vocabulary."""
-    return str(_recorded("tekken")["model"]).encode()
+    return str(recorded("tekken")["model"]).encode()
 
 
-def _recorded(name: str) -> Any:
+def recorded(name: str) -> Any:
+    """The contents of a packed fixture."""
     return json.loads(gzip.decompress((Path(__file__).parent / "fixtures" / f"{name}.json.gz").read_bytes()))
 
 

@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "flux1": ("FluxTransformer2DModel", {"guidance_embeds": True}),
-    "flux2": ("Flux2Transformer2DModel", {}),
+    "flux2-dev": ("Flux2Transformer2DModel", {}),
     "sd3": (
         "SD3Transformer2DModel",
         {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
@@ -47,12 +47,12 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
 """Family → diffusers' class and its arguments at the published size."""
 
 RECORDED = {
-    "flux1": "bfl-flux-dev", "flux2": "bfl-flux2-dev", "sd3": "orig-sd3m", "sd35-large": "orig-sd35l",
+    "flux1": "bfl-flux-dev", "flux2-dev": "bfl-flux2-dev", "sd3": "orig-sd3m", "sd35-large": "orig-sd35l",
     "lumina2": "orig-lumina2", "qwen-image": "orig-qwen-image",
 }  # fmt: skip
 SWAPPED = ("norm_out.linear.weight", "norm_out.linear.bias")
 """Shift and scale are the other way round in the files of these families."""
-SWAPS = ("flux1", "flux2", "sd3", "sd35-large", "auraflow")
+SWAPS = ("flux1", "flux2-dev", "sd3", "sd35-large", "auraflow")
 JOINT = ("to_q", "add_q_proj", "to_k", "add_k_proj", "to_v", "add_v_proj", "proj_mlp")
 """The order in which a joint layer of a file holds the modules of diffusers."""
 

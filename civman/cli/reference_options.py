@@ -13,7 +13,7 @@ ReferenceOpt = Annotated[
         "--reference",
         metavar="FILE[:REF[:WEIGHT][:START-END]]",
         help="A picture to imitate and the IP-Adapter that reads it, with its weight and the share of the steps in "
-        "which it acts; for Flux.1 Kontext and Flux.2 Klein, only the picture to edit (repeatable).",
+        "which it acts; for Flux.1 Kontext and Flux.2, only the picture to edit (repeatable).",
     ),
 ]
 ReferenceCropOpt = Annotated[
@@ -31,7 +31,7 @@ ReferenceSizeOpt = Annotated[
     typer.Option(
         "--reference-size",
         metavar="auto|own|WIDTHxHEIGHT",
-        help="The size to which each --reference picture is scaled for Kontext or Klein, in order; one value applies "
+        help="The size to which each --reference picture is scaled for Kontext or Flux.2, in order; one value applies "
         "to all. [default: auto, by the model's rule]",
     ),
 ]

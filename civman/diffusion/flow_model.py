@@ -19,7 +19,7 @@ from civman.diffusion.key_table import require_sources
 from civman.diffusion.loader import LoadedModel, fill, unfilled
 from civman.diffusion.mapped_weights import Weights
 
-_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model", "Ministral3Model")
+_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model", "Ministral3Model", "MistralModel")
 """The classes of text encoders whose activations overflow float16."""
 
 

@@ -16,6 +16,9 @@ from civman.diffusion.tokenizers import QWEN_PADDING, load_tokenizer
 from civman.prompts.emphasis import Fragment, ParsedPrompt
 from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
 
+_MISTRAL_PADDING = "<pad>"
+"""The name of Mistral's padding token, which a tokenizer read from a file converts to the token's id."""
+
 
 class FlowText:
     """The text encoders of one flow-matching model."""
@@ -114,8 +117,8 @@ class FlowText:
         return [*before, *ids[:room], *after], [*[1.0] * len(before), *inner, *[1.0] * len(after)]
 
     def file_ids(self, component: str, text: str, most: int) -> list[int]:
-        """Return at most `most` token ids of a text, including the start token, by a tokenizer read from a file."""
-        ids, _ = self.piece_ids(component, ParsedPrompt(text, ((Fragment(text, 1.0),),)), most)
+        """Return at most `most` token ids of a text, without a start token, by a tokenizer read from a file."""
+        ids, _ = self.piece_ids(component, ParsedPrompt(text, ((Fragment(text, 1.0),),)), most, starts=False)
         return ids
 
     def plain(self, parsed: ParsedPrompt) -> str:
@@ -129,22 +132,24 @@ class FlowText:
 
     def language_model(
         self, component: str, ids: Sequence[int], layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
-        *, least: int = 0,
+        *, least: int = 0, pads_before: bool = False,
     ) -> Tensor:  # fmt: skip
         """Encode token ids as (1, tokens, width).
 
         `layer`: the index of a layer's hidden states, such as -2; several indices: these hidden states, concatenated
         along the width; None: the last layer's hidden states after the final norm. `weights`: one for each token. They
         act relative to the empty prompt, which here is the first token followed by masked padding. `least`: the number
-        of tokens up to which the ids are padded with Qwen's padding token. No token attends to the padding, but the
-        padding's hidden states are part of the result.
+        of tokens up to which the ids are padded with the padding token of Qwen or Mistral, after the text or, with
+        `pads_before`, before it. No token attends to the padding, but the padding's hidden states are part of the
+        result.
         """
         encoder: Any = self._components[component]
         rows, mask = [list(ids)], None
         if len(ids) < least:
-            padding = least - len(ids)
-            rows = [[*ids, *[QWEN_PADDING] * padding]]
-            mask = torch.tensor([[1] * len(ids) + [0] * padding], device=self._device)
+            padding = [self._padding(component)] * (least - len(ids))
+            rows = [[*padding, *ids] if pads_before else [*ids, *padding]]
+            hidden, seen = [0] * len(padding), [1] * len(ids)
+            mask = torch.tensor([hidden + seen if pads_before else seen + hidden], device=self._device)
         if any(weight != 1 for weight in weights):
             rest = len(ids) - 1
             rows.append([ids[0], *[int(encoder.config.pad_token_id)] * rest])
@@ -163,6 +168,10 @@ class FlowText:
         """Add a note for the user, unless it was added before."""
         if words not in self.notes:
             self.notes.append(words)
+
+    def _padding(self, component: str) -> int:
+        tokenizer = self._tokenizers.get(component)
+        return QWEN_PADDING if tokenizer is None else tokenizer.encode(_MISTRAL_PADDING)[0]
 
     def _cut(self, title: str, count: int, most: int) -> None:
         self.note(f"the prompt has {count} tokens, but {title} reads only the first {most}")

@@ -99,6 +99,7 @@ _CLASSES = {
     "CLIPTextModelWithProjection": "transformers.models.clip.modeling_clip",
     "T5EncoderModel": "transformers.models.t5.modeling_t5",
     "Gemma2Model": "transformers.models.gemma2.modeling_gemma2",
+    "MistralModel": "transformers.models.mistral.modeling_mistral",
     "Ministral3Model": "transformers.models.ministral3.modeling_ministral3",
     "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
     "Qwen2Model": "transformers.models.qwen2.modeling_qwen2",
@@ -114,7 +115,10 @@ def construct_class(name: str, config: dict[str, Any]) -> nn.Module:
         kind: Any = getattr(importlib.import_module(_CLASSES[name]), name)
         if _CLASSES[name].startswith("transformers."):
             attention = "sdpa" if kind._supports_sdpa else "eager"  # noqa: SLF001  # Gemma 2 caps its attention scores
-            encoder: nn.Module = kind(kind.config_class(**config, attn_implementation=attention))
+            options = {key: value for key, value in config.items() if key != "final_norm"}
+            encoder: nn.Module = kind(kind.config_class(**options, attn_implementation=attention))
+            if not config.get("final_norm", True):
+                encoder.norm = nn.Identity()
             return encoder
         made: Any = kind(**{key: value for key, value in config.items() if key != "decoder_only"})
     if config.get("decoder_only"):

@@ -12,7 +12,7 @@ from civman.diffusion.checkpoint_names import Config, Shapes
 from civman.diffusion.clip_and_vae_configs import count, text_config, vae_config
 from civman.diffusion.component_layouts import Source, own_vae_names, vae_sources
 from civman.domain.files.tokenizer_files import JSON, PIECES, TEKKEN
-from civman.errors import CannotRender
+from civman.errors import CannotRender, Cause
 
 Sources = Callable[[Mapping[str, tuple[int, ...]], Config], dict[str, Source]]
 
@@ -145,6 +145,23 @@ def _ministral(shapes: Shapes) -> Config:
             "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
         },
     }  # fmt: skip
+
+
+def _mistral(shapes: Shapes) -> Config:
+    """Describe the layers that Flux.2 dev's transformer reads; the published encoder has ten more and a final norm."""
+    if (layers := count(shapes, "layers.")) < _MISTRAL_LAYERS:
+        raise CannotRender(
+            f"this Mistral Small 3 text encoder has {layers} layers, but the transformer reads {_MISTRAL_LAYERS}",
+            hint="use the text encoder that is published for the model", code=Cause.MISMATCHED_PARTS,
+        )  # fmt: skip
+    return _language_model(shapes) | {
+        "num_hidden_layers": _MISTRAL_LAYERS, "final_norm": False, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072, "sliding_window": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e9},
+    }  # fmt: skip
+
+
+_MISTRAL_LAYERS: Final = 30
 
 
 def _gemma(shapes: Shapes) -> Config:
@@ -322,6 +339,10 @@ MINISTRAL: Final = PartKind(
     ("text_encoders.ministral3_3b.transformer.model.", "language_model.model.", "model.language_model.", "model.", ""),
     ("embed_tokens.weight", "layers.0.self_attn.q_proj.weight"), _ministral, _plainly,
     tokenizers=(TEKKEN, JSON), lacks=_OTHER_MODELS,
+)  # fmt: skip
+MISTRAL: Final = replace(
+    MINISTRAL, role="mistral", title="Mistral Small 3 text encoder", model="MistralModel", config=_mistral,
+    prefixes=("text_encoders.mistral3_24b.transformer.model.", *MINISTRAL.prefixes[1:]),
 )  # fmt: skip
 FLUX_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKL", ("vae.", "first_stage_model.", ""), ("decoder.conv_in.weight",),

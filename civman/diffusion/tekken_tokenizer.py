@@ -23,7 +23,7 @@ from civman.diffusion.piece_tokenizer import PieceTokenizer
 from civman.errors import InvalidModelFile
 from civman.prompts.tokenizer import byte_symbols
 
-_START, _END, _PADDING = "<s>", "</s>", "<pad>"
+_START, _END = "<s>", "</s>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,6 @@ class TekkenTokenizer:
     """The id that begins every text."""
     end: int
     """The id that ends a text."""
-    padding: int
-    """The id with which short texts are padded."""
     words: pre_tokenizers.PreTokenizer = field(repr=False)
     """Divides a text into words and writes each word with one character per byte."""
     pieces: PieceTokenizer = field(repr=False)
@@ -108,7 +106,7 @@ def _read(document: Any, title: str) -> TekkenTokenizer:
     )
     longest_first = sorted(control, key=len, reverse=True)
     return TekkenTokenizer(
-        title, control[_START], control[_END], control[_PADDING], words, pieces, control,
+        title, control[_START], control[_END], words, pieces, control,
         re.compile("|".join(map(re.escape, longest_first))),
     )  # fmt: skip
 

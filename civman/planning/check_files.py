@@ -113,7 +113,8 @@ def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
     variant, _ = variant_of(family, checkpoint, family.variants(own_shapes(family, shapes)))
     most = family.reads_images.get(variant, 0)
     pictures = "one reference picture" if most == 1 else f"up to {most} reference pictures"
-    return (f"`{checkpoint.name}` is {family.title} {variant}, which reads {pictures} (--reference)",) if most else ()
+    named = f"{family.title} {variant}".strip()
+    return (f"`{checkpoint.name}` is {named}, which reads {pictures} (--reference)",) if most else ()
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:

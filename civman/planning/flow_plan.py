@@ -7,11 +7,11 @@ from math import prod
 
 from civman.diffusion.checkpoint_names import Config, Shapes
 from civman.diffusion.families.flow_family import Defaults, FlowFamily, Need
-from civman.diffusion.families.registry import flow_family_of, refuse_by_name
+from civman.diffusion.families.registry import flow_family_of
 from civman.diffusion.flow_parts import TOKENIZER, TRANSFORMER, Placed, missing_parts, option_of, place_parts
 from civman.diffusion.memory_plan import Estimate, layer_bytes
 from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
-from civman.errors import AmbiguousRef, Cause, UsageError
+from civman.errors import AmbiguousRef, CannotRender, Cause, UsageError
 from civman.manage.inspection import Inspected
 from civman.planning.checkpoint_facts import Checkpoint, native_size
 from civman.planning.find_files import Finder, Found
@@ -107,7 +107,6 @@ def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config:
     """
     family = flow_family_of(found.header.shapes)
     if family is None:
-        refuse_by_name(found.header.shapes)
         return None
     given = _given(family, request.parts)
     refs = dict(given) | ({"vae": request.vae} if request.vae is not None else {})
@@ -273,6 +272,6 @@ def _fits(need: Need, file: Found, width: tuple[str, int] | None) -> bool:
         return False
     try:
         config = need.kind.config(need.kind.shapes_in(shapes, prefix))
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, CannotRender):
         return False
     return width is None or int(config[width[0]]) == width[1]

@@ -15,6 +15,7 @@ from diffusers import (
     ErnieImagePipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     FluxKontextPipeline,
     FluxPipeline,
     Krea2Pipeline,
@@ -28,7 +29,9 @@ from tokenizers import Tokenizer, processors
 from transformers import (
     Ministral3Config,
     Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Mistral3Model,
+    MistralConfig,
     PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -303,7 +306,46 @@ def _ernie_image(plain: Any, parts: Any, negative: str, latents: Any, cfg: float
     ).images
 
 
+def mistral(language: Any) -> Any:
+    """Mistral 3 as transformers builds it, with two layers more than the language model and a final norm."""
+    plain = language.config
+    text = {name: getattr(plain, name) for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim", "num_key_value_heads",
+        "rms_norm_eps", "rope_parameters", "sliding_window",
+    )}  # fmt: skip
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, head_dim=16
+    )
+    config = Mistral3Config(
+        text_config=MistralConfig(num_hidden_layers=plain.num_hidden_layers + 2, **text), vision_config=vision
+    )
+    whole = Mistral3ForConditionalGeneration(config).eval()
+    lost = whole.model.language_model.load_state_dict(language.state_dict(), strict=False)
+    assert not lost.unexpected_keys
+    return whole
+
+
+def mistral_chat() -> Any:
+    """Transformers' tokenizer of the small Tekken vocabulary with the chat template of Mistral Small 3."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tekken(), pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left",
+        model_max_length=4096,
+        chat_template="<s>{% for m in messages %}{% for part in m.content %}{% if m.role == 'system' %}"
+        "[SYSTEM_PROMPT]{{ part.text }}[/SYSTEM_PROMPT]{% else %}[INST]{{ part.text }}[/INST]{% endif %}"
+        "{% endfor %}{% endfor %}",
+    )  # fmt: skip
+
+
+def _flux2_dev(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    assert cfg == 1
+    del negative
+    encoder = mistral(parts["text_encoder"])
+    pipe = Flux2Pipeline(plain, parts["vae"], encoder, mistral_chat(), parts["transformer"])
+    return pipe(**common, num_inference_steps=len(common["sigmas"]), latents=latents, guidance_scale=3.5).images
+
+
 _DRAW = {
-    "flux1": _flux, "flux2": _flux2, "chroma": _chroma, "z-image": _z_image, "qwen-image": _qwen_image, "sd3": _sd3,
-    "anima": _anima, "lumina2": _lumina2, "krea2": _krea2, "ernie-image": _ernie_image,
+    "flux1": _flux, "flux2-dev": _flux2_dev, "flux2": _flux2, "chroma": _chroma, "z-image": _z_image,
+    "qwen-image": _qwen_image, "sd3": _sd3, "anima": _anima, "lumina2": _lumina2, "krea2": _krea2,
+    "ernie-image": _ernie_image,
 }  # fmt: skip

@@ -58,7 +58,7 @@ def compared(
         apply(without_vae(model), model.base_tensor, [Adapter(lora, "0" * 64, 0.5, 0.5)], sources=model.sources)
     latents = [encode_edit_image(model, np.asarray(image), image.size).latents for image in images]
     ours, _ = drawn(model, recipe, edit_images=latents)
-    factor, channels = (16, 128) if name == "flux2" else (8, 16)
+    factor, channels = (16, 128) if name.startswith("flux2") else (8, 16)
     shape = (1, channels, recipe.height // factor, recipe.width // factor)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(recipe.seed))
     assert recipe.flow is not None
@@ -75,6 +75,7 @@ def compared(
         ("flux2", (64, 96), [(64, 96)], 1.0),
         ("flux2", (96, 64), [(80, 64), (64, 144), (64, 64)], 3.0),
         ("flux2", (64, 64), [(107, 70), (70, 95)], 1.0),
+        ("flux2-dev", (96, 64), [(240, 187), (64, 64)], 1.0),
     ],
 )
 def test_the_image_is_that_of_diffusers_pipeline(

@@ -51,9 +51,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "qwen": published | tokenizer | {"model.layers.0.self_attn.q_norm.weight": torch.ones(128)},
         "narrow": published | tokenizer | {"model.embed_tokens.weight": torch.zeros(640, 32)},
     }  # fmt: skip
+    (folder / "tekken.json").write_bytes(tiny_flows.tekken_model())
+    # as transformers writes it: nothing in the file says that a text begins with a start token
+    (folder / "tokenizer.json").write_text(flow_pipelines.tekken().to_str(), encoding="utf-8")
     for name, each in made.items():
         save_file(each, folder / f"{name}.safetensors")
-    return {"whole": whole} | {name: folder / f"{name}.safetensors" for name in made}
+    return {"whole": whole, "tekken": folder / "tekken.json", "json": folder / "tokenizer.json"} | {
+        name: folder / f"{name}.safetensors" for name in made
+    }
 
 
 @pytest.mark.parametrize(
@@ -176,6 +181,8 @@ def test_missing_and_wrong_parts_are_refused_before_loading_and_the_right_ones_d
 
     draws = ("--steps", "2", "--json", "-o")
     drawn, nested = (command(each, *draws, str(tmp_path / f"{each}.png")) for each in ("encoder", "nested"))
+    given = [command("mute", "--part", f"tokenizer={files[kind]}", *draws, str(tmp_path / f"{kind}.png"))
+             for kind in ("tekken", "json")]  # fmt: skip
     low = command("encoder", "--low-vram", *draws, str(tmp_path / "low.png"))
     refused = {each: command(each, "--dry-run") for each in ("", "mute", "qwen", "narrow")}
 
@@ -188,8 +195,9 @@ def test_missing_and_wrong_parts_are_refused_before_loading_and_the_right_ones_d
     assert "is not the required part (Ministral 3 text encoder)" in " ".join(refused["qwen"].err.split())
     assert "a width of 32" in refused["narrow"].err
     assert 0 not in {each.code for each in refused.values()}
-    assert drawn.code == nested.code == low.code == 0, (drawn.err, nested.err, low.err)
-    digests = {each.json["render"][0]["pixel_sha256"] for each in (drawn, nested, low)}
+    made = (drawn, nested, low, *given)
+    assert {each.code for each in made} == {0}, [each.err for each in made]
+    digests = {each.json["render"][0]["pixel_sha256"] for each in made}
     assert len(digests) == 1
     assert [part["role"] for part in drawn.json["render"][0]["recipe"]["parts"]] == ["ministral"]
 

@@ -20,6 +20,7 @@ from civman.diffusion.model_classes import construct_class
 
 FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "flux1": ("flux", {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True}),
+    "flux2-dev": ("flux2", {"num_layers": 2, "num_single_layers": 2}),
     "flux2": (
         "flux2",
         {

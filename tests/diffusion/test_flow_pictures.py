@@ -31,7 +31,7 @@ from civman.prompts.emphasis import parse
 from civman.rendering.encode_prompts import FlowTextEncoders
 
 PROMPT, NEGATIVE = "a photo of a cat", "a photo of a dog"
-CFG = {"flux1": 1.0, "qwen-image": 1.0}
+CFG = {"flux1": 1.0, "flux2-dev": 1.0, "qwen-image": 1.0}
 """The scale is 3 for all others. diffusers rescales a guided velocity of Qwen-Image, which ComfyUI does not."""
 
 

@@ -30,7 +30,19 @@ from civman.domain.events import Step
 from civman.domain.recipes.recipe import Hires, Recipe
 
 SD = ("sd1", "sd2", "sdxl")
-FLOWS = ("flux1", "flux2", "chroma", "z-image", "anima", "qwen-image", "sd3", "lumina2", "krea2", "ernie-image")
+FLOWS = (
+    "flux1",
+    "flux2-dev",
+    "flux2",
+    "chroma",
+    "z-image",
+    "anima",
+    "qwen-image",
+    "sd3",
+    "lumina2",
+    "krea2",
+    "ernie-image",
+)
 Models = Callable[[str], LoadedModel]
 
 
@@ -71,7 +83,7 @@ def flow_call(model: Any, name: str, seed: int) -> Any:
     if name == "krea2":
         width = 12 * config["text_hidden_dim"]
     pooled = torch.randn(1, config.get("pooled_projection_dim", 8), generator=made)
-    channels = 32 if name in ("flux2", "ernie-image") else 16
+    channels = 32 if name in ("flux2-dev", "flux2", "ernie-image") else 16
     at = Instant(torch.randn(1, channels, 8, 8, generator=made), (1 / (seed + 1),), (seed + 0.5,))
     return FlowCall(model, at, FlowEncoded(torch.randn(1, 32, width, generator=made), pooled))
 

@@ -27,7 +27,7 @@ def test_the_ids_are_those_of_mistral_common() -> None:
 
     assert len(RECORDED["ids"]) > 200
     assert wrong == []
-    assert (tokenizer.start, tokenizer.padding) == (1, 11)
+    assert (tokenizer.start, tokenizer.end, tokenizer.encode("<pad>")) == (1, 2, [11])
 
 
 def test_the_ids_are_those_of_transformers(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_loaded_model_answers_to_both_names_of_every_layer(family) -> None:
 
 ADAPTERS = {
     "flux1": ("lora-flux-aitoolkit", "lora-flux-diffusers", "lora-flux-kohya", "lora-flux-xlabs", "lokr-flux-bfl"),
-    "flux2": ("kohya-flux2-dev-lora",),
+    "flux2-dev": ("kohya-flux2-dev-lora",),
     "sd3": ("kohya-sd3m-lora",), "sd35-large": ("kohya-sd35l-lora",),
     "lumina2": ("kohya-lumina2-lora", "lora-lumina2-diffusers"),
     "qwen-image": ("kohya-qwen-image-lora", "lora-qwen-diffusers", "lora-qwen-peft"),

@@ -61,8 +61,11 @@ class ErnieImage(FlowFamily):
         }
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode a prompt with Ministral's second-to-last layer. Weights are ignored, as in ComfyUI."""
-        ids = texts.file_ids("text_encoder", parsed.text, _MOST_TOKENS)
+        """Encode the prompt, after the start token, with Ministral's second-to-last layer.
+
+        Weights are ignored, as in ComfyUI.
+        """
+        ids = texts.file_ids("text_encoder", f"<s>{parsed.text}", _MOST_TOKENS)
         return FlowEncoded(texts.language_model("text_encoder", ids, -2))
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:

@@ -91,19 +91,22 @@ class Texts(Protocol):
         ...
 
     def file_ids(self, component: str, text: str, most: int) -> list[int]:
-        """Return at most `most` token ids of a text, by this text encoder's tokenizer."""
+        """Return at most `most` token ids of a text, by this text encoder's tokenizer.
+
+        The text must contain the name of the start token, if the encoder needs one.
+        """
         ...
 
     def language_model(
         self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
-        *, least: int = 0,
+        *, least: int = 0, pads_before: bool = False,
     ) -> Any:  # fmt: skip
         """Encode token ids with a language model; return a layer's hidden states (1, tokens, width).
 
         `layer`: the layer, whose hidden states are taken before the final norm; None: the last layer, with its hidden
         states after the final norm; several layers: their hidden states are concatenated along the width. `weights`:
-        one for each token, if the family supports weights. `least`: the number of tokens up to which a Qwen model's
-        prompt is padded.
+        one for each token, if the family supports weights. `least`: the number of tokens up to which the prompt of a
+        Qwen or Mistral model is padded, after the text or, with `pads_before`, before it.
         """
         ...
 

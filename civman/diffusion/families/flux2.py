@@ -1,4 +1,4 @@
-"""Flux.2 Klein: 4B and 9B, distilled and base. Flux.2 dev is recognised, but not rendered."""
+"""Flux.2: dev, and Klein (4B and 9B, distilled and base)."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from civman.diffusion.checkpoint_names import Config, Shapes
 from civman.diffusion.clip_and_vae_configs import count
 from civman.diffusion.families.flow_family import (
-    PREFIXES,
     Defaults,
     Fit,
     FlowEncoded,
@@ -18,9 +17,8 @@ from civman.diffusion.families.flow_family import (
     require_head,
 )
 from civman.diffusion.key_table import KeyTable
-from civman.diffusion.part_kinds import FLUX2_VAE, QWEN3
+from civman.diffusion.part_kinds import FLUX2_VAE, MISTRAL, QWEN3
 from civman.domain.architecture import Architecture
-from civman.errors import CannotRender, Cause
 from civman.prompts.emphasis import ParsedPrompt
 
 _KEYS = """
@@ -28,6 +26,8 @@ img_in = x_embedder
 txt_in = context_embedder
 time_in.in_layer = time_guidance_embed.timestep_embedder.linear_1
 time_in.out_layer = time_guidance_embed.timestep_embedder.linear_2
+guidance_in.in_layer = time_guidance_embed.guidance_embedder.linear_1
+guidance_in.out_layer = time_guidance_embed.guidance_embedder.linear_2
 double_stream_modulation_img.lin = double_stream_modulation_img.linear
 double_stream_modulation_txt.lin = double_stream_modulation_txt.linear
 single_stream_modulation.lin = single_stream_modulation.linear
@@ -52,9 +52,13 @@ final_layer.adaLN_modulation.1 = ~ norm_out.linear
 """  # noqa: E501
 _GUIDANCE = "guidance_in.in_layer.weight"
 """The name of a tensor that Flux.2 dev has and Klein does not."""
-_LAYERS = (9, 18, 27)
-"""The indices of the Qwen3 layers whose input hidden states the transformer reads."""
+_PROBES = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "single_stream_modulation.lin.weight")
 _TOKENS = 512
+_SYSTEM = (
+    "You are an AI that reasons about image descriptions. You give structured responses focusing on object "
+    "relationships, object\nattribution and actions without speculation."
+)
+"""The system prompt with which Flux.2 dev was trained. Source: Black Forest Labs' `flux2/system_messages.py`."""
 _MOST_AREA = 1024 * 1024
 """The maximum number of pixels of a reference image; larger images are scaled down to it."""
 _MOST_IMAGES = 10
@@ -64,28 +68,15 @@ _MOST_MU = 4.6
 """The largest μ: a recipe's shift, e^μ, is at most 100."""
 
 
-class Flux2Klein(FlowFamily):
-    """Flux.2 Klein. The distilled models and their bases have the same tensors."""
+class _Flux2(FlowFamily):
+    """What Flux.2 dev and Klein have in common."""
 
-    name = "flux2"
-    title = "Flux.2 Klein"
     architecture = Architecture.FLUX2
     model = "Flux2Transformer2DModel"
-    probes = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "single_stream_modulation.lin.weight")
-    lacks = (_GUIDANCE,)
     keys = KeyTable(_KEYS)
-    needs = (Need("text_encoder", QWEN3), Need("vae", FLUX2_VAE))
-    variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {"distilled": ("klein",), "base": ("base",)}
     entries = 10000
-    reads_images: ClassVar[Mapping[str, int]] = {"distilled": _MOST_IMAGES, "base": _MOST_IMAGES}
-
-    def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the family's variants that may have these tensors, the most common one first."""
-        return ("distilled", "base")
-
-    def defaults(self, variant: str) -> Defaults:
-        """Return the variant's defaults for options that a request does not set. Steps and scales are CivitAI's."""
-        return Defaults(steps=30, cfg=7.0) if variant == "base" else Defaults(steps=8)
+    layers: ClassVar[tuple[int, ...]]
+    """The indices of the text encoder's hidden states that the transformer reads."""
 
     def shift(self, variant: str, size: tuple[int, int], steps: int) -> float:  # noqa: ARG002
         """Return the shift e^μ, where μ depends on an image's number of tokens and on the number of steps.
@@ -116,15 +107,77 @@ class Flux2Klein(FlowFamily):
             "joint_attention_dim": shapes["txt_in.weight"][1],
             "timestep_guidance_channels": shapes["time_in.in_layer.weight"][1],
             "mlp_ratio": shapes["double_blocks.0.img_mlp.2.weight"][1] / width,
-            "axes_dims_rope": (32, 32, 32, 32), "rope_theta": 2000, "eps": 1e-6, "guidance_embeds": False,
+            "axes_dims_rope": (32, 32, 32, 32), "rope_theta": 2000, "eps": 1e-6, "guidance_embeds": _GUIDANCE in shapes,
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
         """Return the required width of each part: component → (the option of its config that states it, the width)."""
         return {
-            "text_encoder": ("hidden_size", transformer["joint_attention_dim"] // len(_LAYERS)),
+            "text_encoder": ("hidden_size", transformer["joint_attention_dim"] // len(self.layers)),
             "vae": ("latent_channels", transformer["out_channels"] // 4),
         }
+
+    def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
+        x, context = at.x, text.context.expand(len(at.x), -1, -1)
+        transformer = components["transformer"]
+        answer = transformer(
+            hidden_states=at.tokens(context.dtype), timestep=at.of_each(at.sigmas),
+            guidance=at.of_each(at.guidances) if transformer.config.guidance_embeds else None,
+            encoder_hidden_states=context, txt_ids=_places(1, 1, context.shape[1], x.device),
+            img_ids=_image_places(at), return_dict=False,
+        )[0]  # fmt: skip
+        return at.velocity(answer)
+
+
+class Flux2Dev(_Flux2):
+    """Flux.2 dev. The guidance scale is an input of the model."""
+
+    name = "flux2-dev"
+    title = "Flux.2 dev"
+    probes = (*_PROBES, _GUIDANCE)
+    needs = (Need("text_encoder", MISTRAL), Need("vae", FLUX2_VAE))
+    reads_images: ClassVar[Mapping[str, int]] = {"": _MOST_IMAGES}
+    layers = (10, 20, 30)
+
+    def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the family's variants that may have these tensors, the most common one first."""
+        return ("",)
+
+    def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
+        """Return the defaults for options that a request does not set. The steps and the scale are CivitAI's."""
+        return Defaults(steps=25, guidance=3.5)
+
+    def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
+        """Encode the prompt with three layers of Mistral Small 3, with padding before it up to 512 tokens.
+
+        The prompt is a user's message after Flux.2's system prompt. The name of the token that stands for an image is
+        removed from the prompt, as in diffusers. Weights are ignored, as in ComfyUI.
+        """
+        words = f"<s>[SYSTEM_PROMPT]{_SYSTEM}[/SYSTEM_PROMPT][INST]{parsed.text.replace('[IMG]', '')}[/INST]"
+        ids = texts.file_ids("text_encoder", words, _TOKENS)
+        return FlowEncoded(texts.language_model("text_encoder", ids, self.layers, least=_TOKENS, pads_before=True))
+
+
+class Flux2Klein(_Flux2):
+    """Flux.2 Klein. The distilled models and their bases have the same tensors."""
+
+    name = "flux2"
+    title = "Flux.2 Klein"
+    probes = _PROBES
+    lacks = (_GUIDANCE,)
+    needs = (Need("text_encoder", QWEN3), Need("vae", FLUX2_VAE))
+    variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {"distilled": ("klein",), "base": ("base",)}
+    reads_images: ClassVar[Mapping[str, int]] = {"distilled": _MOST_IMAGES, "base": _MOST_IMAGES}
+    layers = (9, 18, 27)
+
+    def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the family's variants that may have these tensors, the most common one first."""
+        return ("distilled", "base")
+
+    def defaults(self, variant: str) -> Defaults:
+        """Return the variant's defaults for options that a request does not set. Steps and scales are CivitAI's."""
+        return Defaults(steps=30, cfg=7.0) if variant == "base" else Defaults(steps=8)
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
         """Encode the prompt with three layers of Qwen3, padded to 512 tokens.
@@ -134,17 +187,7 @@ class Flux2Klein(FlowFamily):
         """
         words = f"<|im_start|>user\n{parsed.text}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         ids = texts.qwen_ids(words, _TOKENS)
-        return FlowEncoded(texts.language_model("text_encoder", ids, _LAYERS, least=_TOKENS))
-
-    def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
-        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
-        x, context = at.x, text.context.expand(len(at.x), -1, -1)
-        answer = components["transformer"](
-            hidden_states=at.tokens(context.dtype), timestep=at.of_each(at.sigmas), guidance=None,
-            encoder_hidden_states=context, txt_ids=_places(1, 1, context.shape[1], x.device),
-            img_ids=_image_places(at), return_dict=False,
-        )[0]  # fmt: skip
-        return at.velocity(answer)
+        return FlowEncoded(texts.language_model("text_encoder", ids, self.layers, least=_TOKENS))
 
 
 def _places(rows: int, columns: int, tokens: int, device: Any) -> Any:
@@ -166,14 +209,5 @@ def _image_places(at: Instant) -> Any:
     return torch.cat(grids)
 
 
-def refuse_dev(names: Shapes) -> None:
-    """Refuse a Flux.2 dev checkpoint, explaining why. Raises: CannotRender."""
-    marks = (*Flux2Klein.probes, _GUIDANCE)
-    if any(all(prefix + mark in names for mark in marks) for prefix in PREFIXES):
-        raise CannotRender(
-            "civman does not render Flux.2 dev: its text encoder is Mistral Small 3, for which civman has no tokenizer",
-            hint="choose Flux.2 Klein, whose text encoder is Qwen3", code=Cause.UNKNOWN_FAMILY,
-        )  # fmt: skip
-
-
+FLUX2_DEV = Flux2Dev()
 FLUX2_KLEIN = Flux2Klein()

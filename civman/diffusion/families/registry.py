@@ -9,7 +9,7 @@ from civman.diffusion.families.chroma import CHROMA
 from civman.diffusion.families.ernie_image import ERNIE_IMAGE
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.families.flux1 import FLUX1
-from civman.diffusion.families.flux2 import FLUX2_KLEIN, refuse_dev
+from civman.diffusion.families.flux2 import FLUX2_DEV, FLUX2_KLEIN
 from civman.diffusion.families.krea2 import KREA2
 from civman.diffusion.families.lumina2 import LUMINA2
 from civman.diffusion.families.qwen_image import QWEN_IMAGE
@@ -32,7 +32,7 @@ has the tensor names by which the refiner is recognised.
 
 
 FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
-    FLUX1, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2, ERNIE_IMAGE,
+    FLUX1, FLUX2_DEV, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2, ERNIE_IMAGE,
 )  # fmt: skip
 
 
@@ -46,17 +46,11 @@ def flow_family_of(names: Shapes) -> FlowFamily | None:
     return next((family for family in FLOW_FAMILIES if family.prefix_in(names) is not None), None)
 
 
-def refuse_by_name(names: Shapes) -> None:
-    """Refuse a checkpoint of a family that civman recognises but cannot render. Raises: CannotRender: the reason."""
-    refuse_dev(names)
-
-
 def unet_family_of(names: Shapes) -> UNetFamily:
     """Identify the family by the text encoders in the file or, if it has none, by the UNet's context width.
 
     Raises: CannotRender: the file has no UNet in the original layout, or civman cannot render the UNet's family.
     """
-    refuse_by_name(names)
     if f"{UNET}input_blocks.0.0.weight" not in names:
         raise CannotRender(
             "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",
