@@ -41,10 +41,10 @@ def apart(name: str, tensors: Tensors, folder: Path) -> tuple[Tensors, dict[str,
     for kind in (need.kind for need in family_of(name).needs):
         prefix = kind.prefixes[0]
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if kind.tokenizers:
-            found[kind.tokenizers[-1]] = tensors[kind.tokenizers[0]]
         if "" not in kind.prefixes:
             found = {f"{kind.prefixes[1]}{key}": value for key, value in found.items()}
+        tokenizer = kind.tokenizer_in({key: tuple(value.shape) for key, value in tensors.items()})
+        found |= {} if tokenizer is None else {tokenizer.rpartition(".")[2]: tensors[tokenizer]}
         parts[kind.role] = folder / f"{kind.role}.safetensors"
         save_file({key: value.clone() for key, value in found.items()}, parts[kind.role])
     return own, parts
