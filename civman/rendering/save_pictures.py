@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from civman.domain.recipes.record import Record, stripped
 from civman.errors import Cause, UsageError
 from civman.pictures import image_text, record_text
 from civman.store.partial import store_error
+from civman.system.file_links import hard_link
 from civman.system.move_files import remove_file, replace_file
 from civman.system.path_rules import name_room, require_file_name, require_room
 
@@ -141,18 +143,19 @@ def picture_bytes(
 def keep_new(folder: Path, name: str, data: bytes) -> Path:
     """Write a complete new file as `name`, with the first free number appended if that name is taken. Returns its path.
 
+    The file gets its name when it is complete, so a process that is killed leaves no incomplete or empty file under it.
     Raises: StoreError.
     """
+    unnamed = folder / f".civman-{secrets.token_hex(8)}"
     try:
-        path = _reserved(folder, name)
         try:
-            _write(path, data)
-        except BaseException:
-            remove_file(path, missing_ok=True)
-            raise
+            with unnamed.open("xb") as file:
+                file.write(data)
+            return _named(unnamed, folder, name)
+        finally:
+            remove_file(unnamed, missing_ok=True)
     except OSError as error:
         raise store_error(error, folder / name) from error
-    return path
 
 
 def _known(name: str | None) -> image_text.Format:
@@ -166,13 +169,31 @@ def _name(record: Record, suffix: str, most_bytes: int) -> str:
     return safe_name(f"{record.seed}-{words}-{record.recipe.sha256[:8]}{suffix}".replace("--", "-"))
 
 
-def _reserved(folder: Path, name: str) -> Path:
-    """Reserve `name`, or `name` with the first free number appended, by creating an empty file."""
+def _named(unnamed: Path, folder: Path, name: str) -> Path:
+    """Give a file the first free name among `name` and its numbered forms, and return the path."""
+    for path in _numbered(folder, name):
+        try:
+            hard_link(unnamed, path)
+        except FileExistsError:
+            continue
+        except OSError:  # the file system has no hard links
+            return _renamed(unnamed, folder, name)
+        return path
+    raise AssertionError("unreachable: there is always a free number")
+
+
+def _renamed(unnamed: Path, folder: Path, name: str) -> Path:
+    """As `_named`, without hard links: reserve the name by an empty file, and replace that file."""
     for path in _numbered(folder, name):
         try:
             path.open("xb").close()
         except FileExistsError:
             continue
+        try:
+            replace_file(unnamed, path)
+        except BaseException:
+            remove_file(path, missing_ok=True)
+            raise
         return path
     raise AssertionError("unreachable: there is always a free number")
 
@@ -181,16 +202,3 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
     yield folder / name
     stem, _, suffix = name.rpartition(".")
     yield from (folder / f"{stem}-{number}.{suffix}" for number in count(2))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically, so that no other program ever sees an incomplete file."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".civman-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(name).chmod(path.stat().st_mode & 0o777)
-        replace_file(Path(name), path)
-    except BaseException:
-        remove_file(Path(name), missing_ok=True)
-        raise

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 import tiny_models
 
 from civman.errors import StoreError
+from civman.rendering.save_pictures import _renamed
 from civman.rendering.saver import Saver
 
 
@@ -131,11 +132,37 @@ def test_a_kill_loses_only_what_was_not_saved_yet(tmp_path: Path) -> None:
     running.stdout.close()
     running.wait()
 
-    whole = [path for path in out.glob("[0-9]*.png") if path.stat().st_size]
+    whole = list(out.glob("[0-9]*.png"))
     for path in whole:
-        image_text.read(path)  # raises if an image is cut off
+        image_text.read(path)  # raises if an image is empty or cut off
     with Index.open(root / "library.db") as index:
         recorded = [Path(each.path) for each in index.pictures(PictureFilter())]
     assert len(whole) >= 12 - 4
     assert set(recorded) <= set(whole)
     assert len(whole) - len(recorded) <= 1, "one image may be between its file and its row"
+
+
+def test_a_kill_while_a_file_is_written_leaves_nothing_under_its_name(tmp_path: Path) -> None:
+    job = "import sys; from pathlib import Path; from civman.rendering.save_pictures import keep_new\n"
+    job += "while True: print(keep_new(Path(sys.argv[1]), 'image.png', b'x' * 100_000).name, flush=True)"
+    for _ in range(5):
+        running = subprocess.Popen([sys.executable, "-c", job, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert running.stdout is not None
+        for _, line in zip(range(20), running.stdout, strict=False):
+            assert line.startswith("image")
+        running.kill()
+        running.communicate()
+
+    sizes = [path.stat().st_size for path in tmp_path.glob("image*.png")]
+    assert len(sizes) >= 100
+    assert set(sizes) == {100_000}
+
+
+def test_files_get_their_names_on_file_systems_without_hard_links_too(tmp_path: Path) -> None:
+    unnamed = [tmp_path / f".civman-{number}" for number in range(3)]
+    for number, path in enumerate(unnamed):
+        path.write_text(str(number))
+    names = [_renamed(path, tmp_path, "image.png").name for path in unnamed]
+    assert names == ["image.png", "image-2.png", "image-3.png"]
+    assert [(tmp_path / name).read_text() for name in names] == ["0", "1", "2"]
+    assert not any(path.exists() for path in unnamed)
