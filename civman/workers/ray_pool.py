@@ -8,6 +8,7 @@ Ray runs any code that is sent to it, so a cluster should only be reachable from
 
 import importlib
 import os
+import socket
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from civman.workers.packed_errors import unpacked
 from civman.workers.tasks import Task, Work
 
 CACHE_VARIABLE = "CIVMAN_WORKER_CACHE"
+_CONNECT_S = 10.0
+_THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _CORES_EACH = 4
 _RETRIES = 2
 """How often Ray retries a task after its actor was lost and restarted."""
@@ -33,17 +36,18 @@ class RayPool:
     def __init__(self, address: str | None, machine: Machine, tasks: "list[Task]") -> None:
         """Connect to the cluster at `address` (HOST:PORT; None: the one that this machine belongs to).
 
-        Raises: UsageError (`no-cluster-extra`): Ray is not installed. NetworkError: there is no cluster.
+        Raises: UsageError: Ray is not installed (`no-cluster-extra`), or `address` has another form (`bad-workers`).
+        NetworkError: there is no cluster.
         """
         self._ray: Any = _ray()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address is not None:
+            self._require_answer(address)
         try:
             self._ray.init(address=address or "auto", log_to_driver=False, namespace="civman", logging_level="error")
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise NetworkError(
-                f"there is no Ray cluster {f'at `{address}`' if address else 'on this machine'}",
-                hint="start a cluster with `ray start --head`, and `ray start --address=HOST:PORT` on the "
-                "other machines",
+            raise _no_cluster(
+                f"there is no Ray cluster {f'at `{address}`' if address else 'on this machine'}"
             ) from error
         files = {file.sha256: file.path for each in tasks for task in each.together for file in task.planned.files}
         self._server = BlobServer(files, str(self._ray.util.get_node_ip_address())).__enter__()
@@ -81,6 +85,25 @@ class RayPool:
             self._ray.kill(actor)
         self._ray.shutdown()
         self._server.__exit__()
+
+    def _require_answer(self, address: str) -> None:
+        """Check that a program accepts connections at `address`; Ray itself would try for minutes.
+
+        Raises: UsageError (`bad-workers`): not HOST:PORT. NetworkError: nothing answers there.
+        """
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) not in range(1, 1 << 16):
+            raise UsageError(
+                f"`ray://{address}` does not have the form ray://HOST:PORT",
+                hint="for example ray://192.0.2.7:6379, as `ray start --head` prints it", code=Cause.BAD_WORKERS,
+            )  # fmt: skip
+        # Ray replaces addresses of this machine by the one that other machines can reach
+        real = self._ray.util.get_node_ip_address() if host in _THIS_MACHINE else host.strip("[]")
+        try:
+            socket.create_connection((real, int(port)), timeout=_CONNECT_S).close()
+        except OSError as error:
+            where = f"`{host}:{port}`" if real == host.strip("[]") else f"`{real}:{port}` (this machine)"
+            raise _no_cluster(f"no Ray cluster answers at {where}") from error
 
     def _share(self, machine: Machine) -> tuple[float, dict[str, float]]:
         """The number of actors that the cluster has room for, and the resources that each actor gets."""
@@ -121,6 +144,11 @@ class _Actor:
         from civman.workers.fetch_files import with_local_files
 
         return with_local_files(planned, self._source, self._cache)
+
+
+def _no_cluster(message: str) -> NetworkError:
+    hint = "start a cluster with `ray start --head`, and `ray start --address=HOST:PORT` on the other machines"
+    return NetworkError(message, hint=hint)
 
 
 def _ray() -> Any:

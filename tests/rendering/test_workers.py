@@ -1,14 +1,10 @@
 """Rendering on several processes: the same images as in one, whoever is killed in the meantime."""
 
-import hashlib
-import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -305,71 +301,6 @@ def test_a_plain_render_imports_nothing_of_workers() -> None:
     code += "print([name for name in sys.modules if name.startswith(('civman.workers', 'ray', 'obstore'))])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.fixture
-def killer() -> Callable[[subprocess.Popen[str], Callable[[], bool]], None]:
-    def kill_when(process: "subprocess.Popen[str]", is_time: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not is_time() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.kill()
-        process.communicate()
-
-    return kill_when
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("stocked")
-def test_three_hundred_images_survive_the_death_of_a_worker_and_of_the_head(
-    library: Library, tmp_path: Path, killer: Callable[..., None]
-) -> None:
-    out = tmp_path / "out"
-    file = tmp_path / "prompts.txt"
-    file.write_text("\n".join(f"image {number}" for number in range(100)))
-    start = [sys.executable, "-m", "civman", "render"]
-    rest = ["--prompts", str(file), *QUICK, "--threads", "1", "--on", "2", "--resume", "--output", str(out), "--quiet"]
-
-    def finished() -> int:
-        return len(list(out.glob("*.png"))) if out.is_dir() else 0
-
-    for model in MODELS:
-        before = finished()
-        running = subprocess.Popen([*start, model, *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        killer(running, lambda before=before: finished() > before + 30)
-        assert before < finished() < before + 100, "it was killed in the middle"
-        done = subprocess.run([*start, model, *rest], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    pictures = library.pictures.list()
-    assert len(pictures) == 300
-    assert len({(each.record.recipe.sha256, each.record.seed) for each in pictures}) == 300
-    assert len(list(out.glob("*.png"))) == 300
-    assert all(path.stat().st_size for path in out.iterdir())
-    some = [library.plan(each.record.recipe) for each in pictures[::25]]
-    here = library.render(some, output=tmp_path / "here", machine=ONE)
-    assert [each.pixel_sha256 for each in here] == [each.record.pixel_sha256 for each in pictures[::25]]
-    assert threading.active_count() < 20
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("stocked")
-def test_workers_of_a_ray_cluster_fetch_models_by_digest_and_render_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra cluster")
-    cache = tmp_path / "cache"
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("ray_job.py")), "24", str(tmp_path)],
-        check=False, capture_output=True, text=True, env=os.environ | {"CIVMAN_WORKER_CACHE": str(cache)}, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(found["there"]) == 24
-    assert found["there"] == found["here"]
-    assert found["same_files"]
-    assert (found["killed"], found["notices"]) == (1, []), "Ray starts a killed worker again by itself"
-    stored = list((cache / "blobs").rglob("*.safetensors"))
-    assert len(stored) == 4, "three checkpoints and a LoRA arrived over HTTP"
-    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.stem for path in stored)
 
 
 @pytest.mark.usefixtures("stocked")
