@@ -2,8 +2,8 @@
 
 What the cores allow is measured, not assumed: two separate commands without workers, each of which renders half of the
 images at the same time. Two processes on two cores share caches and memory, so even they need more than half of the
-time that one command needs for all images. Every command renders with one thread, from the start of Python to its end, and all
-kinds take turns. The images of all kinds are compared.
+time that one command needs for all images. Every command renders with one thread and is timed from the start of Python
+to its end, and all kinds take turns. The images of all kinds are compared.
 """
 
 import argparse
@@ -30,7 +30,8 @@ def start(folder: Path, numbers: range, options: argparse.Namespace, *more: str)
     return subprocess.Popen(
         [sys.executable, "-m", "civman", "render", str(DEMO), "--prompts", str(prompts), "--steps", str(options.steps),
          "--threads", "1", "--force", "--seed", "1", "--output", str(folder), "--quiet", *more],
-        cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"CIVMAN_LIBRARY": str(options.library), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, stdout=subprocess.DEVNULL,
+        env=os.environ | {"CIVMAN_LIBRARY": str(options.library), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
