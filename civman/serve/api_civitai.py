@@ -47,7 +47,7 @@ _PAGE = 40
 
 
 def _label(library: Library, checkpoint: str | None) -> str | None:
-    """Return the base model label of the checkpoint `checkpoint`; None if no checkpoint is given."""
+    """Return the base model label of a checkpoint; None if `checkpoint` is not given."""
     return label_of(library.inspect(require_name(checkpoint))) if checkpoint else None
 
 
@@ -90,9 +90,9 @@ def _access(library: Library, version: ModelVersion) -> str:
 
 
 async def search(request: Request) -> Response:
-    """Search CivitAI; a later `offset` continues the search.
+    """Search CivitAI; a request with a higher `offset` continues the same search.
 
-    `against` adds each version's compatibility with a checkpoint.
+    `against` names a checkpoint: each version in the response then has a value for how well it fits the checkpoint.
     """
     query, parts = request.query_params, serving(request)
     limit, offset = number_of(request, "limit", 20, 100), number_of(request, "offset", 0, 10_000)
@@ -221,7 +221,7 @@ async def site_image(request: Request) -> Response:
     """Return the settings that CivitAI shows for an image, and the model versions named in them."""
     number = int(request.path_params["number"])
     if not 0 < number < 2**31:
-        raise UsageError("the id of an image on CivitAI is from 1 to 2147483647")
+        raise UsageError("the id of an image on CivitAI must be a number from 1 to 2147483647")
 
     def find(library: Library) -> Any:
         found = library.context.client.image(number)
@@ -237,26 +237,26 @@ async def site_image(request: Request) -> Response:
 def _image_number(request: Request) -> int:
     number = int(request.path_params["number"])
     if not 0 < number < 2**31:
-        raise UsageError("the id of an image on CivitAI is from 1 to 2147483647")
+        raise UsageError("the id of an image on CivitAI must be a number from 1 to 2147483647")
     return number
 
 
 async def redraw_image(request: Request) -> Response:
-    """Plan how to draw an image on CivitAI again from the settings that CivitAI shows; nothing is downloaded."""
+    """Plan how to render an image on CivitAI again, from the settings that CivitAI shows; nothing is downloaded."""
     number, parts = _image_number(request), serving(request)
     conditions = conditions_of({}, await parts.device())
 
     def plan(library: Library) -> Any:
         url = f"https://civitai.com/images/{number}"
         found = library.pictures.fetch_image(url, with_original=False)
-        assert found is not None, "this is the address of an image"
+        assert found is not None, "`fetch_image` returns None only for a URL that is not an image's"
         return redraw_value(library, None, lambda: library.pictures.plan_settings(found, conditions))
 
     return JSONResponse(await parts.site.run(plan))
 
 
 async def images(request: Request) -> Response:
-    """List images on CivitAI made with a model version, with their settings and whether civman can draw them again."""
+    """List images on CivitAI made with a model version, each with its settings and whether civman can render it."""
     parts = serving(request)
     version, limit = number_of(request, "version", 0, 2**31 - 1), number_of(request, "limit", 20, 100)
 

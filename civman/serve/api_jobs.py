@@ -89,7 +89,7 @@ def _replay(body: dict[str, Any], _: Path) -> Submitted:
     _require_fields(body, "picture", "set", "fetch", "device")
     number = body.get("picture")
     if type(number) is not int or number < 0:
-        raise UsageError("`picture` must be the library's number of an image")
+        raise UsageError("`picture` must be the number of an image in the library")
     changes_of(body.get("set", {}))
     payload = {
         "picture": number, "set": body.get("set", {}), "fetch": body.get("fetch") is True, "device": body.get("device"),
@@ -104,7 +104,7 @@ def _redraw(body: dict[str, Any], _: Path) -> Submitted:
         "set": body.get("set", {}), "pixel_sha256": body.get("pixel_sha256"), **_conditions(body),
     }  # fmt: skip
     if ("recipe" in body) == ("settings" in body):
-        raise UsageError("pass either `recipe` or `settings`")
+        raise UsageError("pass either `recipe` or `settings`, not both")
     if "settings" in body:
         settings = _text(body, "settings")
         if len(settings) > MOST_TEXT:
@@ -139,7 +139,9 @@ def _conditions(body: dict[str, Any]) -> dict[str, Any]:
 def _require_fields(body: dict[str, Any], *known: str) -> None:
     unknown = sorted(set(body) - {"kind", *known})
     if unknown:
-        raise UsageError(f"a {body['kind']} has no field `{unknown[0]}`", hint=f"fields: {', '.join(known)}")
+        raise UsageError(
+            f"a job of kind `{body['kind']}` has no field `{unknown[0]}`", hint=f"fields: {', '.join(known)}"
+        )
 
 
 def _text(body: dict[str, Any], name: str) -> str:
@@ -184,7 +186,7 @@ async def events(request: Request) -> Response:
         is_first = True
         async for change in parts.changes(previews=previews):
             if is_first:
-                yield ": the jobs that are not over\n\n"
+                yield ": all unfinished jobs follow\n\n"
                 for each in parts.jobs.all():
                     if not each.is_over:
                         yield _event("job", each.value())
@@ -212,7 +214,10 @@ async def command(request: Request) -> Response:
     if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
         raise UsageError("`argv` must be a list of strings")
     if argv[0] not in HANDED_OVER:
-        raise UsageError(f"`{argv[0]}` cannot be handed over", hint=f"only {' and '.join(HANDED_OVER)} can")
+        raise UsageError(
+            f"the command `{argv[0]}` cannot be handed over to the server",
+            hint=f"only these commands can be handed over: {', '.join(HANDED_OVER)}",
+        )
     payload = {
         "argv": argv, "folder": _text(body, "folder"),
         "environment": {str(key): str(value) for key, value in environment.items()},

@@ -52,7 +52,7 @@ def without_paths(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture_row(picture: KeptPicture) -> dict[str, Any]:
-    """Convert an image that this library made to a JSON object."""
+    """Convert a recorded image to a JSON object, with the file's name in place of its path."""
     return {**without_paths(plain(picture_value(picture))), "name": Path(picture.path).name}
 
 
@@ -62,7 +62,7 @@ async def models(request: Request) -> Response:
     words = tuple(query.get("q", "").split())
     sort = query.get("sort", "")
     if sort and sort not in set(Sort):
-        raise UsageError(f"unknown sort order: `{sort}`", hint=f"one of: {', '.join(Sort)}")
+        raise UsageError(f"unknown sort order: `{sort}`", hint=f"use one of: {', '.join(Sort)}")
     checkpoint = query.get("fits")
     limit, offset = number_of(request, "limit", 100, MOST_ROWS), number_of(request, "offset", 0, 10**9)
 
@@ -136,7 +136,7 @@ def _terms(asset: Asset, version: ModelVersion | None) -> Terms:
 
 
 def licence_value(terms: Terms) -> dict[str, Any]:
-    """Convert licence terms to JSON, including the terms and the reasons for them as sentences."""
+    """Convert licence terms to JSON; `words` has the terms as sentences, and `reasons` the reasons for them."""
     value = plain(terms)
     assert isinstance(value, dict)
     return {**value, "words": list(terms.words), "reasons": list(terms.reasons)}

@@ -51,7 +51,9 @@ async def edit(request: Request) -> Response:
     sha256, body = digest_of(request), await json_body(request)
     unknown = sorted(set(body) - _EDITED)
     if unknown:
-        raise UsageError(f"an edit has no field `{unknown[0]}`", hint=f"fields: {', '.join(sorted(_EDITED))}")
+        raise UsageError(
+            f"`{unknown[0]}` is not a field that can be edited", hint=f"fields: {', '.join(sorted(_EDITED))}"
+        )
     try:
         wanted = _EDIT.validate_python(body)
     except ValidationError as error:
@@ -76,7 +78,7 @@ async def check(request: Request) -> Response:
     body = await json_body(request)
     checkpoint, parts = body.get("checkpoint"), body.get("parts")
     if not isinstance(checkpoint, str) or not isinstance(parts, list) or not 0 < len(parts) <= 50:
-        raise UsageError("a check needs a `checkpoint` and `parts`, a list of 1 to 50 refs")
+        raise UsageError("a check needs the fields `checkpoint` (a ref) and `parts` (a list of 1 to 50 refs)")
     asked = [_part(each) for each in parts]
     require_name(checkpoint)
 

@@ -91,7 +91,7 @@ async def picture_thumb(request: Request) -> Response:
 
 
 async def read_picture(request: Request) -> Response:
-    """Read the settings in the uploaded image file and plan how to draw it again; the file is not stored."""
+    """Read the settings in the uploaded image file and plan how to render it again; the file is not stored."""
     data = await request.body()
     require_image(data)
     name = safe_name(request.query_params.get("name", "image.png")) or "image.png"
@@ -111,7 +111,7 @@ async def read_picture(request: Request) -> Response:
 
 
 def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> dict[str, Any]:
-    """Return the job for drawing an image again, with its plan, or the error that prevents it."""
+    """Return a job that renders the described image again, with its plan, or the error that prevents it."""
     if report.record is not None:
         pixels = report.record.pixel_sha256
         job = {"kind": "redraw", "recipe": json.loads(report.record.recipe.to_json()), "pixel_sha256": pixels}
@@ -128,7 +128,7 @@ def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> 
 
 
 def redraw_value(library: Library, job: dict[str, Any] | None, make_plan: Callable[[], Planned]) -> dict[str, Any]:
-    """Return the job for drawing an image again, with its plan, or the error that prevents it.
+    """Return a job that renders an image again, with its plan, or the error that prevents it.
 
     If `job` is None, a job is made from the plan's recipe. The `request` of the result has the fields for the page's
     form; None if the form cannot express the recipe.

@@ -1,4 +1,4 @@
-"""The API's route for plans, which show what a job would do before anything is drawn."""
+"""The API's route for plans, which show what a job would do before anything is rendered."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def planned_value(library: Library, plans: Sequence[Planned], notices: Sequence[
 
 
 async def plan(request: Request) -> Response:
-    """Plan a job without drawing anything: returns its recipe, notices, memory requirement and licence."""
+    """Plan a job without rendering anything: returns its recipe, notices, memory requirement and licence."""
     body, parts = await json_body(request), serving(request)
     root, device = parts.settings.library, await parts.device()
     try:

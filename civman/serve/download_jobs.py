@@ -27,7 +27,7 @@ def download_payload(body: dict[str, Any]) -> dict[str, Any]:
     """
     unknown = sorted(set(body) - set(_FIELDS))
     if unknown:
-        raise UsageError(f"a download has no field `{unknown[0]}`", hint=f"fields: {', '.join(_FIELDS)}")
+        raise UsageError(f"a download request has no field `{unknown[0]}`", hint=f"fields: {', '.join(_FIELDS)}")
     ref = body.get("ref")
     if not isinstance(ref, str) or not ref.strip():
         raise UsageError("`ref` must be a string")
@@ -78,7 +78,7 @@ def _permits(payload: dict[str, Any]) -> Permits:
 
 
 def _options(library: Library, job: ServerJob) -> DownloadOptions:
-    """Return the options of a download. Raises: the error if the checkpoint of `for` cannot be found."""
+    """Return the options of a download job. Raises: the error if the checkpoint named by `for` cannot be found."""
     payload = job.payload
     rate, checkpoint = payload.get("limit_rate"), payload.get("for")
     return DownloadOptions(

@@ -47,7 +47,7 @@ class EngineLink:
         return self._current
 
     def watch_for(self, seconds: float) -> None:
-        """Make previews for this many seconds, for a client that polls instead of listening to a stream."""
+        """Request previews for the next `seconds`, for a client that polls instead of listening to a stream."""
         self._watched_until = time.monotonic() + seconds
 
     def _tell_watched(self, pipe: Any) -> None:
@@ -64,7 +64,7 @@ class EngineLink:
             threading.Thread(target=self.device, name="engine-start", daemon=True).start()
 
     def device(self) -> str | None:
-        """Return the engine's default device, starting the process if needed; None if the process cannot be started."""
+        """Return the engine's default device, after starting its process if needed; None if it cannot be started."""
         if self._device is None and not self._is_closed:
             with contextlib.suppress(EOFError, OSError):
                 self._ensure()
@@ -156,11 +156,11 @@ class EngineLink:
         if process is not None:
             process.join(2)
         code = process.exitcode if process is not None else None
-        why = f"was killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
+        reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         if self._is_closed:
-            why = "was ended because the server stopped"
+            reason = "the server stopped"
         wrong = CannotRender(
-            f"the process that renders {why}", code=Cause.WORKER_LOST,
+            f"the rendering process ended: {reason}", code=Cause.WORKER_LOST,
             hint="the next job starts a new process; if the system killed the old one because memory ran out, try a "
             "smaller size",
         )  # fmt: skip

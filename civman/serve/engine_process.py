@@ -54,7 +54,7 @@ class _EngineProcess:
         self._current = 0
         self._is_watched, self._shown_at = False, 0.0
         self._images, self._done = 0, 0
-        """The number of images in the current job, and how many of them belong to plans that are finished."""
+        """The number of images in the current job, and the number of images in those of its plans that are finished."""
         self._last: tuple[int, str, int, int] | None = None
         self.warm: Any = None
 
@@ -98,10 +98,11 @@ class _EngineProcess:
         self._send(("written", number, stream, text))
 
     def on_event(self, event: Event) -> None:
-        """Report an event of the current render, and stop it if it was cancelled."""
+        """Report an event of the current render. Raises: KeyboardInterrupt: the render was cancelled."""
         if isinstance(event, Step):
             if self._last is not None and (event.first, event.stage, event.step) <= self._last[:3]:
-                # the step count has gone back, so the job's next plan has begun: count the images of the finished plan
+                # the step number is not higher than the last one, so the job's next plan has begun: count the finished
+                # plan's images
                 self._done += self._last[3]
             self._last = event.first, event.stage, event.step, event.count
             value = {
@@ -185,7 +186,7 @@ class _SentStream(io.RawIOBase):
 
 
 class _SentText(io.TextIOWrapper):
-    """A text stream that reports itself as a terminal if the client's own stream is one."""
+    """A text stream for a command's output; it reports itself as a terminal if the client's stream is one."""
 
     def __init__(self, raw: _SentStream, *, is_terminal: bool) -> None:
         super().__init__(io.BufferedWriter(raw), encoding="utf-8", errors="replace", write_through=False)

@@ -1,7 +1,7 @@
-"""The queue on disk: each state of each job as a JSON line, so that a restarted server continues the queue.
+"""Stores the queue on disk, so that a restarted server continues it: a JSON line for each state of each job.
 
-A job is run again only if no client was waiting for it on an open connection. For all other jobs, only the outcome is
-stored.
+The payload of a job, without which it cannot be run again, is stored only if no client waits for the job on an open
+connection.
 """
 
 import json
@@ -139,9 +139,9 @@ def _left(job: ServerJob) -> ServerJob:
         job.state, job.started_at, job.ended_at, job.progress = JobState.QUEUED, None, None, {}
     else:
         job.state = JobState.FAILED
-        when = "while this job was running" if was_running else "before this job began"
+        ended = "the server ended while this job was running"
+        if not was_running:
+            ended = "the server ended before this job began"
         gone = "" if job.lasts else ", and the client that waited for the job is no longer connected"
-        job.error = error_value(
-            CannotRender(f"the server ended {when}{gone}", hint="start the job again", code=Cause.WORKER_LOST)
-        )
+        job.error = error_value(CannotRender(f"{ended}{gone}", hint="start the job again", code=Cause.WORKER_LOST))
     return job

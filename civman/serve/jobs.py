@@ -91,7 +91,10 @@ class ServerJob:
 
 
 OnJob = Callable[[str, ServerJob], None]
-"""A function called when a job changes, from any thread, with "job", "step", "preview" or "written" and the job."""
+"""A function to call, from any thread, when a job changes.
+
+Its arguments are the kind of change ("job", "step", "preview" or "written") and the job.
+"""
 
 
 class Journal(Protocol):
@@ -164,7 +167,7 @@ class JobQueue:
             del self._jobs[number]
 
     def take(self, *, engine: bool) -> ServerJob | None:
-        """Wait for the next job of the engine or, with `engine` False, of the downloads; None once the queue is closed.
+        """Wait for the next render job or, if `engine` is False, the next download; None once the queue is closed.
 
         The client that has waited longest since its last job is next; the jobs of one client run in their order.
         """
@@ -218,7 +221,7 @@ class JobQueue:
         return job
 
     def _keep(self, job: ServerJob) -> None:
-        """Write a job's new state to the journal; an error, for example a full disk, does not stop the jobs."""
+        """Write a job's new state to the journal. Ignores errors, such as a full disk, so that the jobs go on."""
         journal = self._journal
         if journal is None or self._is_closed:
             return
@@ -242,7 +245,7 @@ class JobQueue:
             if job is None:
                 raise NotFound(f"there is no job {number}", hint="`civman jobs` lists all jobs")
             if job.state is not JobState.QUEUED:
-                raise UsageError(f"job {number} is {job.state}, so it has no place in the queue")
+                raise UsageError(f"job {number} is {job.state}, but only a waiting job can be moved")
             line = self._waiting[job.kind in ENGINE_KINDS][job.client]
             place = line.index(job)
             line.remove(job)
@@ -288,6 +291,6 @@ class JobQueue:
         return lambda: self._listeners.discard(listener)
 
     def tell(self, what: str, job: ServerJob) -> None:
-        """Call all listeners."""
+        """Call all listeners, passing on the kind of change (see `OnJob`) and the job."""
         for listener in tuple(self._listeners):
             listener(what, job)

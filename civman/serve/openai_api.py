@@ -77,7 +77,7 @@ async def edits(request: Request) -> Response:
 def _edited(image: bytes, mask: bytes | None, body: dict[str, Any]) -> dict[str, Any]:
     """Return a render request's fields for an input image.
 
-    The areas where the mask is transparent are inpainted; without a mask, the transparent areas of the image.
+    Transparent areas are inpainted: those of the mask or, if there is no mask, those of the image itself.
     """
     from PIL import Image
 

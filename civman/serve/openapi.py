@@ -25,7 +25,7 @@ def openapi(routes: Sequence[BaseRoute]) -> dict[str, Any]:
         for method in sorted((route.methods or set()) - {"HEAD"}):
             operation: dict[str, Any] = {
                 "summary": (inspect.getdoc(route.endpoint) or "").partition("\n")[0], "parameters": named,
-                "responses": {"200": {"description": "The result."}, "4XX": {"description": "Why it was refused."}},
+                "responses": {"200": {"description": "The result."}, "4XX": {"description": "The error."}},
             }  # fmt: skip
             if method in ("POST", "PATCH"):
                 operation["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}

@@ -1,4 +1,7 @@
-"""The files of the web page, as installed with the package: each is read once and served only by its name."""
+"""Serves the files of the web page, which are installed with the package.
+
+Each file is read once. Requests can only name one of these files, not a path.
+"""
 
 import hashlib
 from functools import cache

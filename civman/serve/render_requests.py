@@ -1,4 +1,4 @@
-"""Render requests as JSON. They are checked, and may not name files on this computer by path."""
+"""Parses and checks render requests in JSON. They may not refer to files on this computer by path."""
 
 import base64
 import binascii
@@ -96,14 +96,14 @@ def require_name(ref: str) -> str:
     is_path = isinstance(parse_ref(ref), PathRef) and bool({"/", "\\", "~"} & set(ref))
     if is_path or path_of(ref) is not None:
         raise Refused(
-            f"`{ref}` is a path, and the server opens no path that a client names",
+            f"`{ref}` is a path, and the server does not open paths that clients send",
             hint="use an id, a SHA-256, or the name of a model in the library",
         )
     return ref
 
 
 def changes_of(given: object) -> list[tuple[str, str]]:
-    """Check an object of changed fields and values, as for `--set`, and return them as pairs of strings.
+    """Convert an object that maps fields to new values, as for `--set`, to pairs of strings, after checking it.
 
     Raises: UsageError: `given` is not an object. Refused: a value is a path.
     """
@@ -150,13 +150,13 @@ def require_enlarged(size: tuple[int, int]) -> None:
     """Check that an image would not be enlarged beyond the server's size limit. Raises: Refused."""
     width, height = size
     if width * height > MOST_ENLARGED_PIXELS:
-        raise Refused(f"{width}x{height} has more pixels than 8192x8192, the most to which the server enlarges")
+        raise Refused(f"{width}x{height} has more pixels than 8192x8192, the largest size to which the server enlarges")
 
 
 def upload_of(text: object, library: Path) -> Path:
-    """Return the path of an image that is sent as base64 and then stored, or named by the SHA-256 of a stored image.
+    """Store an image that a client sent as base64, and return its path.
 
-    Raises: the errors of `image_bytes`.
+    `text` may also be the SHA-256 of an image that is already stored. Raises: the errors of `image_bytes`.
     """
     return _kept(text, "image", library)
 
@@ -181,23 +181,26 @@ def _require_no_path_in(name: str, text: str) -> None:
     elif field_of(name) == "details" and text not in ("", "off"):
         _require_no_mask(detail_from(text).region)
     elif field_of(name) in ("init_image", "mask_image"):
-        raise Refused(f"`{name}` cannot be changed here: the server opens no path that a client names")
+        raise Refused(f"`{name}` cannot be changed by clients: the server does not open paths that they send")
 
 
 def _require_no_mask(region: str) -> None:
     """Check that the region of a detail pass is `face` or a box, not the path of a mask file. Raises: Refused."""
     if region.casefold() != FACE and box_of(region) is None:
         raise Refused(
-            "the region of a detail pass must be `face` or a box X,Y,W,H here: the server opens no path that a client "
-            "names"
+            "the region of a detail pass must be `face` or a box X,Y,W,H: the server does not open paths that clients "
+            "send"
         )
 
 
 def _require_no_path_before_numbers(text: str) -> None:
-    """Check that neither `text`, such as `REF:2`, nor the part of it before any colon is a path. Raises: Refused."""
+    """Check that a value such as `REF:2` does not begin with a path.
+
+    Neither the whole text nor the part before any of its colons may be a path. Raises: Refused.
+    """
     places = [place for place, sign in enumerate(text) if sign == ":"]
     for head in (text, *(text[:place] for place in places if place)):
-        with contextlib.suppress(InvalidRef):  # a part that is not a valid ref cannot be a path either
+        with contextlib.suppress(InvalidRef):  # text that is not a valid ref cannot be a path either
             require_name(head)
 
 
@@ -219,7 +222,7 @@ def _require_no_paths(request: RenderRequest) -> None:
     for ref in refs:
         require_name(ref)
     if request.config is not None and not request.config.lstrip().startswith("{"):
-        raise Refused("`config` must be JSON; the server opens no folder that a client names")
+        raise Refused("`config` must be JSON: the server does not open folders that clients name")
 
 
 def _enlarged(request: RenderRequest) -> tuple[Any, ...]:
@@ -239,16 +242,16 @@ def _require_bounds(request: RenderRequest) -> None:
         )
     if request.count > _MOST_COUNT or max(request.batch_size or 1, request.slots or 1) > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
-    if hires is not None and ((hires.width or 0) * (hires.height or 0) > _MOST_PIXELS or (hires.scale or 1) > 8):
-        raise Refused(
-            "the second pass has more pixels than 4096x4096, the most that the server renders, or a factor above 8"
-        )
+    if hires is not None and (hires.width or 0) * (hires.height or 0) > _MOST_PIXELS:
+        raise Refused("the second pass has more pixels than 4096x4096, the most that the server renders")
+    if hires is not None and (hires.scale or 1) > 8:
+        raise Refused("the second pass enlarges the image by more than 8, the highest factor that the server allows")
     for asked in request.details:
         across, down = size_of(asked.size) if asked.size else (0, 0)
         if across * down > _MOST_PIXELS:
             raise Refused("a detail pass has more pixels than 4096x4096, the most that the server renders")
     if request.upscale is not None and (request.upscale.scale or 1) > 8:
-        raise Refused("the server enlarges images by a factor of 8 at most")
+        raise Refused("the server enlarges images by a factor of at most 8")
 
 
 def _kept(text: object, name: str, library: Path) -> Path:
@@ -287,7 +290,7 @@ def image_bytes(text: str, name: str = "image") -> bytes:
 
 
 def require_image(data: bytes, name: str = "image") -> None:
-    """Check that these bytes are an image of bounded size, without decoding it. Raises: UsageError, Refused."""
+    """Check that `data` is an image of bounded size, without decoding its pixels. Raises: UsageError, Refused."""
     import io
     import warnings
 
@@ -299,8 +302,8 @@ def require_image(data: bytes, name: str = "image") -> None:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
                 width, height = image.size
     except Image.DecompressionBombError:
-        raise Refused(f"`{name}` has more pixels than the server decodes") from None
+        raise Refused(f"`{name}` has more pixels than the server accepts") from None
     except Exception:  # noqa: BLE001  # Pillow raises many kinds for broken files
         raise UsageError(f"`{name}` is not a PNG, JPEG or WebP image") from None
     if width * height > 2 * _MOST_PIXELS:
-        raise Refused(f"`{name}` has {width}x{height} pixels, more than the server decodes")
+        raise Refused(f"`{name}` has {width}x{height} pixels, more than the server accepts")

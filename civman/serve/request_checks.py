@@ -119,7 +119,11 @@ class Guard:
         access = self._access
         hosts = access.hosts_for(scope)
         if len(headers.getlist("host")) != 1 or headers["host"].lower() not in hosts:
-            return refused(403, "foreign-host", "this server is not reached under that name; open it by its address")
+            return refused(
+                403,
+                "foreign-host",
+                "this server does not accept requests for this host name; use its IP address instead",
+            )
         origin = headers.get("origin")
         is_own = origin is not None and origin.partition("://")[2].lower() in hosts
         is_allowed = is_own or origin in access.origins
@@ -154,7 +158,9 @@ class Guard:
             return None
         if given:
             self._wrong.append(now)
-        return refused(401, "no-token", "this server needs its token", {"www-authenticate": 'Basic realm="civman"'})
+        return refused(
+            401, "no-token", "this server requires its access token", {"www-authenticate": 'Basic realm="civman"'}
+        )
 
 
 def _token(scope: Scope, headers: Headers, *, bearer_only: bool) -> str | None:

@@ -36,9 +36,9 @@ _MODULES: Final = {
 _IP_ADAPTERS: Final = (
     "ip-adapter-auto", "ip-adapter_clip_sd15", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith",
 )  # fmt: skip
-"""The extension's modules for IP-Adapters; which encoder is used depends on the model."""
+"""The extension's module names for IP-Adapters. civman accepts any of them: the model determines the image encoder."""
 _UNUSED: Final = ("mask", "mask_image", "advanced_weighting", "effective_region_mask", "ipadapter_input", "loopback")
-"""Fields of a unit that change the image and that civman does not support."""
+"""Fields of a ControlNet unit that change the image, but that civman does not support."""
 _MOST_UNITS: Final = 10
 
 
@@ -76,8 +76,8 @@ def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[s
         is_reference = str(unit.get("module") or "").casefold() in _IP_ADAPTERS
         if is_reference and draws_region and _crops(unit):
             raise CannotRender(
-                "civman cannot crop the picture of an IP-Adapter to the masked area that is rendered",
-                hint="set the unit's `inpaint_crop_input_image` to false, or `inpaint_full_res`",
+                "civman cannot crop the reference image of an IP-Adapter to the masked area",
+                hint="set `inpaint_crop_input_image` of the unit or `inpaint_full_res` of the request to false",
             )
         name, made = ("references", _reference) if is_reference else ("controls", _control)
         found.setdefault(name, []).append(made(library, unit, body))
@@ -85,12 +85,12 @@ def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[s
 
 
 def _crops(unit: dict[str, Any]) -> bool:
-    """Whether a unit's image is cropped when only the masked area is rendered, which is the extension's default."""
+    """Whether a unit's image is cropped to the masked area if only that area is rendered; the extension's default."""
     return bool(unit.get("inpaint_crop_input_image", True))
 
 
 def _reference(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-    """Translate a unit that is an IP-Adapter."""
+    """Translate a ControlNet unit with an IP-Adapter to an entry of a render request's `references`."""
     _require_followed(unit)
     if _mode(unit.get("control_mode")) != "balanced":
         raise CannotRender("civman has no control mode for IP-Adapters", hint="leave out `control_mode`")
@@ -104,13 +104,13 @@ def _require_followed(unit: dict[str, Any]) -> None:
         refused.append("hr_option")
     if refused:
         raise CannotRender(
-            f"civman cannot do what the ControlNet unit asks for: {', '.join(refused)}",
+            f"civman does not support these fields of a ControlNet unit: {', '.join(refused)}",
             hint="leave these fields out, or set them to their defaults",
         )
 
 
 def _acting(library: Library, unit: dict[str, Any]) -> dict[str, Any]:
-    """Return the model of a unit, its weight, and the share of the steps in which it acts."""
+    """Return a unit's model and weight, and the fractions of the steps at which it starts and ends."""
     return {
         "ref": f"sha256:{_model(library, str(unit.get('model') or '')).blob.sha256}",
         "weight": number(unit.get("weight"), "weight", 1.0),
@@ -135,7 +135,7 @@ def _picture(unit: dict[str, Any], body: dict[str, Any]) -> str:
     given = unit.get("image") or unit.get("input_image")
     if isinstance(given, dict):
         if given.get("mask"):
-            raise CannotRender("civman cannot do what the ControlNet unit asks for: mask", hint="leave out the mask")
+            raise CannotRender("civman does not support the mask of a ControlNet unit", hint="leave out the mask")
         given = given.get("image")
     if not given:
         given = next(iter(body.get("init_images") or []), None)
@@ -156,7 +156,8 @@ def _preprocessor(unit: dict[str, Any]) -> str:
     if name is None:
         raise CannotRender(
             f"civman does not have the ControlNet module `{module}`",
-            hint=f"send a preprocessed image with the module `none`; civman has {', '.join(_MODULES.values())}",
+            hint="send an already preprocessed image with the module `none`, or use a preprocessor that civman has: "
+            + ", ".join(_MODULES.values()),
         )
     words = [name]
     for field, (usual, least, most) in zip(("threshold_a", "threshold_b"), MAPS[name], strict=False):
@@ -197,16 +198,21 @@ def _model(library: Library, named: str) -> Asset:
     stem, _, digest = text.removesuffix("]").rpartition("[") if text.endswith("]") else (text, "", "")
     stem = stem.strip()
     if stem.casefold() in ("", "none"):
-        raise UsageError("a ControlNet unit has no `model`", hint="`/controlnet/model_list` lists the models")
+        raise UsageError(
+            "a ControlNet unit has no `model`", hint="`/controlnet/model_list` lists the control models in the library"
+        )
     wanted = {stem.casefold(), Path(re.split(r"[/\\]", stem)[-1]).stem.casefold()}
     found = [asset for asset in _models(library) if {asset.name.casefold(), Path(asset.name).stem.casefold()} & wanted]
     if len(found) > 1 and digest:
         found = [asset for asset in found if asset.blob.sha256.startswith(digest.lower())] or found
     if len(found) > 1:
-        raise AmbiguousRef(f"`{named}` matches several control models", hint=f"one of: {', '.join(map(_title, found))}")
+        raise AmbiguousRef(
+            f"`{named}` matches several control models", hint=f"use one of: {', '.join(map(_title, found))}"
+        )
     if not found:
         raise NotFound(
-            f"no control model in the library is called `{named}`", hint="`/controlnet/model_list` lists the models"
+            f"no control model in the library is called `{named}`",
+            hint="`/controlnet/model_list` lists the control models in the library",
         )
     return found[0]
 
@@ -217,7 +223,7 @@ async def version(_: Request) -> Response:
 
 
 async def settings(_: Request) -> Response:
-    """Return how many units a request may have."""
+    """Return how many ControlNet units a request may have."""
     return JSONResponse({"control_net_unit_count": _MOST_UNITS})
 
 

@@ -43,7 +43,7 @@ async def _enlarged(request: Request, body: dict[str, Any], texts: list[str]) ->
     """Enlarge images in base64. Raises: UsageError, CannotRender: a second upscaler or a face fix is requested."""
     for name in _OTHERS:
         if number(body.get(name), name, 0.0):
-            raise CannotRender(f"civman cannot do what the request asks for: {name}")
+            raise CannotRender(f"civman does not support the field `{name}`")
     upscaler, parts = str(body.get("upscaler_1") or "None"), serving(request)
     if upscaler.lower() in _PLAIN:
         loop = asyncio.get_running_loop()

@@ -131,7 +131,7 @@ def _start(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(images, list) or not images or not all(isinstance(each, str) for each in images):
         raise UsageError("`init_images` must be a list of images in base64")
     if len(images) > 1:
-        raise CannotRender("civman starts from one image; `init_images` has several")
+        raise CannotRender("civman can start from only one image, but `init_images` has several")
     start: dict[str, Any] = {
         "init_image": images[0], "strength": number(body.get("denoising_strength"), "denoising_strength", 0.75),
         "resize_mode": _choice(body, "resize_mode", _RESIZES, 0),
@@ -173,7 +173,7 @@ def _inverted(text: str) -> str:
 
 
 def _require_possible(body: dict[str, Any]) -> None:
-    """Check that civman has every feature that the request needs. Raises: CannotRender, which names missing ones."""
+    """Check that civman has every feature that the request needs. Raises: CannotRender, with the missing features."""
     scripts = body.get("alwayson_scripts") or {}
     asked = (
         [name for name in scripts if not _is_off(scripts[name]) and str(name).casefold() not in CONTROL_SCRIPTS]
@@ -185,7 +185,7 @@ def _require_possible(body: dict[str, Any]) -> None:
     asked += [f"style {name}" for name in body.get("styles") or [] if name not in (None, "None", "")]
     if asked:
         raise CannotRender(
-            f"civman cannot do what the request asks for: {', '.join(map(str, asked))}",
+            f"civman does not support these parts of the request: {', '.join(map(str, asked))}",
             hint="leave these fields out, or set them to their defaults",
         )
 

@@ -58,7 +58,7 @@ def chosen(library: Library, named: str) -> Asset:
             return found[0]
         if found:
             raise AmbiguousRef(
-                f"`{text}` matches several checkpoints", hint=f"one of: {', '.join(map(title, found[:8]))}",
+                f"`{text}` matches several checkpoints", hint=f"use one of: {', '.join(map(title, found[:8]))}",
             )  # fmt: skip
     raise NotFound(
         f"no checkpoint in the library is called `{text}`",
@@ -107,7 +107,7 @@ async def set_options(request: Request) -> Response:
     """Change options. If they name a checkpoint that is not stored, the request fails and nothing changes."""
     parts, given = serving(request), await json_body(request)
     if len(str(given)) > 1_000_000:
-        raise UsageError("the options are too long")
+        raise UsageError("the options have more than 1,000,000 characters")
 
     def change(library: Library) -> None:
         if given.get("sd_model_checkpoint"):
@@ -224,7 +224,7 @@ async def nothing(_: Request) -> Response:
 
 
 async def scripts(_: Request) -> Response:
-    """No scripts."""
+    """Return an empty list of scripts, because civman has no scripts."""
     return JSONResponse({"txt2img": [], "img2img": []})
 
 

@@ -121,7 +121,7 @@ class Serving:
         self._streams.add(queue)
         self.engine.watchers += previews
         try:
-            yield None  # the listener is registered: the reader will miss no change from here on
+            yield None  # the listener is registered, so the reader will not miss any change from here on
             while True:
                 try:
                     change = await asyncio.wait_for(queue.get(), 10)

@@ -19,7 +19,7 @@ class _Search:
 
 
 class SiteSearches:
-    """Keeps the latest searches of CivitAI, by query. Use it only in the thread of the library that searches."""
+    """Keeps the latest searches of CivitAI, by query. Not thread-safe: use it only in the thread that searches."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._searches: dict[str, _Search] = {}

@@ -12,7 +12,7 @@ from civman.store.served_files import THUMBNAILS
 
 SIZE = 320
 LARGE = 1024
-"""The longest side in pixels of a large thumbnail, for viewing a single image; in lists it is `SIZE`."""
+"""The longest side in pixels of a large thumbnail, which shows a single image; thumbnails in lists use `SIZE`."""
 _MOST_PIXELS = 64_000_000
 
 

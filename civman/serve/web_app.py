@@ -65,7 +65,7 @@ class ServeOptions:
     port: int = 7860
     origins: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    """Further host names under which browsers reach the server, such as "studio.local"."""
+    """Additional host names under which browsers reach the server, such as "studio.local"."""
     budget_bytes: int = 0
     warm: bool = False
     """Start the engine's process at once."""
@@ -135,7 +135,7 @@ def make_app(serving: Serving, access: Access) -> Guard:
 def _without_trailing_slash(app: Starlette) -> Any:
     """Treat `/sdapi/v1/options/` as `/sdapi/v1/options`.
 
-    A redirect is no alternative: old clients would lose the body of a POST.
+    The server does not redirect instead, because old clients would send a POST again without its body.
     """
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -225,14 +225,14 @@ def _quiet_signals() -> Iterator[None]:
 
 @contextmanager
 def _alone(library: Path) -> Iterator[None]:
-    """Hold the lock of the library's server. Raises: Refused: another server holds it."""
+    """Hold the lock that allows only one server per library. Raises: Refused: another server holds it."""
     lock = FileLock(library / "serve.lock")
     if not lock.acquire():
         there = read_server_file(library)
         where = f", at http://127.0.0.1:{there.port}" if there is not None else ""
         raise Refused(
             f"a server of this library is running already{where}", code=Cause.REFUSED,
-            hint=f"use it, or end process {there.pid} first" if there is not None else "use it, or end it first",
+            hint="use that server, or end it first" + (f" (process {there.pid})" if there is not None else ""),
         )  # fmt: skip
     try:
         yield
