@@ -16,7 +16,7 @@ GROUPS = ("type", "base_model", "architecture", "used")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The disk usage in bytes: `shares` by group of files, and the total of each kind of storage.
+    """The disk usage of a library in bytes: `shares` by group of files, the other fields by kind of storage.
 
     `safe_copy_bytes`: the safetensors copies of pickles. `outside_bytes`: indexed files that are not in the store.
     `originals_bytes`: images downloaded from CivitAI to compare replays with.

@@ -18,7 +18,7 @@ from civman.settings import Settings
 from civman.system.system_facts import computes_bfloat16, gpu_names
 
 _LITTLE_SPACE_BYTES = 20_000_000_000
-_REBUILD = "move it away, then rebuild it from the files with `civman verify --rebuild`"
+_REBUILD = "move the database away, then rebuild it from the files with `civman verify --rebuild`"
 
 
 class State(StrEnum):
@@ -82,7 +82,7 @@ def _disk(settings: Settings) -> Finding:
 def _index(settings: Settings) -> Finding:
     database = settings.library / "library.db"
     if not database.exists():
-        return Finding("index", State.OK, "none yet (created on first use)")
+        return Finding("index", State.OK, "no index yet (created on first use)")
     try:
         with Index.open(database) as index:
             count = index.count()
@@ -110,11 +110,13 @@ def _key(settings: Settings) -> Finding:
         return Finding(
             "key",
             State.NOTE,
-            "none; CivitAI requires one for downloads",
-            remedy="create one at https://civitai.com/user/account, then run `civman login`",
+            "no API key; CivitAI requires one for downloads",
+            remedy="create a key at https://civitai.com/user/account, then run `civman login`",
         )
     if settings.offline:
-        return Finding("key", State.NOTE, "present, not checked because civman is offline", credential.source)
+        return Finding(
+            "key", State.NOTE, "an API key is present, but was not checked because civman is offline", credential.source
+        )
     from civman.civitai.client import CivitaiClient  # imported here: it imports httpx and pydantic, which takes 0.3 s
     from civman.civitai.transport import Transport
 
@@ -127,7 +129,12 @@ def _key(settings: Settings) -> Finding:
 
 def _renderer() -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
-        yield Finding("renderer", State.NOTE, "not installed", remedy="pip install 'civman[render]' to make pictures")
+        yield Finding(
+            "renderer",
+            State.NOTE,
+            "not installed",
+            remedy="run `pip install 'civman[render]'` to be able to render images",
+        )
         return
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}"
@@ -141,6 +148,6 @@ def _renderer() -> Iterator[Finding]:
     )
     if not devices and computes_bfloat16():
         yield Finding(
-            "cpu", State.NOTE, "has instructions for bfloat16 (AVX512_BF16)",
+            "cpu", State.NOTE, "the CPU has instructions for bfloat16 (AVX512_BF16)",
             remedy="`--precision bfloat16` renders faster; images differ from those in float32 (by 36 to 37 dB PSNR)",
         )  # fmt: skip

@@ -62,7 +62,7 @@ def set_value(file: Path, key: str, texts: list[str]) -> Any:
 
 
 def unset(file: Path, key: str) -> bool:
-    """Remove a setting, or a whole preset, from the file. Returns False if it was not set there."""
+    """Remove a setting, or a whole preset, from the file. Returns False if the file did not contain it."""
     import tomlkit  # imported here: tomlkit takes 0.04 s to import and is only needed for writing
 
     is_preset = key.startswith(PRESETS) and key.count(".") == 2
@@ -87,7 +87,7 @@ def _split(key: str) -> list[str]:
     if key not in PLAIN_KEYS and not is_preset_value:
         raise UsageError(
             f"there is no setting `{key}`",
-            hint=f"settings: {', '.join(PLAIN_KEYS)}, {PRESETS}NAME.OPTION (such as {PRESETS}portrait.steps)",
+            hint=f"the settings are: {', '.join(PLAIN_KEYS)}, {PRESETS}NAME.OPTION (such as {PRESETS}portrait.steps)",
             code=Cause.UNKNOWN_NAME, name=key,
         )  # fmt: skip
     return parts

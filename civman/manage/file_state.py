@@ -7,7 +7,7 @@ from civman.index import SeenFile
 
 
 def seen_now(path: str, sha256: Sha256, *, kept_path: str | None = None) -> SeenFile | None:
-    """The current state of a file whose bytes were just verified as `sha256`; None if the file no longer exists.
+    """Return the current state of a file that was just verified to have this SHA-256; None if it no longer exists.
 
     A file counts as unchanged as long as its device, inode, size and modification time stay the same.
     """

@@ -92,7 +92,7 @@ def _matching(index: Index, ref: Ref, file: str | None) -> list[Asset]:
 
 
 def stored_assets(index: Index, ref: Ref) -> list[Asset]:
-    """Find the assets of the model or version in `ref`, or those with its digest, name or path.
+    """Find the assets that `ref` means: those of its model or version, or those with its digest, name or path.
 
     The ref's file selector is ignored.
     """
@@ -114,9 +114,8 @@ def stored_assets(index: Index, ref: Ref) -> list[Asset]:
         case PathRef():
             path = os.path.abspath(Path(ref.path).expanduser())  # noqa: PTH100  pathlib keeps `..`
             at_path = [asset for asset in index.assets() if asset.path == path]
-            is_bare = (
-                Path(ref.path).name == ref.path
-            )  # a bare name such as "model.safetensors" may also be that of a stored file
+            # a bare name such as "model.safetensors" may also be the name of a stored file
+            is_bare = Path(ref.path).name == ref.path
             return at_path or (_named(index, ref.path) if is_bare else [])
         case _:
             return []
@@ -164,7 +163,7 @@ def _listed_file(index: Index, asset: Asset) -> ModelFile:
 
 
 def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
-    """Choose the primary file of a version; if CivitAI replaced it, the replacement.
+    """Choose the primary file of a version, preferably with the bytes that CivitAI declares for it now.
 
     None if `assets` belong to several versions, or the choice is ambiguous.
     """
@@ -185,7 +184,7 @@ def not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | None
     """
     if found:
         files = "; ".join(f"{asset.ref} {asset.name}" for asset in found[:_MOST_SHOWN])
-        message = f"`{ref}` has no file `{words}` in the library"
+        message = f"no file of `{ref}` in the library matches `{words}`"
         return NotFound(
             message, hint=f"the library has these files of this model or version: {files}", code=Cause.NO_SUCH_FILE
         )

@@ -38,8 +38,8 @@ def hash_files(index: Index, files: Sequence[Path], on_event: OnEvent) -> Hashed
     """Find the SHA-256 of each file. Each digest is saved at once, so that an interruption loses little work.
 
     A file is not read again if its device, inode, size and modification time are those of a file that was read before,
-    under the same or another path. If the path is another one, a modification time in whole seconds is not trusted,
-    because unpacking and copying restore such times. Several links to one file are read once.
+    at the same path or another one. A modification time in whole seconds is trusted only at the same path, because
+    unpacking and copying restore such times. Several links to one file are read once.
     """
     remembered = index.seen_files()
     by_state = {_state(seen): seen for seen in remembered.values()}

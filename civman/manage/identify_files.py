@@ -1,4 +1,4 @@
-"""Find out which CivitAI version each file is: by its SHA-256, by the digest of its tensors, or from a note next to it.
+"""Finds the CivitAI version of each file: by its SHA-256, by its tensors' digest, or by another program's metadata.
 
 CivitAI is asked about all files in one request. Files that it does not know by SHA-256 are looked up by AutoV3, the
 digest of the tensors alone, which stays the same when another program edits the header. If a response is unusable, only
@@ -32,7 +32,7 @@ succeeded, the second one afterwards.
 _NOT_REACHED = frozenset(
     {Cause.UNREACHABLE, Cause.TIMEOUT, Cause.TLS, Cause.PROXY, Cause.OFFLINE, Cause.BLOCKED_CLIENT, Cause.RATE_LIMITED}
 )
-"""Causes of failure that would probably make the other requests fail too."""
+"""Causes of failure that would probably make all further requests fail too."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -44,7 +44,7 @@ class FoundBy(StrEnum):
     TENSORS = "tensors"
     """The tensors are the same as those of the version's file, but the header differs, and with it the SHA-256."""
     NOTE = "note"
-    """Another program's note next to the file, which states the file's digest."""
+    """A metadata file that another program saved next to the file contains the file's digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class _Asking:
     def _read_models(
         self, known: Mapping[Sha256, tuple[ModelId, VersionId]], by_tensors: Mapping[Sha256, ModelVersion]
     ) -> None:
-        """Read the models in batches; those that CivitAI's list leaves out are read by version."""
+        """Request the models in batches. Models that CivitAI's list leaves out are requested by version."""
         by_model: dict[ModelId, list[Sha256]] = {}
         for sha256, (model_id, _) in known.items():
             by_model.setdefault(model_id, []).append(sha256)
@@ -202,7 +202,7 @@ class _Asking:
                     self._take(sha256, version, FoundBy.TENSORS if sha256 in by_tensors else FoundBy.SHA256)
 
     def _read_unlisted(self, files: Sequence[Unidentified], known: Mapping[Sha256, tuple[ModelId, VersionId]]) -> None:
-        """Read models that CivitAI's list leaves out, such as unlisted ones and archived ones with hidden files."""
+        """Request models that CivitAI's list leaves out, such as unlisted ones and archived ones with hidden files."""
         try:
             versions = self._answered(self._client.versions_by_hashes(file.sha256 for file in files))
         except CivmanError as error:

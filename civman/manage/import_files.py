@@ -2,7 +2,7 @@
 
 Each file is hashed once. The hash is stored with the file's device, inode, size and modification time, so that another
 import does not read the file again. CivitAI is asked once about all hashes. Files that CivitAI does not know are
-imported too, with the information in sidecar files of other programs.
+imported too, with the information in other programs' metadata files.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from civman.manage.identify_files import (
 from civman.manage.inspection import facts_of_file
 from civman.manage.move_companions import move_companions
 from civman.manage.places import rehome
-from civman.manage.program_notes import Beside, joined, notes_beside, preview_beside
+from civman.manage.program_metadata import ProgramMetadata, joined, read_metadata, read_preview
 from civman.manage.scan_folders import LeftOut, scan_folders
 from civman.manage.sidecar import write_due
 from civman.manage.take_files import ImportMode, Kept, Problem, Taking
@@ -58,8 +58,8 @@ __all__ = ["ImportMode", "ImportResult", "Kept", "LeftOut", "Problem", "import_f
 class ImportResult:
     """The result of an import: the number of files by outcome, and the files that could not be imported.
 
-    `entries` is `found` plus what is left out, and `found` is the sum of `taken`, `known_before`, `duplicates` and the
-    number of `broken` files.
+    `entries` is the sum of `found` and the counts in `left_out`. `found` is the sum of `taken`, `known_before`,
+    `duplicates` and the number of `broken` files.
     """
 
     entries: int
@@ -76,13 +76,13 @@ class ImportResult:
     same_tensors: int
     """The number of files with the same tensors as a file on CivitAI, but another header."""
     noted: int
-    """The number of files that got notes, tags or trigger words from other programs."""
+    """The number of files to which notes, tags or trigger words from other programs were added."""
     previews: int
     """The number of files whose preview image, found next to them, was stored."""
     companions: int
-    """The number of files next to moved models that were moved with them."""
+    """The number of companion files (metadata files, previews, configs) that were moved with their models."""
     notes_refused: tuple[Problem, ...]
-    """Notes of other programs that are not used, because they are damaged or about another file."""
+    """Metadata files of other programs that are not used, because they are damaged or belong to another file."""
     unanswered: tuple[Problem, ...]
     """Files about which CivitAI could not be asked; the next import asks again."""
     duplicates: int
@@ -93,7 +93,7 @@ class ImportResult:
     """The number of bytes that had to be read and hashed."""
     broken: tuple[Problem, ...]
     left_out: tuple[LeftOut, ...]
-    """The files that are not model files, by reason."""
+    """The entries that are not model files, grouped by reason."""
     kept: tuple[Kept, ...]
     """Files that were copied although they should have been moved; the originals are still there."""
 
@@ -246,10 +246,10 @@ def _identify(found: _Found, broken: list[Problem], read: Callable[[Path], Heade
 
 
 def _header_of_pickle(path: Path, on_event: OnEvent) -> Header | None:
-    """The header of a pickle's safetensors copy; None, with a notice, if civman does not read the pickle."""
+    """Return the header of a pickle's safetensors copy; None, with a notice, if civman refuses to read the pickle."""
     found = read_or_refusal(path, path.name)
     if isinstance(found, CivmanError):
-        on_event(Notice("import", f"{found.message}; it is listed, but civman cannot use it"))
+        on_event(Notice("import", f"{found.message}; the file is listed, but civman cannot use it"))
         return None
     return found.header
 
@@ -261,21 +261,21 @@ def _identified(
     places: Mapping[Sha256, Sequence[Path]],
     on_event: OnEvent,
     now: datetime,
-) -> tuple[Identified, dict[Sha256, Beside]]:
+) -> tuple[Identified, dict[Sha256, ProgramMetadata]]:
     """Identify the new files, and those of the library that were not identified before.
 
-    CivitAI is asked about all of them in one batch. Also returns the contents of other programs' notes, which may
-    identify files that CivitAI does not know. `places`: the paths of this import's files by digest.
+    CivitAI is asked about all of them in one batch. Also returns the contents of other programs' metadata files, which
+    may identify files that CivitAI does not know. `places`: the paths of this import's files by digest.
     """
     identified = Identified()
     held = [(sha256, Path(path)) for sha256, path in index.unidentified() if sha256 not in by_digest]
-    # tensors are hashed only for files of this import, which have just been read
+    # compute missing tensor digests only for files of this import; for other files of the library, use the index
     digests = {
         sha256: partial(_held_autov3, index, sha256, path if sha256 in places else None) for sha256, path in held
     }
     if client is not None:
         files = [Unidentified(sha256, found.path, found.autov3) for sha256, found in by_digest.items()]
-        # start at a different file each time: one import looks up the tensors of only a few files
+        # start at a different file each day, because one import looks up the tensors of only a few files
         start = now.toordinal() * _ROTATION % (len(held) or 1)
         files += [Unidentified(sha256, path, digests[sha256]) for sha256, path in held[start:] + held[:start]]
         if files:
@@ -284,14 +284,14 @@ def _identified(
     for sha256, autov3 in ({sha256: found.autov3 for sha256, found in by_digest.items()} | digests).items():
         if sha256 not in places:
             continue
-        said = beside[sha256] = notes_beside(places[sha256], sha256, autov3, now=now)
+        said = beside[sha256] = read_metadata(places[sha256], sha256, autov3, now=now)
         if said.version is not None and sha256 not in identified.found:
             identified.found[sha256] = Identification(said.version, said.file, FoundBy.NOTE)
     return identified, beside
 
 
 def _held_autov3(index: Index, sha256: Sha256, path: Path | None) -> str | None:
-    """The digest of the tensors of a file in the library, computed if the index does not have it and `path` exists."""
+    """Return the digest of a stored file's tensors, computed if the index does not have it and `path` exists."""
     known = index.hashes(sha256)
     if known.autov3 is None and path is not None and path.suffix.lower() in SAFETENSORS_SUFFIXES and path.is_file():
         known = other_digests(path, whole=True)
@@ -307,7 +307,7 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
             continue
         for asset in index.referrers(sha256)[:1]:
             known = asset.facts
-            # if the file is unavailable at the moment, keep what an earlier import read from it
+            # if the file is currently unavailable, keep what an earlier import read from it
             with contextlib.suppress(CivmanError, OSError):
                 known = facts_of_file(Path(asset.path), found.version.base_model)
             records.append(
@@ -327,8 +327,8 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
     return records
 
 
-def _keep_words(index: Index, beside: Mapping[Sha256, Beside]) -> int:
-    """Save annotations from other programs' notes; the user's existing ones are kept. Returns the number of files."""
+def _keep_words(index: Index, beside: Mapping[Sha256, ProgramMetadata]) -> int:
+    """Save annotations from other programs' metadata files; the user's own are kept. Returns the number of files."""
     changes = []
     for sha256, said in beside.items():
         for asset in index.referrers(sha256)[:1] if said.own != NOTHING_SAID else ():
@@ -343,7 +343,7 @@ def _keep_previews(store: BlobStore, places: Mapping[Sha256, Sequence[Path]]) ->
     """Copy the preview images next to new files into the store. Returns their number."""
 
     def keep(sha256: Sha256) -> bool:
-        if store.preview(sha256) is not None or (found := preview_beside(places[sha256])) is None:
+        if store.preview(sha256) is not None or (found := read_preview(places[sha256])) is None:
             return False
         data, suffix = found
         with blob_lock(store, sha256):

@@ -31,8 +31,8 @@ from civman.store.read_pickle import PickleFile, looks_like_pickle, read_or_refu
 class Inspected:
     """What is known about a model file, from three separate sources.
 
-    `label`: its base model according to CivitAI; `claims`: what its own metadata says; `identity`: what its tensors
-    show. `claims` and `identity` are None for a file whose tensors cannot be read; `content` names its format.
+    `label`: its base model according to CivitAI; `claims`: what its metadata claims; `identity`: what its tensors show.
+    `claims` and `identity` are None for a file whose tensors cannot be read; `content` is the format of the file.
     """
 
     name: str
@@ -50,7 +50,9 @@ class Inspected:
     gguf: GgufHeader | None = field(default=None, repr=False)
     """The header of a GGUF file; `header` lists the same tensors. None for all other formats."""
     pickle: PickleFile | None = field(default=None, repr=False)
-    """What a pickle contains, read without running it. `header` is that of a safetensors file with the same tensors."""
+    """What a pickle contains, read without running it. `header` then describes a safetensors file with the same
+    tensors.
+    """
     refusal: CivmanError | None = field(default=None, repr=False)
     """Why civman does not read a pickle: it could run code, or it is broken."""
 
@@ -75,7 +77,7 @@ class Inspected:
     def model_header(self) -> Header | None:
         """Return the header as the model sees its tensors: unpacked by `read_header.plain_header`.
 
-        If only the header is available, it is returned unchanged. Raises: the errors of `plain_header`.
+        If the file itself is not on this disk, the header is returned unchanged. Raises: the errors of `plain_header`.
         """
         if self.header is None:
             return None
@@ -89,7 +91,7 @@ class Inspected:
     def _numbers(self) -> dict[str, float] | None:
         """Read an adapter's alphas and flags, which are stored as tensor values, not in the header.
 
-        None if only the header is available.
+        None if the file is not an adapter, is a GGUF file, or is not on this disk.
         """
         if self.header is None or self.path is None or self.identity is None or self.identity.kind is not Kind.ADAPTER:
             return None

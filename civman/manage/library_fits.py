@@ -22,7 +22,7 @@ ACCEPTED = (Verdict.FITS, Verdict.CAUTION)
 def find_fitting(index: Index, checkpoint: Inspected, on_event: OnEvent) -> Fits:
     """Return a filter for the stored files that fit a stored checkpoint, after computing all missing verdicts.
 
-    A file that cannot be read now gets no verdict, so the filter leaves it out.
+    A file that cannot be read at the moment gets no verdict, so the filter leaves it out.
     """
     if checkpoint.asset is None:
         raise AssertionError("verdicts are saved for stored checkpoints only")
@@ -43,7 +43,7 @@ def find_fitting(index: Index, checkpoint: Inspected, on_event: OnEvent) -> Fits
 
 def _judged(checkpoint: Inspected, assets: list[Asset], on_event: OnEvent) -> Iterator[tuple[Asset, str]]:
     if assets:
-        on_event(Started("plan", f"headers of {counted(len(assets), 'file')}", len(assets)))
+        on_event(Started("plan", f"reading the headers of {counted(len(assets), 'file')}", len(assets)))
     for number, asset in enumerate(assets, 1):
         try:
             part = inspect_asset(asset).part

@@ -1,4 +1,4 @@
-"""Move the small files next to a moved model into the library: notes, previews and its configuration."""
+"""Moves the small files next to a moved model into the library: metadata files, previews and configs."""
 
 import contextlib
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from civman.domain.digests import Sha256
 from civman.domain.file_suffixes import MODEL_SUFFIXES
 from civman.errors import CivmanError
-from civman.manage.program_notes import companions
+from civman.manage.program_metadata import companions
 from civman.manage.take_files import Kept
 from civman.store.blobs import BlobStore
 from civman.store.trash import blob_lock
@@ -19,9 +19,9 @@ _MOST_BYTES = 256 << 20
 def move_companions(store: BlobStore, moved: Mapping[Sha256, Iterable[Path]]) -> tuple[int, list[Kept]]:
     """Move the companion files of models that were moved into the store.
 
-    Returns the number of files moved, and the files that stay where they are. `moved` has the old paths of the models.
-    A companion file stays if its model still exists at the old path, if another model of the same name needs it, or if
-    the library already has a different file of this kind.
+    Returns the number of files moved, and the files that were not moved. `moved` maps the SHA-256 of each model to its
+    old paths. A companion file stays where it is if its model still exists at the old path, if another model of the
+    same name needs it, or if the library already has a different file of this kind.
     """
     count, kept = 0, list[Kept]()
     for sha256, paths in moved.items():
@@ -50,7 +50,7 @@ def _moved(store: BlobStore, sha256: Sha256, companion: Path, ending: str) -> st
         with blob_lock(store, sha256):
             stored = store.companion(sha256, ending)
             if stored.exists() and stored.read_bytes() != data:
-                return f"the library has another file of this kind for the model: {stored}"
+                return f"the library already has a different file of this kind for the model: {stored}"
             if not stored.exists():
                 store.write_companion(sha256, ending, data)
             if stored.read_bytes() != data:

@@ -89,7 +89,7 @@ class UpdateReport:
     models: int = 0
     unknown: int = 0
     same_bytes: int = 0
-    """The number of newer versions that are not offered, because the library already has the same bytes."""
+    """The number of newer versions that are not offered, because the library already has files with the same bytes."""
 
     @property
     def total_bytes(self) -> int:

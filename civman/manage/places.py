@@ -145,7 +145,7 @@ def absences(index: Index, assets: Iterable[Asset]) -> dict[Sha256, Presence]:
 
 
 def at_its_place(index: Index, asset: Asset) -> Asset:
-    """Return the asset with a path that exists: its own, or else that of an unchanged file with the same bytes.
+    """Return the asset with a path that exists: its main path, or another one where an unchanged copy is.
 
     Raises: NotFound: no such path exists (`missing`), or the drive of the file is not connected (`away`).
     """

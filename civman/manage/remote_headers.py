@@ -106,6 +106,6 @@ def require_fit(checkpoint: Inspected, candidate: Inspected, *, force: bool) -> 
         try:
             found.raise_if_blocked()
         except Incompatible as error:
-            error.hint = "nothing was downloaded; --force downloads it anyway"
+            error.hint = "nothing was downloaded; use --force to download the file anyway"
             raise
     return [] if found.verdict is Verdict.FITS else list(found.cautions)

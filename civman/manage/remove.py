@@ -42,7 +42,7 @@ class RemovalPlan:
     pinned: tuple[Asset, ...] = ()
     """Pinned assets whose bytes would be removed."""
     pictures: int = 0
-    """The number of this library's pictures that were made with these files, without which they cannot be replayed."""
+    """The number of images in the library that were made with these files and cannot be replayed without them."""
 
     @property
     def freed_bytes(self) -> int:
@@ -69,13 +69,13 @@ class Collection:
     kept: tuple[Sha256, ...] = ()
     """Blobs that are kept only because they are pinned."""
     copies: tuple[Path, ...] = ()
-    """Safetensors copies of pickles."""
+    """Safetensors copies of pickles that would be deleted."""
     served: tuple[Path, ...] = ()
-    """Thumbnails and input images of the server."""
+    """Thumbnails and input images of the server that would be deleted."""
     originals: tuple[Path, ...] = ()
-    """Originals of images on CivitAI, which can be downloaded again."""
+    """Originals of images on CivitAI that would be deleted; they can be downloaded again."""
     elsewhere: tuple[SecondCopy, ...] = ()
-    """Files in old trash whose only other copy is in the object store."""
+    """Files in the trash to be emptied whose only other copy is in the object store."""
     leftovers: tuple[StoreLeftover, ...] = ()
     """Sidecars and previews in the object store whose model file is missing there. They take no space on this disk."""
     drops_leftovers: bool = False
@@ -296,13 +296,13 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
                 trash.empty(removal)
     freed = sum(_discard(partial) for partial in plan.partials) + sum(map(drop_copy, plan.copies))
     freed += sum(map(drop_served, (*plan.served, *plan.originals)))
-    # empty the oldest removal first: a file that was removed twice is stored in the later removal only, and restoring
-    # the earlier one needs it, too
+    # empty the oldest removal first: if a file was removed twice, only the later removal stores it, and restoring the
+    # earlier removal needs it too
     for old in sorted(plan.removals, key=lambda removal: removal.id):
         with trash.held(old):
             freed += trash.empty(old)
     _tidy(store.root)
-    # keep the saved states of files that are in the index, by which a moved file is recognised
+    # keep the saved states of files that are in the index, because a moved file is recognised by its state
     known = {file.sha256 for file in index.held_files()}
     gone = [
         seen.path
@@ -354,7 +354,7 @@ def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
 
 
 def _restore_file(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
-    """Restore an entry's file to its place after verifying it. Returns None if it no longer exists or has changed."""
+    """Restore a removed file to its place after verifying it. Returns None if it no longer exists or has changed."""
     if entry.get("outside"):
         path = Path(str(entry["outside"]))
         found = StoredBlob(sha256, path.suffix.lower(), path, path.stat().st_size) if path.is_file() else None
@@ -391,7 +391,7 @@ def _known_ids(entry: dict[str, Any]) -> Iterator[KnownIds]:
 
 
 def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
-    # first, the incomplete copies that killed imports left behind
+    # incomplete copies that killed imports left behind are stale, whatever their age
     for path in sorted(folder.glob(f"*{INCOMING}")) if folder.is_dir() else []:
         found = path.stat()
         yield StalePartial(path, allocated_bytes(found), datetime.fromtimestamp(found.st_mtime, before.tzinfo))

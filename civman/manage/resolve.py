@@ -1,17 +1,15 @@
-"""Resolves refs to versions on CivitAI with their files, or to files of the library.
+"""Resolves refs to versions on CivitAI with their files, or to files of the library, by the same rules.
 
-The rules are the same for both.
-
-- A number is the id of a model or a version, or 8 or 10 decimal digits of a hash. If it could be several, it is
-  ambiguous.
-- A model ref means its default version on CivitAI, and all its stored versions in the library.
+- A number is the id of a model or a version, or 8 or 10 decimal digits of a hash. It is ambiguous if it could be more
+  than one of these.
+- A model ref means the model's default version on CivitAI, and all its stored versions in the library.
 - A version ref means all files of the version where several are accepted. Where one file is needed, it means the only
-  stored file, else the version's primary file with the bytes that CivitAI has now. Without a primary file, the ref is
-  ambiguous.
-- A file is selected by its id, its name or by words for its type, format and precision, in the ref or by `--file`.
+  stored file, or else the version's primary file with the bytes that CivitAI declares now. Without a primary file, the
+  ref is ambiguous.
+- A file is selected by its id, its name, or words for its type, format and precision, in the ref or with `--file`.
 - A hash may be of any kind that CivitAI supports. A name is an alias, a file name, a model name, or a part of one.
-- A path means the file at that path. The URL of a picture on CivitAI means the model it was made with, if only one is
-  listed.
+- A path means the file at that path. The URL of an image on CivitAI means the model that the image was made with, if
+  CivitAI lists only one.
 
 The error for an ambiguous ref lists refs that each have a single meaning.
 """
@@ -70,10 +68,10 @@ class ResolvedVersion:
 
 
 class Resolver:
-    """Resolves refs to versions by asking CivitAI. Uses saved copies of what CivitAI no longer has.
+    """Resolves refs to versions by asking CivitAI. Uses saved copies of models and versions that CivitAI no longer has.
 
-    Without a client, only the library is used. The caller has to save the responses with `remember`, and chooses when:
-    writing takes half a second of imports, which a download can do during its transfer.
+    Without a client, only the library is used. The caller decides when to save the responses with `remember`: the
+    imports that saving needs take half a second, so a download saves the responses during its transfer.
     """
 
     def __init__(self, client: "CivitaiClient | None", index: Index, now: datetime) -> None:
@@ -124,7 +122,7 @@ class Resolver:
         if meanings:
             meanings |= {asset.ref: f"the file {asset.name} with this hash" for asset in with_hash}
         if len(meanings) > 1:
-            raise ambiguous_ref(f"{number} is {' and also '.join(meanings.values())}", meanings)
+            raise ambiguous_ref(f"{number} has several meanings: {'; '.join(meanings.values())}", meanings)
         if page is not None:
             return self._model(ModelId(number), page, None)
         if version is not None:
@@ -161,8 +159,8 @@ class Resolver:
             raise NotFound(
                 f"CivitAI lists no version of `{page.model.name}` at the moment",
                 code=Cause.NO_VERSIONS,
-                hint="wait a few minutes if the model was just updated; until then, use the id of a "
-                "version: `@VERSION`",
+                hint="wait a few minutes if the model was just updated; until then, name a version by its id: "
+                "`@VERSION`",
                 model_id=model_id,
             )
         if self._client is None:
@@ -177,7 +175,8 @@ class Resolver:
         except NotFound as error:
             saved_version = self._index.version(version_id)
             listed = self._listed(version_id, model_id or (saved_version.model.id if saved_version else None))
-            if listed is not None:  # use the model's page: a version that has no rating yet is listed only there
+            # use the model's page, because a version that has no rating yet is listed only there
+            if listed is not None:
                 return self._complete(*listed, file)
             self._mark_gone(error, version_id=version_id)
             if saved_version is None:
@@ -218,7 +217,8 @@ class Resolver:
             try:
                 own = self._client.version(version.id)
             except (Gone, NotFound):
-                own = version  # keep the model page's entry: CivitAI's caches of single versions lag behind its pages
+                # keep the model page's entry, because CivitAI's caches of single versions lag behind its pages
+                own = version
         joined = replace(
             listed if listed is not None and listed.files else own,
             model=page.model,
@@ -284,7 +284,7 @@ class Resolver:
         except NotFound as error:
             return self._stored(ref, error.hint, error)
         if is_cut and file.hashes.sha256 is not None and not file.hashes.sha256.startswith(ref.digest):
-            return self._stored(ref, "CivitAI knows another file with the same first ten digits")
+            return self._stored(ref, "CivitAI knows another file whose SHA-256 begins with the same ten digits")
         return self._version(version.id, None, str(file.id) if file.id is not None else file.name)
 
     def _stored(self, ref: Ref, hint: str, error: NotFound | None = None) -> ResolvedVersion:
@@ -311,7 +311,7 @@ class Resolver:
         versions = [version for number in picture.version_ids if (version := self._own_version(number)) is not None]
         made_with = {version_ref(version): f"{version.model.name} {version.name}" for version in versions}
         message = (
-            f"CivitAI lists {len(picture.version_ids) or 'no'} models for the picture {ref.image_id}, not exactly one"
+            f"CivitAI lists {len(picture.version_ids) or 'no'} models for image {ref.image_id} instead of exactly one"
         )
         if not made_with:
             raise AmbiguousRef(

@@ -64,7 +64,7 @@ class Reason(StrEnum):
 
 
 REASON_WORDS = {
-    Reason.COMPANION: "belongs to a model next to it (notes, preview, config)",
+    Reason.COMPANION: "belongs to a model next to it (metadata, preview, config)",
     Reason.UNFINISHED: "an unfinished download or a temporary file",
     Reason.DEAD_LINK: "a link whose target does not exist",
     Reason.REACHED_BEFORE: "a link to something that was already found",
@@ -92,7 +92,7 @@ TOLD_BY_PATH = (
 )  # fmt: skip
 """The reasons for which the paths of the skipped entries are shown to the user."""
 FAULTS = (Reason.UNREADABLE, Reason.BAD_NAME)
-"""Reasons for which a model may have been skipped that should have been imported."""
+"""Reasons that may have made civman skip a model that it should have imported."""
 
 
 @dataclass(slots=True)
@@ -120,12 +120,12 @@ class Scan:
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """What was left out, by reason."""
+        """The entries that were left out, grouped by reason."""
         return tuple(self.by_reason[reason] for reason in Reason if reason in self.by_reason)
 
     @property
     def entries(self) -> int:
-        """The number of all entries: model files and what was left out."""
+        """The number of all entries: model files and entries that were left out."""
         return len(self.files) + sum(group.count for group in self.by_reason.values())
 
     def leave_out(self, path: str, reason: Reason, *, count: int = 1, shown: str | None = None) -> None:
@@ -148,8 +148,10 @@ def scan_folders(paths: Iterable[Path], library: Path | None = None) -> Scan:
     for start in paths:
         start = Path(os.path.abspath(start.expanduser()))  # noqa: PTH100  # resolving would follow links
         if not os.path.exists(start):  # noqa: PTH110  # unlike Path.exists, it reports no errors
-            dead = ", only a link to something that does not exist" if start.is_symlink() else ""
-            raise NotFound(f"`{start}` does not exist{dead}", hint="pass a model file, or a folder with model files")
+            message = f"`{start}` is a link to something that does not exist"
+            if not start.is_symlink():
+                message = f"`{start}` does not exist"
+            raise NotFound(message, hint="pass a model file, or a folder with model files")
         scanner.start(start)
     return scanner.finish()
 
@@ -255,7 +257,7 @@ class _Scanner:
         return False
 
     def _sort(self, entries: list[os.DirEntry[str]], names: set[str]) -> None:
-        """Sort the files and links of one folder into models and what is left out."""
+        """Divide the files and links of one folder into models and entries that are left out."""
         models = {entry.name for entry in entries if _is_model_name(entry.name, names)}
         stems = models | {name.rpartition(".")[0] for name in models}
         for entry in entries:
@@ -335,7 +337,7 @@ def _reason(entry: os.DirEntry[str], names: set[str], models: set[str], stems: s
 
 
 def _heads(name: str) -> Iterator[str]:
-    """The prefixes of a file name that end before each of its dots."""
+    """Yield the prefixes of a file name, each ending before one of its dots."""
     position = name.find(".")
     while position > 0:
         yield name[:position]

@@ -35,8 +35,10 @@ WHOLE = "verify"
 """The key of the `Started` event that states the total number of bytes to read."""
 _SAVE_EVERY = 200
 _MISSING = "the file is missing"
-_MOVED = "; if it was moved or renamed, run `civman import` with its new folder to find it again"
-_AWAY = "the drive that it is on is not connected; if it was moved to another drive, `civman import` finds it again"
+_MISSING_OUTSIDE = (
+    "the file is missing; if it was moved or renamed, run `civman import` with its new folder to find it again"
+)
+_AWAY = "the file's drive is not connected; if the file was moved to another drive, `civman import` finds it again"
 
 
 class State(StrEnum):
@@ -226,7 +228,7 @@ def refetch(
 
 
 def rebuild(index: Index, store: BlobStore, *, on_event: OnEvent, clock: Callable[[], datetime]) -> Rebuilt:
-    """Add every intact blob to the index, with the contents of its sidecar. What is in the index already is kept.
+    """Add every intact blob to the index, with the contents of its sidecar. Existing index entries are kept.
 
     Files outside the store are added too, if they are still at the path in their sidecar.
     """
@@ -325,8 +327,8 @@ def _read_again(file: HeldFile, digests: dict[Sha256, Hashes], on_event: OnEvent
         if where is Presence.AWAY:
             return _verdict(file, State.AWAY, problem=_AWAY), None
         if where is Presence.MISSING:
-            is_moved = os.path.isabs(file.kept_path)  # noqa: PTH117  # a file outside the store
-            return _verdict(file, State.MISSING, problem=f"{_MISSING}{_MOVED if is_moved else ''}"), None
+            is_outside = os.path.isabs(file.kept_path)  # noqa: PTH117
+            return _verdict(file, State.MISSING, problem=_MISSING_OUTSIDE if is_outside else _MISSING), None
         return _verdict(file, State.UNREADABLE, problem=error.message), None
     if actual != file.sha256:
         return _verdict(file, State.CORRUPT, actual, "its bytes have changed"), None
@@ -356,7 +358,9 @@ def _changed(verdict: Verdict, problem: str) -> Verdict:
 def _stray(verdict: Verdict) -> Verdict:
     if verdict.state is not State.OK:
         return verdict
-    problem = "intact, but not in the index: `civman verify --rebuild` adds it, `civman gc` moves it to the trash"
+    problem = (
+        "the file is intact, but not in the index: `civman verify --rebuild` adds it, `civman gc` moves it to the trash"
+    )
     return Verdict(
         verdict.sha256, verdict.name, verdict.path, State.UNKNOWN, verdict.size_bytes, verdict.actual_sha256, problem
     )
@@ -376,7 +380,7 @@ def _device(path: str) -> int:
 
 
 def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
-    """The blobs that are not in `known`.
+    """Yield the blobs whose SHA-256 is not in `known`.
 
     Blobs are found by file name alone, since `store.blobs` takes 0.5 s for 30,000 files.
     """
@@ -404,7 +408,7 @@ def _with_sidecars(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any
 
 
 def _verify_copies(store: BlobStore, files: list[HeldFile], *, is_full: bool, now: datetime) -> Iterator[Verdict]:
-    """Verify the safetensors copies of pickles. A corrupt copy is deleted; the next use makes it again."""
+    """Verify the safetensors copies of pickles. A corrupt copy is deleted, and made again on next use."""
     by_digest = {file.sha256: file for file in files}
     for place in copies(store):
         file = by_digest.get(Sha256(place.name[:64]))
@@ -417,7 +421,7 @@ def _verify_copies(store: BlobStore, files: list[HeldFile], *, is_full: bool, no
             continue
         problem = verify_copy(place)
         if problem:
-            problem = f"{problem}; it was deleted, and the next use makes it again from the original"
+            problem = f"{problem}; the copy was deleted, and the next use of the original makes it again"
             yield Verdict(sha256, name, str(place), State.REPAIRED, size, None, problem)
         else:
             found = find_copy(place)

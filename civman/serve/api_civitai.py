@@ -175,7 +175,7 @@ async def site_model(request: Request) -> Response:
 
 
 def _whole(parts: Serving, library: Library, version: ModelVersion, label: str | None) -> dict[str, Any]:
-    """Convert a version to JSON, with its description as text, its licence, and the label and notices of each file."""
+    """Convert a version to JSON, with its description as text, its licence, and the warnings about each file."""
     value = _version(parts, library, version, label)
     value["description"] = plain_text(version.description)
     model = version.model

@@ -8,7 +8,7 @@ import pytest
 
 from civman.domain.catalog import Own
 from civman.domain.digests import Sha256
-from civman.manage.program_notes import Beside, companions, joined, notes_beside, preview_beside
+from civman.manage.program_metadata import ProgramMetadata, companions, joined, read_metadata, read_preview
 
 SHA = Sha256("ab" * 32)
 OTHER = "cd" * 32
@@ -19,10 +19,10 @@ VERSION = {
 }  # fmt: skip
 
 
-def beside(folder: Path, ending: str, content: object, *, autov3: str | None = TENSORS) -> Beside:
+def beside(folder: Path, ending: str, content: object, *, autov3: str | None = TENSORS) -> ProgramMetadata:
     place = folder / f"a.v1{ending}"
     place.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return notes_beside([folder / "a.v1.safetensors"], SHA, lambda: autov3, now=datetime.now(UTC))
+    return read_metadata([folder / "a.v1.safetensors"], SHA, lambda: autov3, now=datetime.now(UTC))
 
 
 def info(digest: str, kind: str = "SHA256") -> dict[str, object]:
@@ -61,10 +61,10 @@ def test_a_note_with_the_digest_of_the_file_says_which_version_it_is(
     [
         (".civitai.info", info(OTHER), "another file"),
         (".civitai.info", info(OTHER[:12], "AutoV3"), "another file"),
-        (".civitai.info", {**VERSION, "files": []}, "states no SHA-256"),
+        (".civitai.info", {**VERSION, "files": []}, "contains no SHA-256"),
         (".metadata.json", {"sha256": OTHER, "civitai": info(SHA), "notes": "of an older file"}, "another file"),
         (".cm-info.json", {**MATRIX, "Hashes": {"SHA256": OTHER}}, "another file"),
-        (".cm-info.json", {**MATRIX, "Hashes": None}, "states no SHA-256"),
+        (".cm-info.json", {**MATRIX, "Hashes": None}, "contains no SHA-256"),
         (".swarm.json", {"modelspec.title": "x", "modelspec.hash_sha256": "0x" + OTHER}, "another file"),
         (".json", {"notes": "x", "sha256": OTHER}, "another file"),
         (".civitai.info", b'{"id": 5151, "mod', "not valid JSON"),
@@ -136,4 +136,4 @@ def test_companions_and_the_preview_are_found_by_the_name_of_the_model(tmp_path:
 
     assert {path.name for path in found} == {"a.json", "a.yaml", "a.preview.png", "a.png"}
     # `a.preview.png` is no picture
-    assert preview_beside([tmp_path / "a.safetensors"]) == (b"\x89PNG\r\n\x1a\n", ".png")
+    assert read_preview([tmp_path / "a.safetensors"]) == (b"\x89PNG\r\n\x1a\n", ".png")

@@ -1,7 +1,8 @@
-"""Read the notes of other programs next to a model: metadata from CivitAI, and the user's annotations.
+"""Reads metadata files that other programs save next to a model: CivitAI's metadata, and the user's annotations.
 
-Files are replaced and notes stay behind, so a note that states the digest of another file is refused. From a note that
-states no digest, only the user's annotations are used, because it may describe another version.
+Such a file stays where it is when its model is replaced, so a metadata file with the digest of another model file is
+refused. From a metadata file without a digest, only the user's annotations are used, because it may describe another
+version.
 
 Formats, by the ending after the model's name: `.civitai.info` (Civitai Helper), `.metadata.json` (ComfyUI Lora
 Manager), `.cm-info.json` (Stability Matrix), `.swarm.json` (SwarmUI), `.json` and `.txt` (A1111 and Forge).
@@ -22,8 +23,8 @@ from civman.domain.digests import Sha256, autov2
 from civman.domain.html_text import plain_text
 from civman.errors import CivmanError
 
-NOTE_ENDINGS = (".civitai.info", ".metadata.json", ".cm-info.json", ".swarm.json", ".json", ".txt")
-"""The file name endings of notes, in order of precedence."""
+METADATA_ENDINGS = (".civitai.info", ".metadata.json", ".cm-info.json", ".swarm.json", ".json", ".txt")
+"""The file name endings of metadata files, in order of precedence."""
 PREVIEW_ENDINGS = tuple(
     f"{middle}.{suffix}" for middle in (".preview", "", ".thumb") for suffix in ("png", "jpg", "jpeg", "webp")
 )
@@ -32,7 +33,7 @@ OTHER_ENDINGS = (
     ".yaml", ".yml", ".description.txt", ".api_info.json", ".civitai.json", ".html",
     *(f"{middle}.{suffix}" for middle in (".preview", "") for suffix in ("gif", "mp4", "webm")),
 )  # fmt: skip
-"""The file name endings of further files that belong to the model of the same name and move with it."""
+"""The file name endings of other files that belong to the model of the same name and are moved with it."""
 _MOST_BYTES = 16 << 20
 _MOST_PREVIEW_BYTES = 20 << 20
 _LONGEST_NOTE = 10_000
@@ -42,15 +43,15 @@ _PICTURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A note that is not used, and the reason."""
+    """A metadata file that is not used, and the reason."""
 
     path: str
     message: str
 
 
 @dataclass(slots=True)
-class Beside:
-    """The contents of the notes next to a file. `version` is None if no note proves which version the file is."""
+class ProgramMetadata:
+    """The contents of the metadata files next to a model. `version` is None if none of them proves the version."""
 
     version: ModelVersion | None = None
     file: ModelFile | None = None
@@ -59,8 +60,8 @@ class Beside:
 
 
 @dataclass(frozen=True, slots=True)
-class _Note:
-    """One parsed note. `digests`: the SHA-256 digests in the note, which are those of the file or of its tensors."""
+class _Metadata:
+    """A parsed metadata file. `digests`: the digests in it, which are those of the model file or of its tensors."""
 
     version: Mapping[str, Any] | None = None
     digests: tuple[str, ...] = ()
@@ -68,19 +69,21 @@ class _Note:
 
 
 def companions(model: Path) -> list[Path]:
-    """List the files next to a model that belong to it: notes, previews, its configuration."""
-    endings = (*NOTE_ENDINGS, *PREVIEW_ENDINGS, *OTHER_ENDINGS)
+    """List the files next to a model that belong to it: metadata files, previews and configs."""
+    endings = (*METADATA_ENDINGS, *PREVIEW_ENDINGS, *OTHER_ENDINGS)
     return [path for ending in endings if (path := model.with_name(model.stem + ending)).is_file()]
 
 
-def notes_beside(paths: Iterable[Path], sha256: Sha256, autov3: Callable[[], str | None], *, now: datetime) -> Beside:
-    """Read the notes next to the files at `paths`, all of which have this SHA-256.
+def read_metadata(
+    paths: Iterable[Path], sha256: Sha256, autov3: Callable[[], str | None], *, now: datetime
+) -> ProgramMetadata:
+    """Read the metadata files next to the model files at `paths`, all of which have this SHA-256.
 
-    `autov3` returns the digest of the tensors; it is called only if a note may state it.
+    `autov3` returns the digest of the tensors; it is called only if a metadata file may contain that digest.
     """
-    beside = Beside()
+    beside = ProgramMetadata()
     for path in paths:
-        for ending in NOTE_ENDINGS:
+        for ending in METADATA_ENDINGS:
             place = path.with_name(path.stem + ending)
             text = _text_of(place)
             if text is not None:
@@ -88,7 +91,7 @@ def notes_beside(paths: Iterable[Path], sha256: Sha256, autov3: Callable[[], str
     return beside
 
 
-def preview_beside(paths: Iterable[Path]) -> tuple[bytes, str] | None:
+def read_preview(paths: Iterable[Path]) -> tuple[bytes, str] | None:
     """Read the first preview image next to the files at `paths`. Returns its contents and its suffix."""
     for path in paths:
         for ending in PREVIEW_ENDINGS:
@@ -105,45 +108,45 @@ def preview_beside(paths: Iterable[Path]) -> tuple[bytes, str] | None:
     return None
 
 
-def joined(own: Own, noted: Own) -> Own:
-    """Add annotations from another program's note to the user's own, which are never replaced."""
+def joined(own: Own, added: Own) -> Own:
+    """Add annotations from another program's metadata file to the user's own annotations, which are never replaced."""
     return Own(
-        own.note or noted.note,
-        tuple(dict.fromkeys((*own.tags, *noted.tags))),
-        tuple(dict.fromkeys((*own.trigger_words, *noted.trigger_words))),
-        own.rating or noted.rating,
-        own.is_favourite or noted.is_favourite,
+        own.note or added.note,
+        tuple(dict.fromkeys((*own.tags, *added.tags))),
+        tuple(dict.fromkeys((*own.trigger_words, *added.trigger_words))),
+        own.rating or added.rating,
+        own.is_favourite or added.is_favourite,
     )
 
 
 def _add(
-    beside: Beside, place: Path, text: str, sha256: Sha256, autov3: Callable[[], str | None], now: datetime
+    beside: ProgramMetadata, place: Path, text: str, sha256: Sha256, autov3: Callable[[], str | None], now: datetime
 ) -> None:
     try:
-        note = _read(place, text)
+        parsed = _read(place, text)
     except (ValueError, RecursionError) as error:
-        reason = str(error) or "it cannot be read"
-        beside.refused.append(Refused(str(place), f"the note is not used: {reason}"))
+        reason = str(error) or "the file cannot be read"
+        beside.refused.append(Refused(str(place), f"the metadata is not used: {reason}"))
         return
-    if note is None:
+    if parsed is None:
         return
-    stated = {digest for digest in note.digests if digest}
+    stated = {digest for digest in parsed.digests if digest}
     proven = bool(stated) and _is_stated(stated, sha256, autov3)
     if stated and not proven:
-        message = "the note is about another file: the SHA-256 in it is not this file's"
+        message = "the metadata belongs to another file, because its SHA-256 is not that of this file"
         beside.refused.append(Refused(str(place), message))
         return
-    beside.own = joined(beside.own, note.own)
-    if note.version is None or beside.version is not None:
+    beside.own = joined(beside.own, parsed.own)
+    if parsed.version is None or beside.version is not None:
         return
     if not proven:
-        message = "the note names a version on CivitAI but states no SHA-256, so it may be about another file"
+        message = "the metadata names a version on CivitAI but contains no SHA-256, so it may belong to another file"
         beside.refused.append(Refused(str(place), message))
         return
     try:
-        beside.version = wire_models.version(note.version, now=now, on_notice=lambda _: None)
+        beside.version = wire_models.version(parsed.version, now=now, on_notice=lambda _: None)
     except CivmanError:
-        return  # leave the version empty: the note states the file's digest, but no valid version
+        return  # leave the version empty: the metadata file contains the model file's digest, but no valid version
     # ignore files without an id: they could not be matched to CivitAI's files when CivitAI is asked later
     same = (file for file in beside.version.files if file.hashes.sha256 == sha256 and file.id is not None)
     beside.file = next(same, None)
@@ -157,7 +160,7 @@ def _is_stated(stated: set[str], sha256: Sha256, autov3: Callable[[], str | None
 
 
 def _text_of(path: Path) -> str | None:
-    """Read a note as UTF-16 if it starts with a byte order mark of UTF-16, else as UTF-8; None if it cannot be read."""
+    """Read a file as UTF-16 if it starts with UTF-16's byte order mark, else as UTF-8; None if it cannot be read."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return None
@@ -168,10 +171,13 @@ def _text_of(path: Path) -> str | None:
     return data.decode(encoding, "replace")
 
 
-def _read(place: Path, text: str) -> _Note | None:
-    """Parse a note, recognising its format by its keys; None if it is unusable. Raises: ValueError, RecursionError."""
+def _read(place: Path, text: str) -> _Metadata | None:
+    """Parse a metadata file, recognising its format by its keys; None if it is unusable.
+
+    Raises: ValueError, RecursionError.
+    """
     if place.name.lower().endswith(".txt"):
-        return _Note(own=Own(note=_short(text)))
+        return _Metadata(own=Own(note=_short(text)))
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
@@ -181,7 +187,9 @@ def _read(place: Path, text: str) -> _Note | None:
             json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         )
     except ValueError:
-        raise ValueError("it is empty" if not text.strip() else "it is not valid JSON, so it may be cut off") from None
+        raise ValueError(
+            "the file is empty" if not text.strip() else "the file is not valid JSON; it may be incomplete"
+        ) from None
     if not isinstance(value, dict):
         return None
     if any(name.startswith("modelspec.") for name in value):
@@ -191,21 +199,21 @@ def _read(place: Path, text: str) -> _Note | None:
     if isinstance(value.get("civitai"), dict) or "from_civitai" in value or "usage_tips" in value:
         return _lora_manager(value)
     if "modelId" in value and isinstance(value.get("id"), int):
-        return _Note(value, _file_digests(value))
+        return _Metadata(value, _file_digests(value))
     return _webui(value)
 
 
-def _webui(value: Mapping[str, Any]) -> _Note:
-    """Parse a note of A1111 or Forge. Some of their extensions add the SHA-256 of the model."""
+def _webui(value: Mapping[str, Any]) -> _Metadata:
+    """Parse the metadata file of A1111 or Forge. Some of their extensions add the SHA-256 of the model."""
     lines = [_text(value.get("notes")), _described(value.get("description"))]
     weight = value.get("preferred weight")
     lines += [f"preferred weight: {weight:g}"] if isinstance(weight, int | float) and weight else []
     lines += [f"negative prompt: {negative}"] if (negative := _text(value.get("negative text"))) else []
     own = Own(_joined_lines(lines), _words(value.get("tags")), trained_words([_text(value.get("activation text"))]))
-    return _Note(None, (_digest(value.get("sha256")),), own)
+    return _Metadata(None, (_digest(value.get("sha256")),), own)
 
 
-def _lora_manager(value: Mapping[str, Any]) -> _Note:
+def _lora_manager(value: Mapping[str, Any]) -> _Metadata:
     version = value.get("civitai") if isinstance(value.get("civitai"), dict) else None
     has_version = version is not None and isinstance(version.get("id"), int)
     tips = _text(value.get("usage_tips"))
@@ -214,7 +222,7 @@ def _lora_manager(value: Mapping[str, Any]) -> _Note:
         if isinstance(parsed, dict):
             tips = ", ".join(f"{str(name).replace('_', ' ')} {each}" for name, each in parsed.items())
     except ValueError:
-        pass  # keep the tips as they are: they are plain text, not JSON
+        pass  # keep the usage tips as they are: they are plain text, not JSON
     notes = _joined_lines([_text(value.get("notes")), f"usage tips: {tips}" if tips else ""])
     own = Own(
         notes,
@@ -224,10 +232,10 @@ def _lora_manager(value: Mapping[str, Any]) -> _Note:
     )
     own_digest = _digest(value.get("sha256"))
     digests = (own_digest,) if own_digest else _file_digests(version or {})
-    return _Note(version if has_version else None, digests, own)
+    return _Metadata(version if has_version else None, digests, own)
 
 
-def _stability_matrix(value: Mapping[str, Any]) -> _Note:
+def _stability_matrix(value: Mapping[str, Any]) -> _Metadata:
     hashes = value.get("Hashes") if isinstance(value.get("Hashes"), dict) else {}
     metadata = value.get("FileMetadata") if isinstance(value.get("FileMetadata"), dict) else {}
     version = {
@@ -245,23 +253,23 @@ def _stability_matrix(value: Mapping[str, Any]) -> _Note:
     own = Own(_text(value.get("UserTitle")), _words(value.get("Tags")))
     if not has_version:
         own = replace(own, trigger_words=trained_words(_words(value.get("TrainedWords"))))
-    return _Note(version if has_version else None, _file_digests(version), own)
+    return _Metadata(version if has_version else None, _file_digests(version), own)
 
 
-def _swarm(value: Mapping[str, Any]) -> _Note:
-    """Parse a note of SwarmUI.
+def _swarm(value: Mapping[str, Any]) -> _Metadata:
+    """Parse the metadata file of SwarmUI.
 
-    Its digest is that of the tensors, or of the whole file if another program wrote the note.
+    The digest in it is that of the tensors, or that of the whole file if another program wrote the metadata file.
     """
     said = {name.removeprefix("modelspec."): _text(each) for name, each in value.items()}
     lines = [said.get("title", ""), said.get("usage_hint", ""), _described(said.get("description"))]
     tags = tuple(tag.strip() for tag in said.get("tags", "").split(",") if tag.strip())
     own = Own(_joined_lines(lines), tags, trained_words([said.get("trigger_phrase", "")]))
-    return _Note(None, (_digest(said.get("hash_sha256")),), own)
+    return _Metadata(None, (_digest(said.get("hash_sha256")),), own)
 
 
 def _file_digests(version: Mapping[str, Any]) -> tuple[str, ...]:
-    """The SHA-256 and AutoV3 digests of a version's files; for files without a SHA-256, the AutoV2 instead."""
+    """Return the SHA-256 (or else the AutoV2) and the AutoV3 digest of each of a version's files."""
     files = version.get("files")
     digests = []
     for file in files if isinstance(files, list) else ():
