@@ -15,7 +15,8 @@ class CivmanError(Exception):
     """Base class of all errors that civman raises on purpose.
 
     `code` is the cause, `exit_code` is the process's exit code, `hint` is the next step for the user (may
-    be empty), `facts` are plain values for `--json`, and `result` is what was completed despite the error, by kind.
+    be empty), and `facts` are plain values for `--json`. `result` contains what was completed despite the error, as the
+    result's kind and value; it is empty if nothing was.
     """
 
     code: Cause = Cause.FAILED
@@ -125,7 +126,7 @@ class HashMismatch(IntegrityError):
     """A file's bytes do not match the declared digest."""
 
     code = Cause.HASH_MISMATCH
-    hint = "download it again; if this happens again, the file of this version has changed on CivitAI"
+    hint = "download the file again; if the error is the same, CivitAI has replaced the file of this version"
 
     def __init__(self, *, name: str, expected: str, actual: str, algorithm: str = "sha256") -> None:
         super().__init__(
@@ -176,7 +177,7 @@ class Incompatible(CivmanError):
 
 
 class UnknownFit(CivmanError):
-    """What is known about the files does not show whether they work together."""
+    """Whether the files work together is unknown, because too little is known about them."""
 
     code = Cause.UNKNOWN_FIT
     exit_code = ExitCode.UNKNOWN
@@ -221,7 +222,10 @@ class NotIdentical(CivmanError):
 
 
 class AnotherPicture(CivmanError):
-    """An image rendered from another program's settings is not the original or, if not `is_known`, may not be."""
+    """An image rendered from another program's settings differs from the original.
+
+    `is_known` is False if the comparison cannot tell whether it is the same image.
+    """
 
     code = Cause.ANOTHER_PICTURE
     exit_code = ExitCode.ANOTHER

@@ -1,7 +1,7 @@
 """The settings, read once. Precedence: flag > environment > nearest civman.toml > user's config.toml > default.
 
-The source of every value is kept for `civman doctor`. The API key is not a setting here: it is read when a command
-needs it, and never printed.
+`civman doctor` shows where each value comes from. The API key is not among the settings: it is read only when a
+command needs it, and it is never printed.
 """
 
 import os
@@ -72,7 +72,7 @@ class Settings:
     civitai_url: str = DEFAULT_URL
     offline: bool = False
     object_store: str | None = None
-    """The URL of an S3-compatible object store with the same files, such as `s3://bucket/models`."""
+    """The URL of an S3-compatible object store with copies of files, such as `s3://bucket/models`; None: not set."""
     config_folder: Path = field(default_factory=lambda: Path(platformdirs.user_config_path("civman")))
     token_from_environment: str | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -164,7 +164,7 @@ def checked_table(text: str, path: Path) -> dict[str, object]:
     for key in table:
         if key in ("token", "api_key", "key"):
             raise ConfigError(
-                f"`{path}` contains an API key, although such files are often shared",
+                f"`{path}` contains an API key, which others can read if the file is shared",
                 hint=f"remove the key from the file and use `civman login` or {TOKEN_VARIABLE}",
                 path=str(path),
             )
@@ -276,7 +276,7 @@ def _address(raw: str, source: str) -> str:
     host = parts.hostname or ""
     on_loopback = host in ("localhost", "::1") or host.startswith("127.")
     if parts.scheme not in ("https", "http") or not host or parts.username or parts.query or parts.fragment:
-        raise ConfigError(f"`civitai_url` from {source} is not a web URL", hint=f"use a URL like {DEFAULT_URL}")
+        raise ConfigError(f"`civitai_url` from {source} is not a web URL", hint=f"use a URL such as {DEFAULT_URL}")
     if parts.scheme == "http" and not on_loopback:
         raise ConfigError(
             f"`civitai_url` from {source} is plain http: your API key would be sent unencrypted",

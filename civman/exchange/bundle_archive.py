@@ -113,14 +113,15 @@ class Reader:
         block = self._take(BLOCK)
         declared = _declared_size(block)
         if declared is None or declared > MOST_MANIFEST_BYTES or block != header(MANIFEST, declared):
-            raise bad_bundle("it does not start with its manifest")
+            raise bad_bundle("the file does not start with a manifest")
         data = self._take(declared)
         self._end_member(declared)
         self.packed = _packed_from(data)
         expected = total_bytes(declared, self.packed)
         if size_bytes != expected:
-            what = "is truncated" if size_bytes < expected else "has data after its end"
-            raise bad_bundle(f"it {what} ({size_bytes} bytes, not {expected})")
+            if size_bytes < expected:
+                raise bad_bundle(f"the file is truncated: it has {size_bytes} of {expected} bytes")
+            raise bad_bundle(f"the file has {size_bytes - expected} bytes after the end of the bundle")
 
     def small(self, name: str, size_bytes: int) -> bytes:
         """Read the whole contents of a sidecar or preview."""
@@ -140,18 +141,18 @@ class Reader:
         self._end_member(size_bytes)
 
     def end(self) -> None:
-        """Check that only the tar file's end marker follows."""
+        """Check that nothing but the end marker of a tar file follows."""
         if self._take(2 * BLOCK) != bytes(2 * BLOCK) or self._file.read(1):
-            raise bad_bundle("there is data after its last file")
+            raise bad_bundle("there is data after the last file")
 
     def _begin(self, name: str, size_bytes: int) -> None:
         if self._take(BLOCK) != header(name, size_bytes):
-            raise bad_bundle(f"there is another entry in place of `{name}`", name=name)
+            raise bad_bundle(f"the entry at the place of `{name}` is a different one", name=name)
 
     def _end_member(self, size_bytes: int) -> None:
         zeros = padding(size_bytes)
         if zeros and self._take(len(zeros)) != zeros:
-            raise bad_bundle("there is data between its files")
+            raise bad_bundle("there is data between the files")
 
     def _take(self, count: int) -> bytes:
         try:
@@ -187,7 +188,9 @@ def _packed_from(data: bytes) -> list[Packed]:
     try:
         facts = json.loads(data)
         if facts["format"] != _FORMAT:
-            raise bad_bundle(f"format {facts['format']!r} is not supported; this civman reads format {_FORMAT}")
+            raise bad_bundle(
+                f"format {facts['format']!r} is not supported; this version of civman reads only format {_FORMAT}"
+            )
         packed = [_packed(item) for item in facts["blobs"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise bad_bundle("the manifest cannot be read") from error

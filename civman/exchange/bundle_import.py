@@ -95,7 +95,7 @@ class _Taker:
         try:
             restore(facts, stored, self._index, file_facts(stored, facts, tell), now=self._clock(), on_notice=tell)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise bad_bundle(f"its metadata for {stored.sha256[:12]} cannot be read") from error
+            raise bad_bundle(f"the metadata of the file {stored.sha256[:12]} cannot be read") from error
         write_sidecar(self._store, self._index, stored.sha256)
 
     def _small(self, reader: Reader, name: str, small: Small) -> bytes:

@@ -1,4 +1,4 @@
-"""What `civman gc` does in an object store. It may delete remains of uploads there, but never a file."""
+"""What `civman gc` does in an object store: it deletes the remains of interrupted uploads, but never a model file."""
 
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
@@ -17,9 +17,10 @@ def second_copies(
     remote: ObjectStore, last: Collection[Sha256], read: Collection[Sha256], *, now: datetime,
     on_event: OnEvent = ignore,
 ) -> list[SecondCopy]:  # fmt: skip
-    """List those of the files `last` that can be pulled from the store. Files in `read` are read and verified there.
+    """List the copies in the store of the files `last`. The copies of the files in `read` are read and verified.
 
-    Files without a readable sidecar cannot be pulled and are left out, and so are files with a wrong digest.
+    Copies that cannot be pulled, because their sidecar is missing or unreadable, are left out, and so are copies that
+    turn out to be corrupt.
 
     Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """
@@ -34,12 +35,12 @@ def second_copies(
 
 
 def leftovers(remote: ObjectStore, *, now: datetime, older_than: timedelta) -> list[StoreLeftover]:
-    """List sidecars and previews in the store that have no blob and are older than `older_than` and than a day."""
+    """List sidecars and previews in the store that have no blob and are older than `older_than` (at least a day)."""
     return remote.beside_missing(now - max(older_than, SHORTEST_AGE))
 
 
 def drop_leftovers(remote: ObjectStore, chosen: Iterable[StoreLeftover], *, now: datetime) -> list[StoreLeftover]:
-    """Delete those sidecars and previews of `chosen` that are unchanged and still without a blob.
+    """Delete those of the `chosen` sidecars and previews that are unchanged and still have no blob.
 
     Returns the deleted ones. Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """

@@ -234,7 +234,7 @@ class ObjectStore:
                 raise NotFound(
                     f"there is no bucket `{self.address.bucket}`", hint="check the URL, its endpoint and its region"
                 ) from error
-            raise NotFound(f"`{self.address}` does not have this object") from error
+            raise NotFound(f"the object is not in `{self.address}`") from error
         except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
             raise NotAllowed(
                 f"the object store refused access to `{self.address}`{_reason(error)}",
@@ -294,7 +294,7 @@ def _server(store: Any) -> tuple[str, str]:
 
 def _obstore() -> Any:
     try:
-        import obstore  # imported here, not at the top: obstore belongs to the extra `s3`
+        import obstore  # imported here, because obstore is only installed with the extra `s3`
     except ImportError as error:
         raise UsageError(
             "object stores need the extra `s3`", hint="install it: pip install 'civman[s3]'", code=Cause.NO_S3_EXTRA

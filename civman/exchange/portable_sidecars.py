@@ -27,7 +27,7 @@ class Portable:
     def sidecar(self, sha256: Sha256) -> bytes:
         """The JSON of the blob's sidecar, without the data that is specific to this machine (path and pins)."""
         facts = described(self._index, self._index.referrers(sha256), self._store)
-        for own in ("path", "pins"):  # path and pins concern this machine, not the model
+        for own in ("path", "pins"):  # the path and the pins belong to this machine, not to the model
             facts.pop(own, None)
         facts["assets"] = [self._public(entry) for entry in facts["assets"]]
         return json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True).encode()
@@ -67,7 +67,7 @@ def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
 def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
     added_at = datetime.fromisoformat(entry["added_at"])
     if entry.get("model") and entry.get("version"):
-        from civman.civitai import wire_models  # imported here, not at the top: it imports pydantic, which takes 0.2 s
+        from civman.civitai import wire_models  # this imports pydantic, which takes 0.2 s
 
         # parse the metadata before the file's contents are imported, to find errors early
         wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=lambda _: None)
@@ -82,7 +82,10 @@ def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
 
 
 def _asked(raw: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
-    """Replace future times: with a response from the future, the index would ignore all later responses."""
+    """Return the record of a response from CivitAI, or None if its time is in the future.
+
+    The index keeps the latest response, so a time in the future would make it ignore real responses.
+    """
     if not raw or datetime.fromisoformat(raw["at"]) > now:
         return None
     return raw

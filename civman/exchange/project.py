@@ -60,7 +60,7 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The differences between civman.lock and civman.toml."""
+    """The differences between civman.lock and civman.toml; false if there are none."""
 
     missing: tuple[str, ...] = ()
     """Refs in civman.toml that are not in the lock."""
@@ -147,9 +147,9 @@ class Project:
                 wanted = self.wanted()
                 raise NotFound(
                     f"`{ref}` is not in `{self.manifest}`",
-                    hint="its entries are " + ", ".join(wanted)
+                    hint=f"the entries of civman.toml are: {', '.join(wanted)}"
                     if wanted
-                    else "it lists no models; `civman add REF` adds one",
+                    else "civman.toml lists no models; `civman add REF` adds one",
                 )
             chosen |= found
         self._write(self.manifest, _without_models(self._document(), chosen))
@@ -158,7 +158,7 @@ class Project:
 
     def write_lock(self, entries: Iterable[Locked]) -> None:
         """Write the lock file with the entries in sorted order."""
-        import tomlkit  # imported here, not at the top: it takes 0.04 s, and only writing needs it
+        import tomlkit  # the import takes 0.04 s, and only writing needs it
 
         document = tomlkit.document()
         document["version"] = _LOCK_VERSION
@@ -260,7 +260,7 @@ def _refs(document: dict[str, Any], path: Path) -> list[str]:
 
 
 def _with_models(text: str, entries: Sequence[Locked]) -> str:
-    import tomlkit  # imported here, not at the top: it takes 0.04 s, and only writing needs it
+    import tomlkit  # the import takes 0.04 s, and only writing needs it
     from tomlkit.items import AoT, Array
 
     document = tomlkit.parse(text)
@@ -287,7 +287,7 @@ def _with_models(text: str, entries: Sequence[Locked]) -> str:
 
 
 def _without_models(text: str, refs: set[str]) -> str:
-    import tomlkit  # imported here, not at the top: it takes 0.04 s, and only writing needs it
+    import tomlkit  # the import takes 0.04 s, and only writing needs it
 
     document = tomlkit.parse(text)
     models: Any = document["models"]
@@ -302,7 +302,7 @@ def _without_models(text: str, refs: set[str]) -> str:
 
 
 def _means(typed: str, entry: str, locked: Sequence[Locked]) -> bool:
-    """Whether `typed` identifies this entry: by its ref, model, version, file, digest or name."""
+    """Whether `typed` identifies the project's entry `entry`: by ref, model, version, file, digest or name."""
     if _canonical(typed) == entry:
         return True
     return any(each.ref == entry and means(typed, each.known_ids) for each in locked)

@@ -37,7 +37,7 @@ _SIDECAR = ".civman.json"
 _READ_BYTES = 4 << 20
 _AT_ONCE = 16
 _FEW = 20
-"""For up to this many files, the store gets one request per file; for more files, all its objects are listed."""
+"""Up to this number of files are looked up with one request each; for more files, the whole store is listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Puller:
                 facts = file_facts(stored, offer.facts, tell)
                 restore(offer.facts, stored, self.index, facts, now=self.clock(), on_notice=tell)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise bad_sidecar("an entry cannot be read") from error
+                raise bad_sidecar("one of its entries cannot be read") from error
             write_sidecar(self.store, self.index, offer.sha256)
         ending = self.remote.preview_ending(offer.sha256)
         if ending is not None and self.store.preview(offer.sha256) is None:

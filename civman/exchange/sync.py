@@ -46,10 +46,10 @@ class Syncing:
     """Downloads refs. Its second argument is a function that checks each file before its download."""
     plan: Callable[[str], Job]
     file: str | None = None
-    """Selects one of a version's files, as for `--file`."""
+    """Selects one of a version's files, as the option `--file` does; None: the default file."""
 
     def add(self, refs: Sequence[str], *, download: bool) -> list[Added]:
-        """Resolve `refs` and write them to civman.toml and the lock; refs with errors are left out."""
+        """Resolve `refs` and write them to civman.toml and the lock, except those that cannot be resolved."""
         found = self._locked_held(refs) if download else {}
         rest = [ref for ref in refs if ref not in found]
         found |= self._fetched(rest) if download else {ref: self._unseen(ref) for ref in rest}
@@ -104,9 +104,10 @@ class Syncing:
                 hint="run `civman sync --lock` to write the lock",
             )
         if stale:
-            words = [f"lacks {ref}" for ref in stale.missing] + [f"still has {ref}" for ref in stale.extra]
+            words = [f"{ref} is missing" for ref in stale.missing]
+            words += [f"{ref} is no longer in {self.project.manifest.name}" for ref in stale.extra]
             raise ConfigError(
-                f"`{self.project.lock}` is out of date: it {', '.join(words)}",
+                f"`{self.project.lock}` is out of date: {', '.join(words)}",
                 code=Cause.LOCK_STALE,
                 hint="run `civman sync --lock` to update the lock",
                 missing=list(stale.missing),

@@ -98,7 +98,7 @@ def layout_named(name: str) -> Layout:
 
 
 def slot_of(asset: Asset) -> Slot | None:
-    """The kind of a file: from its tensors if they show it, else from CivitAI's type; None if there is no folder."""
+    """Determine a file's kind from its tensors, else from CivitAI's type; None if programs have no folder for it."""
     if asset.blob.suffix not in MODEL_SUFFIXES:
         return None
     slot = _BY_KIND.get(asset.facts.kind) or _BY_TYPE.get(asset.type)

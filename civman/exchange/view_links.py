@@ -31,8 +31,7 @@ from civman.system.process_lock import FileLock
 
 _LOCK = ".civman-view.lock"
 _SHORTEST_NAME = 40
-"""The minimum space for a file name in bytes: it leaves room for a suffix or for a digest that tells two files apart.
-"""
+"""The minimum length in bytes that must be possible for file names, so that a suffix or a digest fits into them."""
 
 
 class Act(StrEnum):
@@ -41,8 +40,8 @@ class Act(StrEnum):
     ADD = "add"
     RENAME = "rename"
     RENEW = "renew"
-    """The file at the same path is created again: by another method, for changed companion files, or after a new
-    download.
+    """The file is created again at the same path, because the method or a companion file changed, or because the model
+    was downloaded again.
     """
     REMOVE = "remove"
     KEEP = "keep"
@@ -89,7 +88,7 @@ class ViewPlan:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """The result of applying a plan. `notices` list the kinds of link that could not be created, and why."""
+    """The result of applying a plan. `notices`: which kinds of links could not be created, and why."""
 
     plan: ViewPlan
     entries: tuple[Entry, ...]
@@ -170,8 +169,8 @@ class _Planner:
     def plan(self, assets: Iterable[Asset]) -> ViewPlan:
         placed, skipped = self._placed(assets)
         shown = {asset.blob.sha256: self._digest_and_size(asset)[0] for _, asset in placed}
-        # entries of a file that is no longer shown, because the view switched between a pickle and its safetensors
-        # copy, are dropped
+        # drop entries whose file the view no longer shows, because it switched between a pickle and the pickle's
+        # safetensors copy
         fitting = [each for each in self._before if each.kind == "model" and shown.get(each.of, "") == each.sha256]
         models = {(entry.folder, entry.of): entry for entry in fitting}
         elsewhere = {entry.of: entry for entry in fitting}
@@ -205,7 +204,7 @@ class _Planner:
             folder = self._layout.folders.get(slot) if slot is not None else None
             if folder is None:
                 what = asset.type_raw or asset.blob.suffix or asset.type.value
-                skipped.append(Skipped(asset, f"{self._layout.name} has no folder for it ({what})"))
+                skipped.append(Skipped(asset, f"{self._layout.name} has no folder for this kind of file ({what})"))
                 continue
             try:
                 asset = at_its_place(self._index, asset)
@@ -213,7 +212,7 @@ class _Planner:
                 skipped.append(Skipped(asset, error.message))
                 continue
             if Path(asset.path).resolve().is_relative_to(self._home):
-                skipped.append(Skipped(asset, "it is already in this folder"))
+                skipped.append(Skipped(asset, "the file is already in this folder"))
             else:
                 safe = asset if self._safe is None else self._safe.shown(asset)
                 if isinstance(safe, str):
@@ -232,7 +231,9 @@ class _Planner:
         blob = Path(asset.path)
         state = memory.state_of(self._folder, entry, blob)
         if state is State.FOREIGN:
-            self._steps.append(Step(Act.LEAVE, entry, asset, reason="it is no longer the file that civman created"))
+            self._steps.append(
+                Step(Act.LEAVE, entry, asset, reason="the file is no longer the one that civman created")
+            )
             self._steps += [Step(Act.KEEP, other) for other in self._beside(entry) if other.path not in self._done()]
             return
         act = Act.ADD if state is State.MISSING else Act.RENEW if self._is_stale(entry, blob) else Act.KEEP
@@ -286,12 +287,12 @@ class _Planner:
             old = self._by_path.get(path)
             if old is None:
                 is_free = not os.path.lexists(self._folder / path)
-                reason = "" if is_free else "a file of that name already exists"
+                reason = "" if is_free else "a file of this name already exists"
                 self._steps.append(Step(Act.ADD if is_free else Act.LEAVE, entry, data=beside.data, reason=reason))
                 continue
             state = memory.state_of(self._folder, old, None)
             if state is State.FOREIGN:
-                self._steps.append(Step(Act.LEAVE, old, reason="it has been edited since civman wrote it"))
+                self._steps.append(Step(Act.LEAVE, old, reason="the file has been edited since civman wrote it"))
             else:
                 act = Act.ADD if state is State.MISSING else Act.KEEP if old.sha256 == digest else Act.RENEW
                 self._steps.append(Step(act, old if act is Act.KEEP else entry, data=beside.data))
@@ -431,7 +432,7 @@ def _removal(folder: Path, entry: Entry, store: BlobStore) -> Step:
     stored = store.find(entry.of) if not entry.inode else None
     state = memory.state_of(folder, entry, stored.path if stored is not None else None)
     if state is State.FOREIGN:
-        return Step(Act.LEAVE, entry, reason="it is no longer the file that civman created")
+        return Step(Act.LEAVE, entry, reason="the file is no longer the one that civman created")
     return Step(Act.REMOVE, entry)
 
 

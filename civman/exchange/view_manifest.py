@@ -46,7 +46,7 @@ class Entry:
     path: str
     """The path relative to the view's folder, with slashes."""
     of: Sha256
-    """The SHA-256 of the model that this file is, or that it is a companion of."""
+    """The SHA-256 of the model: of this file itself, or of the model that it is a companion of."""
     kind: str
     """"model" for a model file, otherwise the kind of companion file, such as "preview"."""
     size_bytes: int
@@ -55,7 +55,7 @@ class Entry:
     inode: int = 0
     mtime_ns: int = 0
     target: str = ""
-    """The target of a symbolic link."""
+    """The target if the file is a symbolic link, otherwise an empty string."""
 
     @property
     def folder(self) -> str:
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which files the view was requested to show. Empty fields do not restrict the files."""
+    """Which files the user requested in the view. An empty field means no restriction."""
 
     refs: tuple[str, ...] = ()
     types: tuple[str, ...] = ()

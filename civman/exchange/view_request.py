@@ -32,7 +32,7 @@ class ViewRequest:
     everything: bool = False
     """Whether to show all files again, after an earlier restriction to some files."""
     is_dry_run: bool = False
-    """Whether the plan is only shown, so that missing safetensors copies are not created."""
+    """Whether the plan is only shown; missing safetensors copies are then not created."""
 
 
 def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path, request: ViewRequest) -> ViewPlan:

@@ -21,7 +21,7 @@ class SafeAssets:
         self._copies: dict[Sha256, SafeCopy] = {}
 
     def shown(self, asset: Asset) -> Asset | str:
-        """Return the asset with the path and name of its safetensors copy, or why a pickle cannot be shown as one.
+        """Return the asset with the path and name of its safetensors copy, or the reason why there is no such copy.
 
         Assets that are not pickles are returned unchanged. Raises: StoreError, DiskFull.
         """

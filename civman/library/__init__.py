@@ -314,7 +314,7 @@ class Library:
                 on_failure=None if on_failure is None else lambda task, error: on_failure(plans[task.plan], error),
             )  # fmt: skip
             return [each for each in made if isinstance(each, Rendering)]
-        from civman.rendering.render_and_save import render  # importing torch takes 2 s or more, so it comes last
+        from civman.rendering.render_and_save import render  # imports torch, which takes 2 s or more
 
         return render(
             context.index, context.root, plans, place, machine=machine or Machine(), clock=context.clock,
@@ -404,6 +404,6 @@ class Library:
         require_all(self.pictures.missing_files(source))
         inputs = kept_inputs(self.context.root, recipe_of(source), pictures)
         planned = plan_replay(self.context.index, source, tuple(inputs.values()), on_event=on_event)
-        from civman.rendering.replay import replay  # importing torch takes 2 s or more, so it comes last
+        from civman.rendering.replay import replay  # imports torch, which takes 2 s or more
 
         return replay(source, planned, machine=machine or Machine(), on_event=on_event)

@@ -28,7 +28,7 @@ class AccountPart(Part):
         settings = self._context.settings
         token = credentials.check_shape(token)
         if settings.offline:
-            raise UsageError("an API key can only be checked online", hint="leave out --offline")
+            raise UsageError("checking an API key needs the network, but civman is offline", hint="leave out --offline")
         with CivitaiClient(Transport(settings.civitai_url, token=token), clock=self._context.clock) as client:
             account = client.me()
         return account, credentials.save(settings, token, use_keyring=use_keyring)

@@ -23,7 +23,7 @@ class DownloadsPart(Part):
     """Plan downloads, and download several files at once."""
 
     def __init__(self, context: LibraryContext, resolve: "Callable[[str], ResolvedVersion] | None" = None) -> None:
-        """`resolve` looks up refs. If it is None, the library's context does."""
+        """`resolve` finds the version that a ref means; None: `LibraryContext.resolve` does."""
         super().__init__(context)
         self._resolve = resolve or context.resolve
 
@@ -75,7 +75,7 @@ class DownloadsPart(Part):
         if outcome.error is not None:
             raise outcome.error
         if outcome.asset is None:
-            raise AssertionError("an outcome has an asset or an error")
+            raise AssertionError("an outcome without an asset must have an error")
         return outcome.asset
 
     def fetch_all(

@@ -50,7 +50,7 @@ class FilesPart(Part):
             return None
 
     def absences(self, assets: Iterable[Asset]) -> "dict[Sha256, Presence]":
-        """Return those of the files that do not exist, each as missing or as away (on a disconnected drive)."""
+        """Return which of the files are missing, and which are away (on a drive that is not connected)."""
         absent = [asset for asset in assets if not os.path.exists(asset.path)]  # noqa: PTH110  # it raises nothing
         if not absent:
             return {}
@@ -68,7 +68,7 @@ class FilesPart(Part):
         return {asset.model_id for asset in found if asset.model_id is not None}
 
     def corrections(self, words: Sequence[str]) -> dict[str, str]:
-        """Map each search word that occurs in no file to the words that a search looks for instead."""
+        """Map each search word that matches no file to the similar words that are searched for instead."""
         return dict(self._context.index.understood(words).corrections)
 
     def edit(self, ref: str, edit: "Edit", *, file: str | None = None) -> Sequence[Asset]:
@@ -186,7 +186,7 @@ class FilesPart(Part):
         request = RenderRequest(checkpoint, file=file, vae=vae, loras=tuple(map(LoraRequest, loras)))
         anyhow = Conditions("cpu", force=True, allow_partial=True, triggers=False, is_device_there=True)
         planned = plan(self._context.index, request, anyhow, on_event=on_event)
-        from civman.rendering.adapter_norms import adapter_norms  # importing torch takes 2 s or more, so it comes last
+        from civman.rendering.adapter_norms import adapter_norms  # imports torch, which takes 2 s or more
 
         return adapter_norms(planned)
 

@@ -89,7 +89,7 @@ class MaintenancePart(Part):
 
         context = self._context
         if trusts_store or drops_leftovers:
-            open_store(context)  # raises an error if no object store is set
+            open_store(context)  # raise an error now if no object store is set
 
         def ask(last: Some[Sha256], pinned: Some[Sha256]) -> "Some[SecondCopy]":
             return self._second_copies(last, pinned if trusts_store else (), on_event, is_needed=trusts_store)
@@ -114,7 +114,7 @@ class MaintenancePart(Part):
         except CivmanError as error:
             if is_needed:
                 raise
-            self._context.on_notice(f"the object store was not asked for copies: {error.message}")
+            self._context.on_notice(f"the object store could not be searched for copies of files: {error.message}")
             return ()
 
     def _leftovers(self, older_than: timedelta, *, is_needed: bool) -> "tuple[StoreLeftover, ...]":
@@ -127,7 +127,7 @@ class MaintenancePart(Part):
         except CivmanError as error:
             if is_needed:
                 raise
-            self._context.on_notice(f"the object store was not asked for remains of uploads: {error.message}")
+            self._context.on_notice(f"the object store could not be searched for remains of uploads: {error.message}")
             return ()
 
     def gc(self, plan: "Collection") -> int:

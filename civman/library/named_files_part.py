@@ -63,7 +63,7 @@ class NamedFilesPart(Part):
         )
 
     def offers(self, prepared: "Prepared") -> "Sequence[JudgedOffer]":
-        """Find the files that are not known to be in the library on CivitAI, and check how they fit the checkpoint.
+        """Look up on CivitAI the files that may not be in the library, and check how they fit the checkpoint.
 
         Only headers are downloaded. Raises: NetworkError: CivitAI cannot be reached.
         """
@@ -89,7 +89,7 @@ class NamedFilesPart(Part):
         for outcome in downloads.fetch_all(list(dict.fromkeys(refs)), permits=permits, on_event=on_event):
             if outcome.error is not None:
                 raise outcome.error
-            assert outcome.asset is not None, "an outcome has an asset or an error"
+            assert outcome.asset is not None, "an outcome without an asset must have an error"
             found.append(outcome.asset)
         return found
 
@@ -111,7 +111,7 @@ class NamedFilesPart(Part):
         return [_judged(each, base, reason) for each in headers]
 
     def _header(self, offer: "Offer") -> "_Read":
-        """Read the header of a file on CivitAI. If CivitAI refuses this account the file, the offer is an error."""
+        """Read the header of a file on CivitAI. If CivitAI refuses this account the file, the error is in the offer."""
         if offer.job is None:
             return _Read(offer)
         try:
@@ -136,9 +136,9 @@ class NamedFilesPart(Part):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An offer with the header of its file.
+    """An offer and what the header of its file shows.
 
-    If the header could not be read, `part` is None and `why` gives the reason.
+    If the header could not be read, `part` is None and `why` is the reason.
     """
 
     offer: "Offer"

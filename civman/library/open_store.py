@@ -28,7 +28,7 @@ def open_store(context: LibraryContext, url: str | None = None) -> "ObjectStore"
     if url is None:
         raise UsageError(
             "no object store is given",
-            hint="give its URL as the first argument, or set it: civman config object_store s3://bucket/models",
+            hint="pass the store's URL as the first argument, or set it: civman config object_store s3://bucket/models",
         )
     if context.settings.offline:
         raise Offline("the object store was not contacted because civman is offline")

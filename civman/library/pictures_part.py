@@ -124,7 +124,7 @@ class PicturesPart(Part):
         keep_inputs(self._context.root, planned.files)
 
     def check_settings(self, file: Path) -> "Iterator[Redraw]":
-        """Check for many images whether, and how, their settings allow rendering them again.
+        """Check whether images can be rendered again from their settings, and what would differ.
 
         `file` is a JSON Lines file with one image per line: an object with `id`, `meta` (as in CivitAI's API) and
         `baseModel`. The model files that the settings name are assumed to be present. Raises: UsageError: the file
@@ -182,7 +182,7 @@ class PicturesPart(Part):
         )  # fmt: skip
 
     def examples(self, version: int, *, limit: int = 20) -> "Sequence[Picture]":
-        """Request images, of any rating, that were made with a model version, with their settings, from CivitAI."""
+        """Request images made with a model version from CivitAI, whatever their rating, with their settings."""
         from civman.domain.catalog import VersionId
 
         return self._context.client.images(VersionId(version), limit=limit)
@@ -218,7 +218,7 @@ class PicturesPart(Part):
         Raises: the errors of `Library.render`.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.draw import draw  # importing torch takes 2 s or more, so it comes last
+        from civman.rendering.draw import draw  # imports torch, which takes 2 s or more
 
         return draw(plans, machine or Machine(), on_event)
 

@@ -87,7 +87,9 @@ class ProjectPart(Part):
                 self._context, missing, url=None, permits=permits or Permits(), on_event=on_event
             ):
                 if moved.error is not None:
-                    self._context.on_notice(f"`{moved.name}` from the object store: {moved.error.message}")
+                    self._context.on_notice(
+                        f"`{moved.name}` cannot be downloaded from the object store: {moved.error.message}"
+                    )
         return syncing.check() if check else syncing.sync()
 
     def locked_assets(self, folder: Path) -> Sequence[Asset]:

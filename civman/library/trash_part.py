@@ -29,7 +29,10 @@ class TrashPart(Part):
         return Trash(self._context.store).removals()
 
     def restore(self, name: str | None = None) -> "Restored":
-        """Undo the latest removal, or the one with the id `name` or with a file of that name, ref or digest in it."""
+        """Undo a removal: the latest one if `name` is None.
+
+        Otherwise, `name` is the id of a removal, or the name, ref or digest of a file in it.
+        """
         from civman.manage.remove import removal_named, undo
 
         context = self._context

@@ -54,7 +54,7 @@ class Timing:
     before: int | None = None
 
     def end(self, when: str) -> int:
-        """Return the number of the last evaluation before the change that the number `when` in an edit specifies."""
+        """Return the number of the last evaluation before an edit takes effect; `when` is the number in the edit."""
         value = float(when)
         if self.rule is not Rule.V1_6:
             value = value * self.length if value < 1 else value
@@ -67,7 +67,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The text for the evaluations after the previous stage up to number `last`, where the first evaluation is 0."""
+    """A text and when it is used: in the evaluations after the previous stage's `last` up to and including `last`."""
 
     last: int
     text: str

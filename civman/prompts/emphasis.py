@@ -148,7 +148,7 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     positional = [argument for argument in arguments if "=" not in argument]
     named = dict(_setting(argument) for argument in arguments if "=" in argument)
     if kind == _HYPERNETWORK and (len(positional) > 1 or named):
-        raise _refusal(prompt, place, "a hypernetwork has one strength", f"write `<hypernet:{name}:STRENGTH>`")
+        raise _refusal(prompt, place, "a hypernetwork takes only one strength", f"write `<hypernet:{name}:STRENGTH>`")
     blocks = named.pop("lbw", "")
     if len(positional) == 2 and not _is_scale(positional[1]) and _looks_like_blocks(positional[1]):
         blocks = positional.pop()

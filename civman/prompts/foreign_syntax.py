@@ -56,7 +56,11 @@ def _brackets(text: str) -> list[str]:
                 stray = place
         if opened:
             place = opened[0] + 1
-            notices.append(f"the bracket `{opening}` at character {place} is not closed: it applies to the rest")
+            notices.append(
+                f"the bracket `{opening}` at character {place} is not closed, so it applies to the rest of the prompt"
+            )
         if stray is not None:
-            notices.append(f"the bracket `{closing}` at character {stray + 1} has no opening bracket: it is plain text")
+            notices.append(
+                f"the bracket `{closing}` at character {stray + 1} has no opening bracket, so it is plain text"
+            )
     return notices

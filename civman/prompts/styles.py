@@ -36,16 +36,16 @@ def read_styles(path: Path) -> dict[str, Style]:
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise _unreadable(path, f"it is larger than {_MOST_BYTES // 2**20} MB")
+            raise _unreadable(path, f"the file is larger than {_MOST_BYTES // 2**20} MB")
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             if "name" not in (rows.fieldnames or ()):
-                raise _unreadable(path, "its first line does not name the columns name, prompt and negative_prompt")
+                raise _unreadable(path, "the first line must contain the column names name, prompt and negative_prompt")
             found = [_style(row) for row in rows if row.get("name")]
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
-        raise _unreadable(path, "it is not UTF-8 text") from error
+        raise _unreadable(path, "the file is not UTF-8 text") from error
     except csv.Error as error:
         raise _unreadable(path, str(error)) from error
     return {style.name: style for style in found}
@@ -57,7 +57,13 @@ def chosen_styles(styles: dict[str, Style], names: Sequence[str], path: Path) ->
         if name not in styles:
             near = get_close_matches(name, styles, 1)
             some = ", ".join(list(styles)[:8])
-            hint = f"did you mean `{near[0]}`?" if near else f"it has {some}" if some else "it has no styles"
+            hint = (
+                f"did you mean `{near[0]}`?"
+                if near
+                else f"the file has the styles {some}"
+                if some
+                else "the file contains no styles"
+            )
             raise UsageError(f"`{path}` has no style `{name}`", hint=hint, code=Cause.NO_STYLE, name=name)
     return [styles[name] for name in names]
 

@@ -5,7 +5,7 @@ from civman.prompts.emphasis import Fragment, ParsedPrompt, parse
 
 
 def parse_by(rule: str, prompt: str) -> ParsedPrompt:
-    """Parse a prompt by the rule `emphasis`: "none" is plain text, "comfyui" ComfyUI's syntax, other rules A1111's.
+    """Parse a prompt by a recipe's emphasis rule: as plain text ("none"), by ComfyUI's syntax ("comfyui") or A1111's.
 
     Raises: the errors of `parse`.
     """

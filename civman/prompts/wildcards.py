@@ -58,7 +58,9 @@ def combinations(template: str, folder: Path | None, most: int = MOST) -> list[s
         found = [str(each) for each in islice(generator.generate(template, max_prompts=most + 1), most + 1)]
     found = _finished(template, found, folder)
     if len(found) > most:
-        raise _bad(template, f"it has more than {most:,} combinations", "use fewer alternatives, or --dynamic random")
+        raise _bad(
+            template, f"there are more than {most:,} combinations", "use fewer alternatives, or --dynamic random"
+        )
     return found
 
 
@@ -74,7 +76,7 @@ def _manager(template: str, folder: Path | None) -> Any:
     from dynamicprompts.wildcards import WildcardManager
 
     if len(template) > _LONGEST:
-        raise _bad(template, f"it is longer than {_LONGEST:,} characters", "shorten it")
+        raise _bad(template, f"the prompt is longer than {_LONGEST:,} characters", "shorten the prompt")
     if folder is not None and not folder.is_dir():
         raise UsageError(
             f"the wildcards folder `{folder}` does not exist",
@@ -96,11 +98,13 @@ def _reported(template: str) -> Iterator[None]:
     except ParseBaseException as error:
         where = template[error.loc : error.loc + 20]
         raise _bad(
-            template, f"it cannot be parsed at `{where}`",
+            template, f"the syntax is invalid at `{where}`",
             "close each { with }; names of wildcards have two underscores on both sides",
         ) from error  # fmt: skip
     except (ValueError, KeyError, IndexError, RecursionError, OSError) as error:
-        raise _bad(template, str(error) or type(error).__name__, "check its variants and wildcards") from error
+        raise _bad(
+            template, str(error) or type(error).__name__, "check the variants and wildcards in the prompt"
+        ) from error
     finally:
         log.setLevel(level)
 
@@ -109,14 +113,14 @@ def _finished(template: str, found: Sequence[str], folder: Path | None) -> list[
     """Check that every wildcard was replaced, and return the prompts without surrounding spaces."""
     for prompt in found:
         if left := _WILDCARD.search(prompt):
-            where = (
-                f"`{folder}` has no file `{left[1]}.txt` with entries" if folder else "no folder of wildcards is given"
-            )
+            where = f"`{folder}` has no file `{left[1]}.txt` with entries" if folder else "--wildcards is not used"
             raise _bad(
-                template, f"the wildcard `{left[0]}` has no values: {where}", "--wildcards FOLDER names the folder"
+                template,
+                f"the wildcard `{left[0]}` has no values: {where}",
+                "pass the folder of wildcard files with --wildcards FOLDER",
             )
     if not found:
-        raise _bad(template, "it gives no prompt", "check its variants and wildcards")
+        raise _bad(template, "the result contains no prompt", "check the variants and wildcards in the prompt")
     return [prompt.strip() for prompt in found]
 
 

@@ -21,9 +21,9 @@ def share_blocks(source: Path, target: Path) -> None:
     Raises: OSError: the system or the file system does not support this; `target` may be left empty.
     """
     if sys.platform != "linux":
-        raise OSError(errno.EOPNOTSUPP, "shared blocks are used on Linux only")
+        raise OSError(errno.EOPNOTSUPP, "civman can share blocks only on Linux")
     else:  # noqa: RET506  # mypy checks this branch only for Linux
-        import fcntl  # imported here: the module exists only on Linux and macOS
+        import fcntl  # imported here, because the module exists only on Linux and macOS
 
         with source.open("rb") as old, target.open("xb") as new:
             fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())

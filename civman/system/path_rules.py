@@ -33,7 +33,7 @@ def longest_path() -> int:
 
 
 def name_room(folder: Path, most: int) -> int:
-    """The maximum length, up to `most`, of a file name in `folder` with which the path can be opened; 0 if none can."""
+    """Return how long a file name in `folder` may be so that its path can be opened, at most `most`; 0: impossible."""
     return max(0, min(most, longest_path() - len(os.path.abspath(folder)) - 1 - _SPARE))  # noqa: PTH100  # keeps links
 
 

@@ -16,9 +16,8 @@ CAN_FILL: Final = sys.platform in ("linux", "darwin") and hasattr(socket, "MSG_W
 def fill(sock: socket.socket, view: memoryview) -> int | None:
     """Receive data into `view` for up to `FILL_S`, with one system call; return the number of bytes.
 
-    Returns None if no data arrived, 0 if the connection ended.
-
-    Python's timeout of the socket is turned off. Raises: OSError.
+    Returns None if no data arrived, 0 if the connection ended. Side effect: the socket's timeout in Python is turned
+    off. Raises: OSError.
     """
     try:
         # turn off Python's timeout: with it, the call would return the first bytes instead of waiting for more

@@ -131,7 +131,7 @@ def test_a_store_that_cannot_be_asked_costs_no_file(
     plain = civman(*words)
 
     assert plain.code == 0, plain.err
-    assert ("was not asked" in plain.err) == (how != "offline")
+    assert ("could not be searched" in plain.err) == (how != "offline")
     assert plain.json["gc"]["kept_pinned"] == [second[0]]
     assert in_trash(root) == {second[0]}
 

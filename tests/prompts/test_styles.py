@@ -65,8 +65,8 @@ def test_of_two_styles_with_one_name_the_later_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"prompt,negative_prompt\na,b\n", "columns"),
-        (b"", "columns"),
+        (b"prompt,negative_prompt\na,b\n", "column names"),
+        (b"", "column names"),
         (b"name,prompt\n\xff\xfe,a\n", "UTF-8"),
         (b'name,prompt\n"a,b\n', "end of data"),
     ],
