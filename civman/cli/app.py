@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,13 +21,13 @@ from civman.diffusion import quick_start
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 _NEED_OTHERS = ("help", "config")
-"""Commands that inspect all other commands, so that these must be loaded, too."""
+"""Commands that need all other commands to be loaded, because they list or look up their options."""
 _RENDERING = ("render", "replay", "upscale")
-"""Commands that need torch. `main` starts loading its libraries before it reads the command line."""
+"""Commands that need torch. For these, `main` starts to load torch's libraries before it parses the options."""
 
 
 def build(only: str | None = None) -> typer.Typer:
-    """Build the command line with all commands, or with the command `only` alone, which starts sooner."""
+    """Build the typer app with all commands, or with only the command `only`, because that takes less time."""
     built = typer.Typer(
         name="civman",
         help="Find, download, check and manage Stable Diffusion models from CivitAI, and make images with them.\n\n"
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         return ExitCode.DONE
     finally:
         MAKE_LIBRARY.reset(made)
-        if argv is None:  # with `argv`, the caller continues after the command; without it, the process exits
+        if argv is None:  # this process ends after the command; with `argv`, the calling program continues
             # exclude the imported modules from garbage collection: searching them at exit takes 0.03 s
             gc.freeze()
 
@@ -135,23 +136,26 @@ def _refused_by_typer(error: Exception, output: Output) -> int | None:
 def _in_plain_words(message: str) -> str:
     """Replace pydantic's sentences about an option's value with shorter ones, such as "it must be at most 5"."""
     for theirs, ours in _PYDANTIC_WORDS.items():
-        message = message.replace(theirs, ours)
+        pattern = re.escape(theirs).replace(r"\{limit\}", r"(?P<limit>\S+)")
+        message = re.sub(pattern, ours.replace("{limit}", r"\g<limit>"), message)
     return message
 
 
 _PYDANTIC_WORDS = {
     "Input should be a valid number, unable to parse string as a number": "it is not a number",
     "Input should be a valid integer, unable to parse string as an integer": "it is not a whole number",
-    "Input should be less than or equal to": "it must be at most",
-    "Input should be greater than or equal to": "it must be at least",
-    "Input should be greater than": "it must be above",
-    "Input should be less than": "it must be below",
+    "Input should be less than or equal to {limit}": "it must be at most {limit}",
+    "Input should be greater than or equal to {limit}": "it must be at least {limit}",
+    "Input should be greater than {limit}": "it must be above {limit}",
+    "Input should be less than {limit}": "it must be below {limit}",
     "Input should be": "it must be",
 }
 
 
 def _help_hint(path: str) -> str:
-    return f"`{path} --help` lists {'all commands' if path == 'civman' else 'its arguments and options'}"
+    if path == "civman":
+        return "`civman --help` lists all commands"
+    return f"`{path} --help` lists the arguments and options of the command"
 
 
 def _bug(error: Exception, output: Output) -> int:

@@ -136,7 +136,7 @@ def _print(
     console: "Console", found: "Compatibility", terms: "Terms", norms: "Mapping[int, Sequence[BlockNorm]]"
 ) -> None:
     if found.weights:
-        console.print(f"the checkpoint: weights stored as {clean(found.weights)}", style="dim")
+        console.print(f"the checkpoint: its weights are stored as {clean(found.weights)}", style="dim")
     for reason in found.reasons:
         console.print(f"the checkpoint: {clean(reason)}", style="yellow")
     for number, part in enumerate(found.parts):
@@ -144,14 +144,14 @@ def _print(
         console.print(f"{clean(part.name)}: ", end="")
         console.print(str(part.verdict), style=style, end="")
         console.print(
-            f" (compared by {part.depth}){f'; weights stored as {clean(part.weights)}' if part.weights else ''}"
+            f" (compared by {part.depth}){f'; its weights are stored as {clean(part.weights)}' if part.weights else ''}"
         )
         if part.support is not None:
             console.print(f"  CivitAI's compatibility table rates the two base models: {part.support}", style="dim")
         for reason in part.reasons[:_REASONS]:
             console.print(f"  {clean(reason)}")
         if len(part.reasons) > _REASONS:
-            console.print(f"  … and {len(part.reasons) - _REASONS} more; --json lists them all")
+            console.print(f"  … and {len(part.reasons) - _REASONS} more reasons; --json lists all")
         if number in norms:
             _print_norms(console, norms[number])
     if len(found.parts) != 1:

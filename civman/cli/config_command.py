@@ -132,7 +132,7 @@ def _changed(context: typer.Context, settings: "Settings", key: str, texts: list
         render = group.get_command(context, "render")  # type: ignore[attr-defined]  # the root command is a group
         options, name = preset_options(render), key.rpartition(".")[2]
         require_options({name: texts}, options, f"`{key}`")
-        if name in options:  # let typer check the value: it raises a usage error if the value is invalid
+        if name in options:  # let typer check the value, because it raises a usage error if the value is invalid
             option = options[name]
             option.process_value(context, texts if getattr(option, "multiple", False) else texts[0])
     stored = set_value(file, key, texts)

@@ -12,8 +12,8 @@ ControlOpt = Annotated[
     typer.Option(
         "--control",
         metavar="FILE:REF[:WEIGHT][:START-END]",
-        help="A control picture and the ControlNet or T2I-Adapter that reads it, with its weight and the "
-        "share of the steps in which it acts (repeatable).",
+        help="A control image and the ControlNet or T2I-Adapter to use with it. WEIGHT is 1 by default; START and END "
+        "are fractions of the steps, by default 0 and 1 (repeatable).",
     ),
 ]
 ControlMapOpt = Annotated[
@@ -21,8 +21,8 @@ ControlMapOpt = Annotated[
     typer.Option(
         "--control-map",
         metavar="none|canny|invert|blur|tile|gray|xdog",
-        help="How to make the control image from each --control picture, such as canny:50:150, in order; "
-        "one value applies to all.",
+        help="The preprocessor that makes the control image from the file of --control, such as canny:50:150. Pass "
+        "one for all files, or one for each --control, in order.",
     ),
 ]
 ControlModeOpt = Annotated[
@@ -30,7 +30,8 @@ ControlModeOpt = Annotated[
     typer.Option(
         "--control-mode",
         metavar="balanced|prompt|control",
-        help="Which counts more, the prompt or the control image (A1111's control mode), for each --control in order.",
+        help="A1111's control mode: whether the prompt or the control image is more important. Pass one for all, or "
+        "one for each --control, in order.",
     ),
 ]
 ControlTypeOpt = Annotated[
@@ -38,7 +39,8 @@ ControlTypeOpt = Annotated[
     typer.Option(
         "--control-type",
         metavar="canny|depth|openpose|lineart|tile|…",
-        help="What each --control picture shows, for union ControlNets, which read several kinds of control image.",
+        help="The kind of control image, for union ControlNets, which accept several kinds. Pass one for all, or one "
+        "for each --control, in order.",
     ),
 ]
 ControlResizeOpt = Annotated[
@@ -46,7 +48,7 @@ ControlResizeOpt = Annotated[
     typer.Option(
         "--control-resize",
         metavar="just|crop|fill",
-        help="How to fit each control image to the size of the image (A1111's resize mode); default: just.",
+        help="A1111's resize mode: how to fit each control image to the size of the rendered image. Default: just.",
     ),
 ]
 _RESIZES = {"just": "just resize", "crop": "crop and resize", "fill": "resize and pad"}

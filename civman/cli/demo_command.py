@@ -100,7 +100,7 @@ def _run(step: tuple[str, ...], environ: dict[str, str]) -> None:
 def _serve(environ: dict[str, str]) -> None:
     import threading
 
-    typer.echo("A small CivitAI is running. In another terminal:\n")
+    typer.echo("A small copy of CivitAI's API is running. In another terminal, run:\n")
     for name in ("CIVMAN_CIVITAI_URL", "CIVITAI_API_TOKEN", "CIVMAN_LIBRARY"):
         typer.echo(f"  export {name}={environ[name]}")
     typer.echo("  civman search\n\nCtrl-C stops it.")

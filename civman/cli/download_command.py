@@ -37,7 +37,10 @@ def download(
     connections: Annotated[
         int | None,
         typer.Option(
-            min=1, max=32, help="Maximum number of connections per file.", show_default="as many as make it faster"
+            min=1,
+            max=32,
+            help="Maximum number of connections per file.",
+            show_default="as many as speed up the download",
         ),
     ] = None,
     files_at_once: Annotated[
@@ -64,7 +67,8 @@ def download(
         bool, typer.Option("--allow-unsafe", help="Allow files that failed CivitAI's virus or pickle scan.")
     ] = False,
     allow_unverified: Annotated[
-        bool, typer.Option("--allow-unverified", help="Allow files without a hash on CivitAI to verify against.")
+        bool,
+        typer.Option("--allow-unverified", help="Allow files for which CivitAI has no hash; they cannot be verified."),
     ] = False,
     queue: Annotated[
         bool,
@@ -211,12 +215,13 @@ def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
         if len({file.blob.sha256 for file in files}) > 1:
             refs = "; ".join(f"{file.ref} ({file.version_name}, {file.name})" for file in files)
             default = session.library.files.default_of(model_id)
-            alone = (
-                "no longer identifies one file" if default is None else f"means {default.ref} where one file is needed"
+            meaning = (
+                f"`{name}` and {model_id} no longer identify one file"
+                if default is None
+                else f"a command that needs one file uses {default.ref} for `{name}` or {model_id}"
             )
             session.output.notice(
-                f"the library now has {len(files)} files of `{name}`; its name or model id alone {alone}. These refs"
-                f" identify each: {refs}"
+                f"the library now has {len(files)} files of `{name}`; {meaning}. The refs of the files are: {refs}"
             )
 
 
@@ -268,7 +273,7 @@ def _print(console: "Console", outcomes: "Sequence[Outcome]", needs: "Needs") ->
             title = clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name)
             console.print(f"{title}: {how}, {size(asset.blob.size_bytes)}, sha256 {asset.blob.sha256[:12]}…")
             if asset.blob.suffix not in MODEL_SUFFIXES or asset.type in OTHER_CONTENTS:
-                kind = asset.blob.suffix or "file without an extension"
+                kind = asset.blob.suffix or "a file without an extension"
                 listed = clean(asset.type_raw or asset.type)
                 console.print(f"  not a model: {clean(kind)}, listed on CivitAI as {listed}")
             if asset.trained_words:

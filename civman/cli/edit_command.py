@@ -32,7 +32,7 @@ def edit(
     favourite: Annotated[
         bool | None, typer.Option("--favourite/--no-favourite", help="Mark or unmark the file as a favourite.")
     ] = None,
-    alias: Annotated[str | None, typer.Option(help="Set a name of your own, which works as a ref.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Set an alias: a name of your choice that works as a ref.")] = None,
     no_alias: Annotated[bool, typer.Option("--no-alias", help="Remove the alias.")] = False,
     pin: Annotated[
         bool | None, typer.Option("--pin/--unpin", help="Protect the file from removal (or stop protecting it).")

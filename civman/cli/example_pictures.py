@@ -81,7 +81,7 @@ def with_examples(
 
 
 def _examples(library: "Library", version: "ModelVersion", *, shows_all: bool) -> "Sequence[Example]":
-    """Download a version's still images from CivitAI; those that cannot be shown are named in notices."""
+    """Download a version's still images from CivitAI, and print a notice for each image that cannot be shown."""
     import numpy as np
     from PIL import Image, ImageFilter
 

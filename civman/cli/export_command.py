@@ -93,4 +93,4 @@ def _print(console: "Console", path: Path, imported: "Sequence[ImportedFile]") -
         title = clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name)
         how = "was already in the library" if each.was_present else "imported and verified"
         console.print(f"{title}: {how}, {size(each.size_bytes)}, sha256 {each.sha256[:12]}…", soft_wrap=True)
-    console.print(f"{counted(len(imported), 'file')} from {clean(str(path))}", soft_wrap=True)
+    console.print(f"{counted(len(imported), 'file')} in the bundle {clean(str(path))}", soft_wrap=True)

@@ -10,17 +10,17 @@ FaceRestorationOpt = Annotated[
     str | None,
     typer.Option(
         "--face-restoration", metavar="gfpgan|codeformer[:WEIGHT]",
-        help="Restore faces with a model from the library. WEIGHT (0.5): how closely CodeFormer keeps the "
-        "original face.",
+        help="Restore faces with a model from the library. WEIGHT: how closely CodeFormer follows the original face, "
+        "0 to 1; default: 0.5.",
     ),
 ]  # fmt: skip
 DetailOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--detail", metavar="REGION[:NAME=VALUE,…]",
-        help="Draw a region of the finished image again at full size, as ADetailer does: face, a box X,Y,W,H or a mask "
-        "file (repeatable). Settings: strength, blur, dilate, x, y, padding, whole, size, steps, cfg, sampler, "
-        "schedule, noise.",
+        help="Render a region of the finished image again at a higher resolution, as ADetailer does: face, a box "
+        "X,Y,W,H or a mask file (repeatable). Settings: strength, blur, dilate, x, y, padding, whole, size, steps, "
+        "cfg, sampler, schedule, noise.",
     ),
 ]  # fmt: skip
 DetailPromptOpt = Annotated[
@@ -66,7 +66,7 @@ TileOverlapOpt = Annotated[
 TileBatchOpt = Annotated[
     int | None,
     typer.Option(
-        help="Number of tiles that A1111 drew in one batch, which determines the tiles' seeds.", show_default="1"
+        help="The batch size that A1111 used for the tiles; it determines the seeds of the tiles.", show_default="1"
     ),
 ]
 UltimateUpscaleOpt = Annotated[
@@ -90,7 +90,7 @@ TiledDiffusionOpt = Annotated[
     typer.Option(
         "--tiled-diffusion", metavar="METHOD[,NAME=VALUE…]",
         help="Compute the first pass in overlapping tiles and average them, like the extension Tiled "
-        "Diffusion. METHOD: multidiffusion or mixture; settings: tile=96x96 and overlap=48, in "
-        "latents (8 pixels each).",
+        "Diffusion. METHOD: multidiffusion or mixture. Settings: tile=96x96 and overlap=48, in units "
+        "of 8 pixels.",
     ),
 ]  # fmt: skip

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 _FIRST_ID: Final = 10_000
-"""Smaller numbers are those of the library's own pictures."""
+"""The lowest number that can be the id of an image on CivitAI; lower numbers are ids of images of the library."""
 
 
 def fetched_image(session: Session, what: str) -> "SiteImage | None":
     """Download an image and its settings if `what` is its URL or id on CivitAI; return None otherwise.
 
-    A number is the id of an image on CivitAI if it is at least 10,000 and no picture of the library has it.
+    A number is taken as an id on CivitAI if it is at least 10,000 and no image of the library has this number.
     """
     from civman.index.read_pictures import PictureFilter
 
@@ -50,23 +50,23 @@ def fetched_image(session: Session, what: str) -> "SiteImage | None":
 def fetch_named(
     session: Session, settings: "str | SiteImage", *, is_agreed: bool, source: "SourceImage | None" = None
 ) -> None:
-    """Download the files that the settings name and the library lacks, if the user agrees.
+    """Download the files that an image's settings name but the library does not have, if the user agrees.
 
     If the settings come from a local file, CivitAI is contacted only if the user has agreed in advance (`is_agreed`).
 
-    Raises: CannotRender (`not-drawable`): the image cannot be drawn again. NotFound (`missing-files`): the user does
-        not agree. The error for a file that cannot be downloaded.
+    Raises: CannotRender (`not-drawable`): the image cannot be rendered again. NotFound (`missing-files`): the user
+        does not agree. If a file cannot be downloaded: the error that explains why.
     """
     files, asks_site = session.library.named_files, is_agreed or not isinstance(settings, str)
     prepared = files.prepare(settings, asks_site=asks_site, source=source)
     wanted = [each for each in prepared.files if not each.is_certain]
     if not wanted or not asks_site:
         return
-    session.output.notice(f"asking CivitAI for {counted(len(wanted), 'file')} that the settings name")
+    session.output.notice(f"looking up {counted(len(wanted), 'file')} of the image's settings on CivitAI")
     offers = files.offers(prepared)
     prevents = next((each for each in offers if _prevents(each)), None)
     for each in offers:
-        # print nothing for this file: the error that is raised below explains it
+        # print nothing about the file that `_require_obtainable` raises an error for
         for line in () if each is prevents else _lines(each):
             session.output.notice(line)
     _require_obtainable(offers)
@@ -83,7 +83,7 @@ def fetch_named(
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """How to draw an image again, and what to compare the result with.
+    """How to render an image again, and what to compare the result with.
 
     `changes` are changes to the recipe; `other` is a file to compare with instead of the original; `sheet` is the file
     to write with both images next to each other.
@@ -100,7 +100,7 @@ class Again:
 
 
 def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None":
-    """Read the input and control images that an image was made from, in order; None if none are given.
+    """Read the input and control images that are needed to render an image again; None if `given` is empty.
 
     An entry of `given` is a path, or `NODE=PATH` for a node of a ComfyUI graph: the node's id, or the name of the file
     that the node loads.
@@ -124,7 +124,7 @@ def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None
 
 
 def draw_again(session: Session, settings: "str | SiteImage", original: Path, how: Again) -> Result:
-    """Draw an image again from A1111's text or CivitAI's settings, and compare it with the original."""
+    """Render an image again from A1111's text or CivitAI's settings, and compare it with the original."""
     made, verdict = new_image(session, settings, original, how)
 
     def human(console: "Console") -> None:
@@ -158,14 +158,14 @@ def new_image(
 
 
 def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> "Planned":
-    """Plan an image from A1111's text or CivitAI's settings, with the requested changes, and print the notices."""
+    """Plan the image that A1111's text or CivitAI's settings describe, with the changes in `how`; print the notices."""
     from civman.planning.plan import Conditions
 
     library, conditions = session.library, Conditions(how.machine.device)
     with session.reading() as on_event:
         planned = library.pictures.plan_settings(settings, conditions, source=how.source, on_event=on_event)
         if how.changes:
-            # store the preprocessed control images: the variation's recipe refers to them
+            # store the preprocessed control images, because the variation's recipe refers to them
             library.pictures.keep_inputs(planned)
             varied = library.pictures.plan_variation(
                 planned.recipe,
@@ -181,7 +181,7 @@ def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> 
 
 
 def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
-    """Return the original's pixels; if `path` is not an image, return None or, with `is_required`, raise UsageError."""
+    """Read the pixels of the image at `path`. If it is not an image: None, or UsageError if `is_required` is True."""
     from civman.errors import Cause, UsageError
     from civman.pictures import image_text
 
@@ -205,7 +205,7 @@ class Judged:
 def judged(
     session: Session, settings: "str | SiteImage", planned: "Planned", made: Path, original: Any, how: Again
 ) -> Judged | None:  # fmt: skip
-    """Compare the new image with the original and, if requested, write both to one file; None without an original."""
+    """Compare the new image with the original (None: return None) and, if requested, write both to one file."""
     from civman.errors import AnotherPicture
     from civman.pictures import image_text
     from civman.planning.likely_causes import likely_causes
@@ -238,15 +238,17 @@ def judged(
 
 
 def _best_card(session: Session, planned: "Planned", original: Any, machine: "Machine") -> "tuple[Planned, Drawn]":
-    """Draw the image with the noise of each common graphics card, and keep the image most like the original."""
+    """Render the image with the noise of each common graphics card, and keep the image most similar to the original."""
     from civman.planning.likely_causes import cards_to_try, depends_on_card
     from civman.rendering.same_picture import Likeness, liken
 
-    cards = [(planned.recipe.rng, "a card with more threads than values")]
+    cards = [(planned.recipe.rng, "a card with more GPU threads than the noise has values")]
     if depends_on_card(planned.recipe):
         cards += cards_to_try(planned.recipe)
     else:
-        session.output.notice("--try-cards has no effect: the noise of this image is the same on all cards, or stated")
+        session.output.notice(
+            "--try-cards has no effect, because the noise of this image does not depend on the graphics card"
+        )
     plans = [replace(planned, recipe=replace(planned.recipe, rng=rng)) for rng, _ in cards]
     found: list[tuple[float, int, Drawn]] = []
     with session.drawing([each.recipe for each in plans]) as on_event:
@@ -259,7 +261,7 @@ def _best_card(session: Session, planned: "Planned", original: Any, machine: "Ma
                 break
     _, place, best = max(found, key=lambda each: each[:2])
     if len(plans) > 1:
-        session.output.notice(f"the noise of {cards[-place][1]} is used")
+        session.output.notice(f"the image with the noise of {cards[-place][1]} is the most similar one and is kept")
     return plans[-place], best
 
 
@@ -271,22 +273,22 @@ def _lines(judged: "JudgedOffer") -> list[str]:
     offer = judged.offer
     if offer.job is None:
         problem = offer.problem
-        assert problem is not None, "an offer without a download has a reason"
+        assert problem is not None, "an offer without a download must contain a problem"
         return [f"cannot be downloaded: {problem.message}", *([f"  {problem.hint}"] if problem.hint else [])]
     version, file = offer.job.version, offer.job.file
     fit = judged.fit
     verdict = f"{fit.verdict.value} ({fit.reasons[0]})" if fit and fit.reasons else fit.verdict.value if fit else ""
-    verdict = verdict or (f"unknown before the download ({judged.why})" if judged.why else "")
+    verdict = verdict or (f"unknown until the file is downloaded ({judged.why})" if judged.why else "")
     about = [
         f"missing: {offer.wanted.words}: {version.model.name} {version.name} ({file_ref(version, file)}), found by"
-        f" {offer.by.value}, {size(file.size_bytes)}" + (", in the library already" if offer.job.is_stored else ""),
+        f" {offer.by.value}, {size(file.size_bytes)}" + (", already in the library" if offer.job.is_stored else ""),
         f"  licence: {licence_words(version.model.licence)}" + (f"; with the checkpoint: {verdict}" if verdict else ""),
     ]
     return about + [f"  {notice}" for notice in (*offer.notices, *offer.job.notices)]
 
 
 def _prevents(judged: "JudgedOffer") -> bool:
-    """Whether this file makes drawing impossible: it cannot be downloaded, and the library has no substitute for it."""
+    """Whether rendering is impossible because a file cannot be downloaded and the library has no substitute for it."""
     wanted = judged.offer.wanted
     return judged.offer.problem is not None and wanted.held is None and wanted.file.role != "embedding"
 
@@ -307,6 +309,6 @@ def _require_obtainable(offers: "Sequence[JudgedOffer]") -> None:
         if each.fit is not None and each.fit.verdict is Verdict.CANNOT and each.offer.wanted.file.role != "embedding":
             raise Incompatible(
                 f"the {each.offer.wanted.words} cannot work with the checkpoint: {each.fit.reasons[0]}",
-                hint="nothing was downloaded; the image was probably made with other files than its settings say",
+                hint="nothing was downloaded; the settings probably do not name the files that the image was made with",
                 code=Cause.CANNOT_WORK,
             )  # fmt: skip

@@ -38,7 +38,7 @@ def axes_of(texts: list[str] | None) -> "Sequence[Axis]":
     """Parse the values of `--grid`; empty if the option is not given. Raises: UsageError (`bad-grid`)."""
     if not texts:
         return ()
-    from civman.planning.grid_axes import axes_of  # imported here: it takes 0.1 s, which --help need not spend
+    from civman.planning.grid_axes import axes_of  # the import takes 0.1 s, which --help can skip
 
     return axes_of(texts)
 
@@ -88,19 +88,19 @@ def _value(drawn: "DrawnGrid") -> dict[str, object]:
 
 def _print_plan(console: "Console", grid: "Grid") -> None:
     print_plans(console, [grid.cells[0].planned], among=[cell.planned for cell in grid.cells])
-    console.print(f"{_words(grid)}, the first of them above:")
+    console.print(f"{_words(grid)}; the plan of the first cell is above, and the recipes of all cells are:")
     for cell in grid.cells:
         console.print(f"  {clean(cell.name)}: recipe {cell.planned.recipe.sha256[:12]}", soft_wrap=True)
 
 
 def _print(console: "Console", drawn: "DrawnGrid") -> None:
     console.print(clean(str(drawn.path)), soft_wrap=True)
-    console.print(f"  {_words(drawn.grid)}, saved in:", style="dim")
+    console.print(f"  {_words(drawn.grid)}, saved as these images:", style="dim")
     cells = list(zip(drawn.grid.cells, drawn.pictures, strict=True))
     for cell, made in cells[:_SHOWN]:
         console.print(f"  {clean(cell.name)}: picture:{made.id}, {clean(made.path.name)}", soft_wrap=True)
     if len(cells) > _SHOWN:
-        console.print(f"  … and {len(cells) - _SHOWN} more")
+        console.print(f"  … and {len(cells) - _SHOWN} more images")
     for note in dict.fromkeys(note for _, made in cells for note in made.notes):
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
 

@@ -6,7 +6,7 @@ import typer
 
 TokenMergingOpt = Annotated[
     float | None,
-    typer.Option(help="Share of image tokens to merge in self-attention, 0 to 0.89 (ToMe).", show_default="0"),
+    typer.Option(help="Fraction of the image tokens to merge in self-attention, 0 to 0.89 (ToMe).", show_default="0"),
 ]
 ThresholdingOpt = Annotated[
     str | None,
@@ -22,11 +22,15 @@ NgmsOpt = Annotated[
     ),
 ]
 NgmsAllOpt = Annotated[
-    bool, typer.Option("--ngms-all", help="With --ngms: skip the negative prompt in every step below that noise level.")
+    bool,
+    typer.Option(
+        "--ngms-all",
+        help="With --ngms: below its noise level, skip the negative prompt in every step instead of every second one.",
+    ),
 ]
 SkipEarlyCfgOpt = Annotated[
     float | None,
     typer.Option(
-        help="Share of the steps, from the first one on, that run without guidance, 0 to 1.", show_default="0"
+        help="Fraction of the steps, counted from the first, that run without guidance, 0 to 1.", show_default="0"
     ),
 ]

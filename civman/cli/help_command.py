@@ -20,7 +20,7 @@ def prepare_help(arguments: Sequence[str]) -> None:
     """
     completing = os.environ.get("_CIVMAN_COMPLETE")
     if completing == "complete_bash":
-        return  # no help pages are needed: bash shows no descriptions, unlike other shells
+        return  # completions in bash have no descriptions, so they do not need the help pages
     if not completing and arguments and arguments[0] != "help" and not {"--help", "-h"} & set(arguments):
         return
     absent = {name: class_ for name, class_ in _UNUSED.items() if name not in sys.modules}

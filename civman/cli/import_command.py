@@ -128,7 +128,7 @@ def _mode(copy: bool, link: bool, move: bool) -> "ImportMode":
     ]
     if len(chosen) > 1:
         raise UsageError(
-            "--copy, --link and --move exclude each other",
+            "--copy, --link and --move cannot be combined",
             hint="choose one of these options, or none to leave the files where they are",
         )
     return chosen[0] if chosen else ImportMode.IN_PLACE
@@ -137,28 +137,30 @@ def _mode(copy: bool, link: bool, move: bool) -> "ImportMode":
 def _print(console: "Console", imported: "ImportResult") -> None:
     console.print(
         f"{counted(imported.found, 'model file')}: {imported.taken} imported ({imported.on_civitai} known to CivitAI), "
-        f"{imported.known_before} already in the library, {imported.duplicates} duplicates of others; "
+        f"{imported.known_before} already in the library, {imported.duplicates} duplicates; "
         f"{size(imported.read_bytes)} read"
     )
     _print_problems(console, "skipped", imported.broken)
     if imported.identified_later:
-        console.print(f"  {counted(imported.identified_later, 'file')} of the library identified on CivitAI now")
+        console.print(
+            f"  {counted(imported.identified_later, 'file')} in the library found on CivitAI for the first time"
+        )
     if imported.same_tensors:
         console.print(
-            f"  {counted(imported.same_tensors, 'file')} with the same tensors as a file on CivitAI, "
-            "but a different header"
+            f"  {counted(imported.same_tensors, 'file')} identified by the tensors: the file on CivitAI has the "
+            "same tensors, but a different header"
         )
     beside = [
-        *([f"notes for {counted(imported.noted, 'file')}"] if imported.noted else []),
+        *([f"notes or tags of {counted(imported.noted, 'file')}"] if imported.noted else []),
         *([counted(imported.previews, "preview image")] if imported.previews else []),
-        *([f"{counted(imported.companions, 'file')} moved with them"] if imported.companions else []),
+        *([f"{counted(imported.companions, 'file')} moved along with the models"] if imported.companions else []),
     ]
     if beside:
-        console.print(f"  from other programs: {', '.join(beside)}")
+        console.print(f"  taken over from other programs: {', '.join(beside)}")
     _print_problems(console, "not identified yet", imported.unanswered)
     _print_problems(console, "note not used", imported.notes_refused)
     if imported.rehomed:
-        console.print(f"  {counted(imported.rehomed, 'file')} of the library found at a new path")
+        console.print(f"  {counted(imported.rehomed, 'file')} in the library found at a new path")
     for kept in imported.kept[:20]:
         console.print(f"  not moved: {clean(kept.path)}: {clean(kept.message)}", style="yellow")
     _print_left_out(console, imported)
@@ -168,7 +170,7 @@ def _print_problems(console: "Console", title: str, problems: "Sequence[Problem]
     for problem in problems[:_MOST_SHOWN]:
         console.print(f"  {title}: {clean(problem.path)}: {clean(problem.message)}", style="yellow")
     if len(problems) > _MOST_SHOWN:
-        console.print(f"  … and {len(problems) - _MOST_SHOWN} more; --json lists them all")
+        console.print(f"  … and {len(problems) - _MOST_SHOWN} more files; --json lists all")
 
 
 def _print_left_out(console: "Console", imported: "ImportResult") -> None:
@@ -176,7 +178,7 @@ def _print_left_out(console: "Console", imported: "ImportResult") -> None:
 
     left = imported.entries - imported.found
     if left:
-        console.print(f"  {counted(left, 'other file')} of {imported.entries:,} left out:")
+        console.print(f"  {counted(left, 'file')} of {imported.entries:,} left out:")
     for group in imported.left_out:
         console.print(f"    {group.count:,} {group.words}")
         if group.reason in TOLD_BY_PATH:

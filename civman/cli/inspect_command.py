@@ -72,26 +72,28 @@ def _value(found: "Inspected", tensors: bool) -> dict[str, object]:
 def _print(console: "Console", found: "Inspected", tensors: bool) -> None:
     console.print(f"{clean(found.name)}  {size(found.size_bytes)}")
     if found.path is None:
-        console.print("only the header was read, from CivitAI; nothing was stored")
+        console.print("only the header was downloaded from CivitAI; nothing was stored")
     identity = found.identity
     if found.gguf is not None:
         console.print(f"  format         {clean(found.gguf.words)}")
     if found.refusal is not None:
-        console.print("  a pickle, which civman does not read", style="red")
+        console.print("  a pickle that civman refuses to read", style="red")
         return
     if identity is None:
-        console.print(f"  not a safetensors file: its content is {found.content}; civman does not open it")
+        console.print(f"  not a model file that civman can read: its content is {found.content}")
         return
     if found.pickle is not None:
-        console.print("  a pickle, read without running it")
-    console.print(f"  tensors show   {clean(identity.describe())}")
+        console.print("  a pickle, read without running any of its code")
+    console.print(f"  tensors        {clean(identity.describe())}")
     for reason in identity.reasons[:4]:
         console.print(f"                 because {clean(reason)}", style="dim")
-    console.print(f"  CivitAI says   {clean(found.label or 'nothing (unknown there, or not requested)')}")
+    console.print(f"  CivitAI label  {clean(found.label or 'none (unknown to CivitAI, or not requested)')}")
     claims = found.claims
-    console.print(f"  the file says  {clean(_claims(claims)) if claims else 'nothing'}")
+    console.print(f"  file metadata  {clean(_claims(claims)) if claims else 'none'}")
     if claims is not None and claims.trigger_words:
-        console.print(f"  trigger words  {clean(', '.join(claims.trigger_words))} (from its training metadata)")
+        console.print(
+            f"  trigger words  {clean(', '.join(claims.trigger_words))} (from the training metadata in the file)"
+        )
     for conflict in found.conflicts:
         console.print(f"  contradiction  {clean(conflict)}", style="red")
     if tensors and found.header is not None:
@@ -103,4 +105,4 @@ def _claims(claims: "Claims") -> str:
     words = [claims.base, claims.title and f"title {claims.title}", claims.author and f"by {claims.author}"]
     words += [claims.trained_on and f"trained on {claims.trained_on}", claims.resolution and f"at {claims.resolution}"]
     words += [claims.prediction_type and f"{claims.prediction_type} prediction"]
-    return ", ".join(word for word in words if word) or "nothing"
+    return ", ".join(word for word in words if word) or "none"

@@ -17,14 +17,17 @@ _RECENT = 20
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One plan's part of a job: its number of images, and the first pass's share of the work on one image."""
+    """The work of one plan in a job.
+
+    `images`: the number of images. `first_pass`: the fraction of the work on an image that the first pass takes.
+    """
 
     images: int = 1
     first_pass: float = 1.0
 
 
 def shares(recipes: "Sequence[Recipe]") -> list[Share]:
-    """Return each plan's share of the job. A pass is assumed to take time in proportion to its steps and pixels."""
+    """Return the work of each plan. The time for a pass is assumed to be proportional to its steps and pixels."""
     found = []
     for recipe in recipes:
         first, second = float(recipe.steps * recipe.width * recipe.height), 0.0
@@ -85,7 +88,7 @@ class JobProgress:
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
         if step.stage in ("redraw", "upscale"):
-            # count the image as finished: it is unknown how long these last stages take compared with the steps
+            # count the image as finished: how long redrawing and upscaling take compared with the steps is unknown
             part = 1.0
         elif step.stage == "first":
             part *= share.first_pass

@@ -59,12 +59,13 @@ def link(
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Link all files again, after an earlier run restricted the view to some of them."),
+        typer.Option("--all", help="Link all files again, after an earlier run linked only some of them."),
     ] = False,
     method: Annotated[
         str | None,
         typer.Option(
-            help="How to create the files: reflink, hardlink, symlink or copy.", show_default="the first that works"
+            help="How to create the files: reflink, hardlink, symlink or copy.",
+            show_default="the first of them that works",
         ),
     ] = None,
     sidecars: Annotated[
@@ -173,8 +174,10 @@ def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> Non
     models = [step for step in plan.steps if step.entry.kind == "model" and step.act != "remove"]
     beside = [step for step in plan.steps if step.entry.kind != "model" and step.act != "remove"]
     if linked is None:
-        what = f"{counted(len(models), 'model')} and {counted(len(beside), 'file')} next to them"
-        console.print(f"{what}; nothing was changed (--dry-run)")
+        console.print(
+            f"{counted(len(models), 'model')} and {counted(len(beside), 'companion file')} to link; "
+            "nothing was changed (--dry-run)"
+        )
         return
     for notice in linked.notices:
         console.print(f"note: {clean(notice)}")
@@ -182,7 +185,7 @@ def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> Non
     written = sum(entry.size_bytes for entry in linked.entries if entry.kind != "model" or entry.method == "copy")
     console.print(
         f"{clean(str(plan.folder))}: {counted(len(models), 'model')} for {plan.layout.name} ({how}),"
-        f" {counted(len(beside), 'file')} next to them; disk used: {size(written)}",
+        f" {counted(len(beside), 'companion file')}; disk used: {size(written)}",
         soft_wrap=True,
     )
 

@@ -251,7 +251,9 @@ def _table(
             style="dim",
         )
     if skip + len(assets) < total:
-        console.print(f"{len(assets)} of {total:,}; --limit 0 shows all, --skip {skip + len(assets)} the next")
+        console.print(
+            f"{len(assets)} of {total:,} files; --limit 0 shows all, --skip {skip + len(assets)} shows the next ones"
+        )
 
 
 def _place(asset: "Asset", same_names: "Collection[str]") -> str:

@@ -43,7 +43,7 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
 
     Empty lines and text after `#` are ignored. Raises: UsageError: there are no refs, or the file cannot be read.
     """
-    # imported here: --help does not need them
+    # imported here, because --help does not need these modules
     from civman.domain.pasted_lists import decoded, listed_refs, split_refs
     from civman.errors import UsageError
 
@@ -56,7 +56,7 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
         except OSError as error:
             raise UsageError(f"cannot read `{from_file}`: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
-            hint = "save it as text in UTF-8, with one ref on each line"
+            hint = "save the file as UTF-8 text with one ref on each line"
             raise UsageError(f"`{from_file}` is not a text file in UTF-8 or UTF-16", hint=hint) from error
     if not found:
         raise UsageError("no REF was given", hint="pass at least one REF, for example `civman show 4384`")
@@ -126,8 +126,8 @@ FastOpt = Annotated[
     bool,
     typer.Option(
         "--fast",
-        help="Compute in the device's fastest precision: bfloat16 where it saves time. A note states how "
-        "images change.",
+        help="Compute in the device's fastest precision: bfloat16 if it saves time. A message after the "
+        "render explains how this changes images.",
     ),
 ]
 CompileOpt = Annotated[
@@ -136,7 +136,7 @@ CompileOpt = Annotated[
         "--compile/--no-compile",
         help="Compile the model's blocks before the first step; this changes the last bits of the result. "
         "Meant for GPUs.",
-        show_default="no; in a replay, as originally",
+        show_default="no, except to replay an image that was made with --compile",
     ),
 ]
 LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Use as little device memory as possible; slower.")]

@@ -89,9 +89,9 @@ def _print(console: "Console", found: "UpdateReport") -> None:
             "version-deleted": f"CivitAI deleted version {clean(lost.version_name)}",
             "archived": "archived: CivitAI no longer provides its files",
             "taken-down": "taken down by CivitAI",
-            "unclear": "CivitAI lists no versions of it at the moment; try again later",
+            "unclear": "CivitAI lists no versions of this model at the moment; try again later",
         }[lost.loss]
-        kept = "" if lost.loss == "unclear" else f"; the library keeps {counted(lost.assets, 'file')} of it"
+        kept = "" if lost.loss == "unclear" else f"; the library keeps {counted(lost.assets, 'file')} of the model"
         console.print(f"{clean(lost.model_name)}: {what}{kept}", style="yellow", soft_wrap=True)
     unknown = f"; {counted(found.unknown, 'file')} not known to CivitAI" if found.unknown else ""
     if found.refs:
@@ -99,8 +99,11 @@ def _print(console: "Console", found: "UpdateReport") -> None:
     else:
         console.print(f"no newer versions of {counted(found.models, 'model')}{unknown}")
     if found.same_bytes:
-        are = "newer version has" if found.same_bytes == 1 else "newer versions have"
-        console.print(f"{found.same_bytes} {are} the same contents as files in the library")
+        has = "has" if found.same_bytes == 1 else "have"
+        console.print(
+            f"{counted(found.same_bytes, 'newer version')} {has} the same contents as files in the library, "
+            "so there is nothing to download"
+        )
 
 
 def _print_offer(console: "Console", offer: "Offer") -> None:

@@ -1,8 +1,8 @@
 """The only module that writes output: results go to stdout, everything else to stderr.
 
 There are three modes. The default is text for people, with colours on a terminal. `--json` writes a single object to
-stdout, `{"civman": 1, "kind": …}`, also for errors; a few results are one object per line instead. `--quiet` writes one
-id or path per line.
+stdout, `{"civman": 1, "kind": …}`, also for errors; a few commands write one object per line instead. `--quiet`
+writes one id or path per line.
 """
 
 import dataclasses
@@ -133,7 +133,7 @@ class Output:
         """Write a message to stderr; on a terminal, wrap it between words."""
         lines = clean(message).split("\n")
         if self._stderr.isatty():
-            import shutil  # both imported here: they take 0.01 s, and only messages on a terminal need them
+            import shutil  # these two imports take 0.01 s, and only messages on a terminal need them
             import textwrap
 
             width = max(shutil.get_terminal_size().columns, 20)
@@ -150,7 +150,7 @@ class Output:
 
         If the stream is not a terminal, nothing is coloured or shortened.
         """
-        from rich.console import Console  # imported here: it takes 0.03 s, which --json and --quiet need not spend
+        from rich.console import Console  # the import takes 0.03 s, which --json and --quiet can skip
 
         stream = self._stderr if to_stderr else self._stdout
         width = None if stream.isatty() or "COLUMNS" in os.environ else 200

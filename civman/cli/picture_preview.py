@@ -113,7 +113,7 @@ def print_png(console: "Console", png: bytes, protocol: Protocol, *, rows: int) 
 
 def half_blocks(console: "Console", png: bytes) -> None:
     """Print an image as coloured characters, two pixels in each, as wide as the terminal."""
-    from PIL import Image  # imported here: it takes 0.03 s, and only some terminals need it
+    from PIL import Image  # the import takes 0.03 s, and only some terminals need it
 
     with Image.open(io.BytesIO(png)) as opened:
         image = opened.convert("RGB")
@@ -134,7 +134,7 @@ def half_blocks(console: "Console", png: bytes) -> None:
 
 def small_png(path: Path) -> bytes:
     """Reduce an image and encode it as PNG, without any metadata."""
-    from PIL import Image  # imported here: it takes 0.03 s, and only some terminals need it
+    from PIL import Image  # the import takes 0.03 s, and only some terminals need it
 
     with Image.open(path) as picture:
         small = picture.convert("RGB")

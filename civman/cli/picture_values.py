@@ -1,4 +1,4 @@
-"""Parses option values that name a picture, a model for it, a weight and a share of the steps."""
+"""Parses option values that consist of an image file, a model, a weight and an interval of the steps."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _SHARE: Final = re.compile(rf"(.+):({_NUMBER})-({_NUMBER})")
 
 @dataclass(frozen=True, slots=True)
 class PictureValue:
-    """A parsed value such as `edges.png:canny:0.8:0-0.5`; `start` and `end` are shares of the steps."""
+    """A parsed value such as `edges.png:canny:0.8:0-0.5`; `start` and `end` are fractions of the steps."""
 
     picture: str
     ref: str
@@ -41,7 +41,7 @@ def picture_value(text: str, *, option: str, model: str, example: str) -> Pictur
 
 
 def require_counts(option: str, values: list[str], given: str, texts: list[str], model: str) -> None:
-    """Check that `option` is absent, given once, or given once for each `given`. Raises: UsageError."""
+    """Check that `option` is unused, used once, or used once for each use of the option `given`. Raises: UsageError."""
     from civman.errors import Cause, UsageError
 
     if len(values) > 1 and len(values) != len(texts):
@@ -54,7 +54,7 @@ def require_counts(option: str, values: list[str], given: str, texts: list[str],
 
 
 def chosen(values: list[str], number: int, usual: str) -> str:
-    """Return an option's value for picture `number`: its own, the one for all pictures, or the default `usual`."""
+    """Return the value of an option for image `number`. A single value is for all images; without one: `usual`."""
     return usual if not values else values[number if len(values) > 1 else 0]
 
 
@@ -70,6 +70,6 @@ def _parted(text: str, option: str, model: str, example: str) -> tuple[str, str]
         if text[place + 1 :] and Path(text[:place]).expanduser().is_file():
             return text[:place], text[place + 1 :]
     raise UsageError(
-        f"{option} {text}: the picture was not found, or no {kind} is named",
-        hint=f"write the picture, a colon and the {kind}, such as {example}", code=Cause.BAD_VALUE,
+        f"{option} {text}: the image file does not exist, or the {kind} is missing",
+        hint=f"write the image file, a colon and the {kind}, such as {example}", code=Cause.BAD_VALUE,
     )  # fmt: skip

@@ -17,8 +17,8 @@ _SHOWN = 3
 def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Sequence[Planned] | None" = None) -> None:
     """Print the files, settings and memory requirement of each plan.
 
-    `among`: all plans of the job, if `plans` are only the first of them. Images that share slots are counted over all
-    plans.
+    `among`: all plans of the job, if `plans` are only some of them. The images that share slots are counted in all
+    plans of the job.
     """
     from civman.planning.slot_groups import beside
 
@@ -52,7 +52,7 @@ def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Seque
                 f"  detail     {made.box or made.region} at strength {made.strength:g}, {made.steps} steps, "
                 f"{made.width}x{made.height}"
             )
-        shared = f" in slots that {counted(others[number], 'other image')} can share" if recipe.slots else ""
+        shared = f" in slots that can be shared with {counted(others[number], 'other image')}" if recipe.slots else ""
         console.print(
             f"  {counted(recipe.count, 'image')} from seed {recipe.seed} ({recipe.rng}), {recipe.at_a_time} at a time"
             f"{shared}",

@@ -107,10 +107,10 @@ def verifying(output: Output) -> Iterator[OnEvent]:
 
 @contextmanager
 def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> Iterator[OnEvent]:
-    """Show the finished share of a job, the number of steps per second and the remaining time.
+    """Show the finished fraction of a job, the steps per second and the remaining time.
 
-    `job`: the shares of the plans, in order; `called`: the word for a plan in the display if there are several. Without
-    a terminal, only notices are printed.
+    `job`: the work of each plan, in order; `called`: the word for a plan, which is displayed if there are several.
+    Without a terminal, only notices are printed.
     """
     if not output.is_live:
         yield _notices(output)
@@ -136,7 +136,7 @@ def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> 
 
 @contextmanager
 def upscaling(output: Output, images: int) -> Iterator[OnEvent]:
-    """Show the share of finished tiles of all images to upscale; without a terminal, only notices are printed."""
+    """Show how many tiles of all images are upscaled; without a terminal, only notices are printed."""
     if not output.is_live:
         yield _notices(output)
         return
@@ -199,7 +199,7 @@ class _Display:
 @contextmanager
 def _display(output: Output, columns: Any) -> Iterator[_Display]:
     """Create a progress display for stderr; `columns` returns its columns for the width of the terminal."""
-    from rich.progress import Progress  # imported here: it takes 0.06 s, and only a terminal needs it
+    from rich.progress import Progress  # the import takes 0.06 s, and only a terminal needs it
 
     console = output.console(to_stderr=True)
     display = _Display(
@@ -214,7 +214,7 @@ def _display(output: Output, columns: Any) -> Iterator[_Display]:
 def _download_columns(width: int) -> "Sequence[ProgressColumn]":
     """Create the columns name, bar, bytes, speed and remaining time, which together are `width` cells wide.
 
-    While a download is waiting or being verified, its state replaces speed and time.
+    While a download is waiting or being verified, this is shown in place of speed and time.
     """
 
     def numbers(task: "Task") -> str:

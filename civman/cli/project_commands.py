@@ -100,7 +100,7 @@ def sync(
 
 
 def first_error(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
-    """Return the error to raise for several refs: the only one, or one that names all failed refs; else None."""
+    """Return the error for several refs: None if all succeeded; if more than one failed, an error with these refs."""
     from civman.errors import PartlyFailedError
 
     failed = [(ref, error) for ref, error in results if error is not None]

@@ -52,11 +52,11 @@ RequireOpt = Annotated[
 
 
 def requests_of(
-    request: "RenderRequest", prompt: str | None, file: Path | None, expansion: "Expansion", *, brought: bool
+    request: "RenderRequest", prompt: str | None, file: Path | None, expansion: "Expansion", *, has_grid_prompts: bool
 ) -> "list[RenderRequest]":
     """Make one request for each prompt on the command line or in a file, or for each expansion of it.
 
-    `brought`: a grid varies the prompt, so no prompt is required.
+    `has_grid_prompts`: a grid varies the prompt, so no other prompt is required.
 
     Raises: UsageError: there is no prompt, there are two sources of prompts, or a prompt cannot be expanded.
     """
@@ -67,7 +67,7 @@ def requests_of(
     from civman.planning.prompt_lines import PromptLine, read_prompt_file
     from civman.planning.vary import variations
 
-    if prompt is None and brought:
+    if prompt is None and has_grid_prompts:
         lines = [PromptLine(request)]
     elif (prompt is None) == (file is None):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The options of `civman render` for reference pictures."""
+"""The options of `civman render` for reference images."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +12,8 @@ ReferenceOpt = Annotated[
     typer.Option(
         "--reference",
         metavar="FILE[:REF[:WEIGHT][:START-END]]",
-        help="A picture to imitate and the IP-Adapter that reads it, with its weight and the share of the steps in "
-        "which it acts; for Flux.1 Kontext and Flux.2, only the picture to edit (repeatable).",
+        help="A reference image and the IP-Adapter to use with it; WEIGHT is 1 by default, START and END are fractions "
+        "of the steps, by default 0 and 1. For Flux.1 Kontext and Flux.2: only the image to edit (repeatable).",
     ),
 ]
 ReferenceCropOpt = Annotated[
@@ -21,8 +21,8 @@ ReferenceCropOpt = Annotated[
     typer.Option(
         "--reference-crop",
         metavar="X,Y,W,H|none",
-        help="The part of each --reference picture to use, such as a face, in pixels, in order; one value "
-        "applies to all.",
+        help="The part of a --reference image to use, such as a face, in pixels. Pass one for all images, or one for "
+        "each, in order.",
     ),
 ]
 
@@ -31,8 +31,8 @@ ReferenceSizeOpt = Annotated[
     typer.Option(
         "--reference-size",
         metavar="auto|own|WIDTHxHEIGHT",
-        help="The size to which each --reference picture is scaled for Kontext or Flux.2, in order; one value applies "
-        "to all. [default: auto, by the model's rule]",
+        help="The size to which a --reference image is scaled for Kontext or Flux.2. Pass one for all images, or one "
+        "for each, in order. [default: auto, by the model's rule]",
     ),
 ]
 
@@ -65,8 +65,8 @@ def references_from(
             continue
         if ":" not in text:
             raise UsageError(
-                f"--reference {text}: the picture was not found",
-                hint="write the path of a picture, followed by a colon and an IP-Adapter if one is to read it",
+                f"--reference {text}: the image file does not exist",
+                hint="write the path of an image, with an IP-Adapter after a colon if the model needs one",
                 code=Cause.BAD_VALUE,
             )  # fmt: skip
         value = picture_value(
@@ -84,7 +84,7 @@ def _crop(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(
-            f"--reference-crop {text}: `{text}` is not a valid crop of a picture",
+            f"--reference-crop {text}: `{text}` is not a valid crop of an image",
             hint="write the crop as left edge, top edge, width and height in pixels, such as 100,40,256,256",
             code=Cause.BAD_VALUE,
         )  # fmt: skip

@@ -94,7 +94,7 @@ def _print(console: "Console", plan: "RemovalPlan") -> None:
         title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
         console.print(f"  {clean(title)}  {clean(asset.name)}  {size(asset.blob.size_bytes)}  {asset.blob.sha256[:10]}")
         if asset.alias:
-            console.print(f"    its alias is removed too: {clean(asset.alias)}")
+            console.print(f"    the alias {clean(asset.alias)} is removed too")
         if asset.pins and asset.blob.sha256 in gone:
             console.print(f"    pinned: {clean(', '.join(asset.pins))}; only --force removes it")
     for asset in plan.outside:
@@ -119,10 +119,10 @@ def _print_removed(console: "Console", plan: "RemovalPlan") -> None:
 def _pictures(plan: "RemovalPlan") -> list[str]:
     if not plan.pictures:
         return []
-    made = "1 picture was" if plan.pictures == 1 else f"{plan.pictures} pictures were"
+    used_by = "1 image of this library was" if plan.pictures == 1 else f"{plan.pictures} images of this library were"
     return [
-        f"{made} made with it in this library; to replay them, `civman replay … --fetch` would have to download "
-        "it again"
+        f"{used_by} made with these files; to replay them, `civman replay … --fetch` would have to download the "
+        "files again"
     ]
 
 
@@ -140,7 +140,10 @@ def _print_trash(console: "Console", removals: "Sequence[Removal]") -> None:
     for removal in removals:
         names = [str(entry.get("name") or entry["sha256"]) for entry in removal.entries]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        told = {"gc": "was not in the index", "broken": "corrupt, replaced by verify --repair"}.get(removal.reason, "")
+        told = {
+            "gc": "removed by `civman gc`: it was not in the index",
+            "broken": "corrupt, replaced by `civman verify --repair`",
+        }.get(removal.reason, "")
         console.print(
             f"{removal.id}  {removal.removed_at:%Y-%m-%d %H:%M}  {size(removal.size_bytes)}  "
             f"{clean(', '.join(names[:3]))}{more}{f'  ({told})' if told else ''}"

@@ -240,7 +240,7 @@ def render(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image.", show_default="drawn")] = None,
-    count: Annotated[int, typer.Option(help="Number of images; each one has the next seed.")] = 1,
+    count: Annotated[int, typer.Option(help="Number of images; the seed increases by 1 from image to image.")] = 1,
     batch_size: BatchSizeOpt = None,
     slots: SlotsOpt = None,
     exact: ExactOpt = False,
@@ -350,7 +350,8 @@ def render(
     upscale: UpscaleOpt = None,
     odd_sizes: OddSizesOpt = None,
     prediction: Annotated[
-        str | None, typer.Option(help="Prediction type, epsilon or v_prediction, if the checkpoint does not show it.")
+        str | None,
+        typer.Option(help="Prediction type, epsilon or v_prediction, if it cannot be detected from the checkpoint."),
     ] = None,
     config: Annotated[
         str | None,
@@ -422,7 +423,7 @@ def render(
     options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
     axes = axes_of(grid)
     if axes and prompts is not None:
-        raise UsageError("--prompts and --grid exclude each other", hint='--grid "prompt=a cat|a dog" varies prompts')
+        raise UsageError("--prompts and --grid cannot be combined", hint='--grid "prompt=a cat|a dog" varies prompts')
     chosen = chosen_preset(session, context, preset)
     checkpoint, prompt = checkpoint_and_prompt(
         session, checkpoint, prompt, chosen, has_prompts=prompts is not None or has_prompts(axes)
@@ -467,7 +468,7 @@ def render(
         negative_parts=tuple(join_negative or ()),
     )  # fmt: skip
     expansion = Expansion(tuple(style or ()), styles, dynamic, wildcards)
-    wanted = requests_of(request, prompt, prompts, expansion, brought=has_prompts(axes))
+    wanted = requests_of(request, prompt, prompts, expansion, has_grid_prompts=has_prompts(axes))
     conditions = render_values.conditions_from(device, trigger, require, force=force, allow_partial=allow_partial)
     machine = Machine(device, low_vram, threads, compile_)
     if axes:

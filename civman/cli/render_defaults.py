@@ -20,7 +20,7 @@ _NOT_IN_PRESETS: Final = frozenset({
 
 
 def preset_options(render: Any) -> dict[str, Any]:
-    """Map the name, without dashes, of each `civman render` option that a preset can set to typer's parameter."""
+    """Map the names, without dashes, of the `civman render` options that a preset can set to typer's parameters."""
     return {
         text.removeprefix("--"): option
         for option in render.params
@@ -33,11 +33,12 @@ def _apply(context: typer.Context, name: str | None) -> str | None:
     """Make a preset's values the defaults of the other options; typer calls this before it reads those options."""
     if name is None or context.resilient_parsing:
         return name
-    from civman.settings import load_settings  # imported here: it takes 0.02 s, which --help need not spend
+    from civman.settings import load_settings  # the import takes 0.02 s, which --help can skip
 
     preset = load_settings().render.presets.get(name)
     if preset is None:
-        return name  # do not report an unknown preset here: `chosen_preset` does so, after errors in the command line
+        # `chosen_preset` reports an unknown preset later, so that errors in the command line are reported first
+        return name
     options = preset_options(context.command)
     defaults: dict[str, Any] = {}
     for key, value in preset.values.items():
@@ -90,7 +91,7 @@ def _is_typed(context: typer.Context, option: Any) -> bool:
 
 
 def require_options(values: Mapping[str, object], options: Mapping[str, object], what: str) -> None:
-    """Check that a preset sets only options that exist. Raises: ConfigError."""
+    """Check that every name in `values`, a preset, is one of `options`. Raises: ConfigError; `what` is the preset."""
     from civman.errors import ConfigError
 
     known = ["checkpoint", *options]
@@ -99,7 +100,7 @@ def require_options(values: Mapping[str, object], options: Mapping[str, object],
             near = get_close_matches(key.replace("_", "-"), known, 1)
             raise ConfigError(
                 f"{what} sets `{key}`, which is not an option of `civman render` that a preset can set",
-                hint=f"did you mean `{near[0]}`?" if near else "use the options' names without dashes in front",
+                hint=f"did you mean `{near[0]}`?" if near else "write the names of options without the leading dashes",
             )
 
 

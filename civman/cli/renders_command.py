@@ -80,7 +80,9 @@ def renders(
     gone = [each for each in found if not each.is_here]
     if forget and gone:
         pictures.forget(gone)
-        session.output.notice(f"{len(gone)} removed from the index, because their files no longer exist")
+        session.output.notice(
+            f"{counted(len(gone), 'image')} removed from the index, because the files no longer exist"
+        )
         found, total = [each for each in found if each.is_here], total - len(gone)
     from civman.manage.listed_values import picture_value
 
@@ -95,11 +97,11 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
     from civman.domain.recipes.record import UpscaleRecord
 
     if not found:
-        matches = "matches" if total == 1 else "match"
+        images = "1 image matches" if total == 1 else f"{total:,} images match"
         if total > skip:  # --forget-missing removed all images of this page from the index
-            console.print(f"{counted(total, 'other image')} {matches}")
+            console.print(f"no images on this page; {images} on other pages")
         elif total:
-            console.print(f"only {counted(total, 'image')} {matches}, so --skip {skip} skips all of them")
+            console.print(f"only {images}, so --skip {skip} skips all of them")
         else:
             console.print("no images match; `civman render CHECKPOINT PROMPT` makes an image")
         return

@@ -247,12 +247,12 @@ def _require_own_comparison(what: str, how: Again) -> None:
 
 
 def _many(session: Session, what: str | None, many: Many, how: Again) -> Result:
-    """Draw many images on CivitAI again. Raises: UsageError: an option conflicts."""
+    """Render many images on CivitAI again. Raises: UsageError: options cannot be combined."""
     from civman.errors import UsageError
 
     if what is not None or (many.model is not None and many.file is not None):
         raise UsageError(
-            "--images-of, --images and an image exclude each other",
+            "--images-of, --images and an image cannot be combined",
             hint="keep only one of --images-of, --images and the image",
         )
     if how.tries_cards and (many.on is not None or many.resumes):
@@ -281,7 +281,7 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
         )
     if what is not None:
         raise UsageError(
-            f"--settings and the image `{what}` exclude each other", hint="leave out --settings or the image"
+            f"--settings and the image `{what}` cannot be combined", hint="leave out --settings or the image"
         )
     if not is_check:
         raise UsageError(
@@ -299,8 +299,8 @@ def _extras_again(
 ) -> Result | None:  # fmt: skip
     """Repeat the upscale of A1111's Extras tab that the image's metadata describes; None if it describes none.
 
-    Also returns None if no source image is given and the metadata has the settings of the render before the upscale,
-    which can be drawn again.
+    Also returns None if no source image is given, but the metadata contains the settings of the original render, so
+    that the image can be rendered again.
     """
     if not is_picture_file(str(what)):
         return None
@@ -356,7 +356,7 @@ def _save(
 def _variation(source: "RecipeSource", made: "Sequence[Rendering]") -> Result:
     def human(console: "Console") -> None:
         print_renderings(console, made)
-        console.print(f"  a variation of {source.origin.recipe_sha256[:12]} ({clean(source.name)})", style="dim")
+        console.print(f"  a variation of recipe {source.origin.recipe_sha256[:12]} ({clean(source.name)})", style="dim")
 
     return Result("render", [rendering_value(each) for each in made], human=human, ids=(each.path for each in made))
 
@@ -387,12 +387,14 @@ def _print(
         for notice in each.notices:
             console.print(f"note: {clean(notice)}", style="dim", soft_wrap=True)
         if each.verdict is Verdict.MADE:
-            console.print(f"rendered: seed {each.record.seed}; a recipe alone has no pixels to compare with")
+            console.print(
+                f"rendered with seed {each.record.seed}; without the original image there are no pixels to compare with"
+            )
             continue
         style = {Verdict.IDENTICAL: "green", Verdict.CLOSE: "yellow", Verdict.DIFFERENT: "red"}[each.verdict]
         console.print(f"{each.verdict.value}: {_words(each)}", style=style, soft_wrap=True)
         if each.verdict is Verdict.IDENTICAL and each.environment:
-            console.print("  although the environment differs in these parts:", style="dim")
+            console.print("  the pixels are identical, although the environment differs:", style="dim")
         for difference in each.environment:
             console.print(f"  {clean(str(difference))}", soft_wrap=True)
         if each.file_change is not None:
@@ -414,7 +416,7 @@ def _words(result: "ReplayResult") -> str:
     from civman.rendering.compare_pictures import Verdict
 
     if result.verdict is Verdict.IDENTICAL:
-        return f"the same pixels as when it was made, sha256 {result.record.pixel_sha256[:12]}…"
+        return f"the same pixels as the original, sha256 {result.record.pixel_sha256[:12]}…"
     if result.distance is None:
         return (
             "the pixels differ from the recorded ones; the difference cannot be measured without the "
@@ -422,7 +424,7 @@ def _words(result: "ReplayResult") -> str:
         )
     apart = result.distance
     shown = "equal to the file's pixels" if apart.psnr_db is None else f"PSNR {apart.psnr_db:.1f} dB"
-    return f"{shown}, largest difference {apart.largest} of 255, {apart.share:.1%} of the pixels"
+    return f"{shown}, largest difference {apart.largest} of 255, {apart.share:.1%} of the pixels differ"
 
 
 def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "CivmanError | None":
@@ -437,7 +439,7 @@ def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "Civman
     because = f", because the environment differs: {why}" if why else ", although the recorded environment is the same"
     is_close = worst.verdict is Verdict.CLOSE
     return NotIdentical(
-        f"`{source.name}` came out {'close' if is_close else 'different'}{because}",
+        f"the new image of `{source.name}` is {'close to' if is_close else 'different from'} the original{because}",
         is_close=is_close,
         hint="with the original versions, device and number of threads, the image would be identical" if why else
         "`civman doctor` looks for damage; an image computed on a GPU may need the same GPU",

@@ -26,7 +26,7 @@ Found = TypeVar("Found", "_Row", "_Row | None")
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """Which images on CivitAI to draw again: those made with `model`, or those listed in `file` ("-": stdin)."""
+    """Which images on CivitAI to render again: those made with `model`, or those listed in `file` ("-": stdin)."""
 
     model: str | None = None
     file: str | None = None
@@ -34,9 +34,9 @@ class Many:
     is_agreed: bool = False
     """Whether the user has agreed to download missing files."""
     only_reads: bool = False
-    """Whether to report only whether each image can be drawn again, instead of drawing it."""
+    """Whether to report only whether each image can be rendered again, instead of rendering it."""
     on: str | None = None
-    """The workers that draw the images, as for `civman render --on`; None: this process, one image after the other."""
+    """The workers that render the images, as for `civman render --on`; None: this process, one image at a time."""
     resumes: bool = False
     """Whether to skip rendering images that are already in the output folder; they are still compared."""
 
@@ -51,7 +51,7 @@ class _Row:
     path: str | None = None
     compared: dict[str, Any] | None = None
     reasons: tuple[str, ...] = ()
-    """Why the image cannot be drawn again exactly, the most serious reason first; only if it is not drawn."""
+    """Why the image cannot be rendered again exactly, the most serious reason first; only if it is not rendered."""
 
     @property
     def words(self) -> str:
@@ -68,7 +68,7 @@ class _Row:
 
 
 def replay_many(session: Session, many: Many, how: Again) -> Result:
-    """Draw images on CivitAI again; an image that fails does not stop the others.
+    """Render images on CivitAI again. If one of them fails, the rest are still rendered.
 
     Raises: UsageError: the file cannot be read or lists no images. NotFound: there is no such model; NetworkError.
     """
@@ -114,7 +114,7 @@ def _listed(session: Session, many: Many) -> list[str]:
         version = session.library.context.resolve(many.model).version.id
         found = session.library.pictures.examples(version, limit=many.limit)
         return [f"https://civitai.com/images/{each.id}" for each in found if each.media == "image"][: many.limit]
-    assert many.file is not None, "the command has checked that there is a model or a file"
+    assert many.file is not None, "`civman replay` must pass a model or a file"
     try:
         text = sys.stdin.read() if many.file == "-" else Path(many.file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -125,7 +125,9 @@ def _listed(session: Session, many: Many) -> list[str]:
             f"`{many.file}` lists no images", hint="the file must have one id or URL of an image on CivitAI per line"
         )
     if len(urls) > many.limit:
-        session.output.notice(f"{many.file} lists {len(urls)} images; the first {many.limit} are drawn: --limit")
+        session.output.notice(
+            f"{many.file} lists {len(urls)} images; only the first {many.limit} are rendered (--limit changes this)"
+        )
     return list(dict.fromkeys(urls))[: many.limit]
 
 
@@ -140,7 +142,7 @@ def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
 
 
 def _on_workers(session: Session, urls: list[str], many: Many, how: Again) -> Iterator[_Row]:
-    """Plan all images, render them on workers and compare each. Images with civman's recipe are replayed here."""
+    """Plan all images, render them on workers and compare each. Images with civman's recipe use this process."""
     from civman.errors import CivmanError, NotFound
 
     waiting: list[tuple[str, SiteImage, Planned]] = []
@@ -194,7 +196,7 @@ def _drawn(name: str, path: str, verdict: "Judged | None") -> _Row:
 def _attempted(
     session: Session, url: str, many: Many, how: Again, draw: "Callable[[str, SiteImage], Found]"
 ) -> "_Row | Found":
-    """Fetch an image from CivitAI and the files that it needs, and call `draw`; an error becomes the image's result."""
+    """Download an image and the files that it needs, and call `draw`; if that fails, the result contains the error."""
     from civman.errors import CivmanError, Interrupted, NetworkError, UsageError
 
     name = url.rpartition("/")[2].partition("?")[0]

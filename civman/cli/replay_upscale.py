@@ -26,7 +26,8 @@ def replay_upscale(
 ) -> Result:  # fmt: skip
     """Repeat the upscale of an image that civman made, and compare. Identical results are not saved.
 
-    Raises: UsageError: the fields of an upscale recipe cannot be varied; and what `library.upscaling.again` raises.
+    Raises: UsageError: changes are requested, which an upscale recipe does not allow; and the errors of
+    `library.upscaling.again`.
     """
     from civman.errors import UsageError
     from civman.rendering.compare_pictures import Verdict
@@ -65,12 +66,12 @@ def _print(console: "Console", source: "RecipeSource", again: "UpscaledAgain", s
     from civman.rendering.compare_pictures import Verdict
 
     if again.verdict is Verdict.MADE:
-        console.print("upscaled; a recipe alone has no pixels to compare with")
+        console.print("upscaled; without the original image there are no pixels to compare with")
     else:
         style = {Verdict.IDENTICAL: "green", Verdict.CLOSE: "yellow"}.get(again.verdict, "red")
         apart = again.distance
         words = (
-            "the same pixels as when it was upscaled" if again.verdict is Verdict.IDENTICAL
+            "the same pixels as the original" if again.verdict is Verdict.IDENTICAL
             else f"largest difference {apart.largest} of 255" if apart is not None
             else "the difference cannot be measured without the original file"
         )  # fmt: skip
@@ -98,7 +99,7 @@ def _error(source: "RecipeSource", again: "UpscaledAgain") -> "CivmanError | Non
     is_close = again.verdict is Verdict.CLOSE
     why = "; ".join(str(each) for each in again.environment)
     return NotIdentical(
-        f"`{source.name}` came out {'close' if is_close else 'different'}"
+        f"the new image of `{source.name}` is {'close to' if is_close else 'different from'} the original"
         + (f", because the environment differs: {why}" if why else ", although the recorded environment is the same"),
         is_close=is_close,
         hint="with the original versions, device and number of threads, the image would be identical",
@@ -110,9 +111,10 @@ def replay_extras(
     session: Session, picture: Path, source: Path | None, machine: "Machine", output: Path | None,
     options: "OutputOptions",
 ) -> Result | None:  # fmt: skip
-    """Repeat the upscale of A1111's Extras tab that `picture` describes and compare; None if `picture` describes none.
+    """Repeat an upscale that A1111's Extras tab made, by the metadata of its result `picture`, and compare the two.
 
-    `source` is the image before the upscale. Raises: what `library.upscaling.plan_extras` and `run` raise.
+    `source` is the image before the upscale. Returns None if the metadata describes no upscale. Raises: the errors of
+    `library.upscaling.plan_extras` and `run`.
     """
     upscaling = session.library.upscaling
     with session.reading() as on_event:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 _HANDED_OVER = ("render", "replay")
 _STAYS_HERE = ("--here", "--help", "-h", "--on", "--resume", "--images")
-"""Options that keep a command in its own process, because it starts workers, reads stdin or only prints help."""
+"""Options with which a command runs in its own process instead of the server's.
+
+With them, the command starts workers, reads stdin or only prints help.
+"""
 
 HereOpt = Annotated[
     bool, typer.Option("--here", help="Render in this process, even if `civman serve` is running for the library.")
@@ -22,7 +25,7 @@ HereOpt = Annotated[
 
 
 def handed_over(arguments: Sequence[str]) -> int | None:
-    """Let the library's server run the command. Returns the exit code; None if it has to run in this process."""
+    """Run a command in the library's server. Returns the exit code; None if the command must run in this process."""
     if not arguments or arguments[0] not in _HANDED_OVER or completion.words_before_cursor() is not None:
         return None
     if any(word.partition("=")[0] in _STAYS_HERE for word in arguments):
@@ -42,7 +45,7 @@ def _would_ask(folder: Path, arguments: Sequence[str]) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     from civman.errors import CivmanError
-    from civman.library import Library  # imported here: it takes 0.1 s, which only a replay in a terminal needs
+    from civman.library import Library  # the import takes 0.1 s, and only a replay in a terminal needs it
 
     with Library.open(folder, offline=True) as library:
         for word in arguments[1:]:
@@ -67,7 +70,7 @@ def running_server(folder: Path) -> "ServerFile":
 
 
 def _library_of(arguments: Sequence[str]) -> Path:
-    from civman.settings import load_settings  # imported here: it takes 0.02 s, which other commands need not spend
+    from civman.settings import load_settings  # the import takes 0.02 s, which other commands can skip
 
     named: str | None = None
     for position, word in enumerate(arguments):

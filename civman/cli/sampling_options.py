@@ -24,17 +24,15 @@ StepRngOpt = Annotated[
     str | None,
     typer.Option(
         "--step-rng", metavar="NAME",
-        help="Random generator for the noise that the steps add, separate from --rng; takes the same names"
-        " as --rng.",
-        show_default="the stream of --rng",
+        help="A separate random generator for the noise that the steps add; accepts the same values as --rng.",
+        show_default="the generator of --rng",
     ),
 ]  # fmt: skip
 NoiseSliceOpt = Annotated[
     str | None,
     typer.Option(
         "--noise-slice", metavar="N/COUNT",
-        help="Use the N-th part of noise that is generated for COUNT images at once, as in ComfyUI's "
-        "batches.",
+        help="Use the noise that the N-th image of a batch of COUNT images has in ComfyUI.",
     ),
 ]  # fmt: skip
 FreeUOpt = Annotated[
@@ -56,7 +54,8 @@ ToldSizesOpt = Annotated[
 RescaleVelocityOpt = Annotated[
     bool,
     typer.Option(
-        "--cfg-rescale-v", help="Apply --cfg-rescale to the velocity (v), whatever the model predicts, as ComfyUI does."
+        "--cfg-rescale-v",
+        help="Apply --cfg-rescale to the velocity (v), as ComfyUI does, even if the model predicts noise.",
     ),
 ]
 JoinPromptOpt = Annotated[

@@ -1,4 +1,4 @@
-"""Options of `civman render` for the second (hires) pass, and for a refiner that continues a pass."""
+"""Options of `civman render` for the second (hires) pass, and for a refiner that takes over during a pass."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,8 +28,8 @@ HiresTrimOpt = Annotated[
     str | None,
     typer.Option(
         metavar="WxH",
-        help="Trim the first pass's image by this size, then stretch it to the second pass's size, as "
-        "A1111 did in 2022.",
+        help="Crop W and H pixels in total from the width and height of the first pass's image, then stretch it to the "
+        "second pass's size, as A1111 did in 2022.",
     ),
 ]
 UpscalerOpt = Annotated[
@@ -74,7 +74,7 @@ HiresTokenMergingOpt = Annotated[
     float | None,
     typer.Option(
         "--hires-token-merging",
-        help="Share of image tokens to merge in the second pass (ToMe).",
+        help="Fraction of the image tokens to merge in the second pass (ToMe).",
         show_default="as the first",
     ),
 ]
@@ -91,7 +91,7 @@ HiresLoraOpt = Annotated[
         "--hires-lora",
         metavar="REF[:UNET[:TE]][:lbw=BLOCKS]|none",
         autocompletion=completion.refs,
-        help="A LoRA for the second pass, which then ignores --lora; none uses no LoRA (repeatable).",
+        help="A LoRA for the second pass, in place of those of --lora; none: no LoRA (repeatable).",
     ),
 ]
 HiresCheckpointOpt = Annotated[
@@ -117,14 +117,14 @@ RefinerAtOpt = Annotated[
     float | None,
     typer.Option(
         "--refiner-at",
-        help="Share of the denoising after which the refiner takes over, 0 to 1.",
+        help="Fraction of the denoising after which the refiner takes over, 0 to 1.",
         show_default="0.8",
     ),
 ]
 RefinerByStepsOpt = Annotated[
     bool,
     typer.Option(
-        "--refiner-by-steps", help="Interpret --refiner-at as a share of the steps, as A1111 before version 1.8 did."
+        "--refiner-by-steps", help="Interpret --refiner-at as a fraction of the steps, as A1111 before version 1.8 did."
     ),
 ]
 RefinerPassesOpt = Annotated[

@@ -34,7 +34,9 @@ def serve(
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Maximum memory for loaded models, such as 12GB.", show_default="half of what is free"
+            metavar="SIZE",
+            help="Maximum memory for loaded models, such as 12GB.",
+            show_default="half of the free memory",
         ),
     ] = None,
     warm: Annotated[

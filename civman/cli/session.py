@@ -72,7 +72,7 @@ class Session:
     @cached_property
     def library(self) -> "Library":
         """The open library. Its notices are written to `output`."""
-        from civman.library import Library  # imported here: it takes 0.1 s or more, which --help need not spend
+        from civman.library import Library  # the import takes 0.1 s or more, which --help can skip
         from civman.settings import load_settings
 
         settings = load_settings(library=self._folder, offline=self.offline or None)
@@ -98,7 +98,7 @@ class Session:
 
     def downloading(self, files: int = 1) -> "AbstractContextManager[OnEvent]":
         """Show a progress bar for each download and, if there are several (`files` are expected), one for the total."""
-        from civman.cli import progress_bars  # imported here: it takes 0.01 s, which --help need not spend
+        from civman.cli import progress_bars  # the import takes 0.01 s, which --help can skip
 
         return progress_bars.downloading(self.output, files)
 
@@ -143,7 +143,7 @@ def _require_library(folder: Path) -> None:
 
     raise NotFound(
         f"there is no library in `{folder}`",
-        hint="check the path; `civman download` and `civman import` create the library that --library names",
+        hint="check the path; `civman download` and `civman import` create a library in the folder of --library",
         code=Cause.NO_LIBRARY, path=str(folder),
     )  # fmt: skip
 
@@ -194,7 +194,7 @@ def command(
 
 
 def _in_panel(parameter: inspect.Parameter, panel_of: Mapping[str, str]) -> inspect.Parameter:
-    """Return the parameter with its option assigned to the help panel that `panel_of` names for it, if any."""
+    """Return the parameter with its option in the help panel that `panel_of` assigns to it, if there is one."""
     if parameter.name not in panel_of:
         return parameter
     kind, option = get_args(parameter.annotation)

@@ -26,7 +26,7 @@ def settings_result(found: "Iterable[Redraw]") -> Result:
         console.print(f"{counted(verdicts.total(), 'image')} checked:")
         for verdict, count in verdicts.most_common():
             console.print(f"  {verdict}: {count}")
-        console.print("the first reason for each image, most frequent first:")
+        console.print("the most frequent reasons (only the first reason of each image is counted):")
         for (verdict, reason), count in reasons.most_common(_MOST_REASONS):
             console.print(f"  {count} {verdict}: {clean(reason)}", soft_wrap=True)
 

@@ -31,7 +31,7 @@ _FILE_COLUMNS = (
     Column("size", is_whole=True), Column("facts", drop=1), Column("sha256", "dim", is_whole=True, drop=3),
     Column("here", drop=2), Column("scan", "red"),
 )  # fmt: skip
-"""The columns of the table of files: one for indentation, then the columns that `_file_row` fills."""
+"""The columns of the table of files: an empty one as indentation, then those that `_file_row` fills."""
 
 
 @command(network="option")
@@ -60,7 +60,7 @@ def show(
     replay` can render it again.
     """
     from civman.domain.refs import ModelRef
-    from civman.domain.replaced_upstream import replaced  # imported here: it takes 0.02 s, which --help need not spend
+    from civman.domain.replaced_upstream import replaced  # the import takes 0.02 s, which --help can skip
     from civman.errors import UsageError
 
     if (output is not None or unblurred) and not pictures:
@@ -115,7 +115,7 @@ def show(
     )
     if not pictures:
         return result
-    from civman.cli.example_pictures import with_examples  # imported here: only --pictures needs it
+    from civman.cli.example_pictures import with_examples  # imported here, because only --pictures needs it
 
     return with_examples(session, result, resolved.version, shows_all=unblurred, output=output)
 
@@ -128,13 +128,13 @@ def _print_unlisted(console: "Console", asset: "Asset", absent: "Absences") -> N
     from civman.domain.file_suffixes import PICKLE_SUFFIXES
 
     about = f" ({pickle_words(asset)})" if asset.blob.suffix in PICKLE_SUFFIXES else ""
-    console.print(f"  is      {clean(facts_words(asset))}{about}")
+    console.print(f"  kind    {clean(facts_words(asset))}{about}")
     console.print(f"  sha256  {asset.blob.sha256}")
     state = absent.get(asset.blob.sha256)
     console.print(f"  place   {clean(asset.path)}{f' ({state})' if state else ''}", soft_wrap=True)
     console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know the file at that time")
     if asset.facts.trigger_words:
-        console.print(f"  trigger words in the file: {clean(', '.join(asset.facts.trigger_words))}")
+        console.print(f"  trigger words in the file's metadata: {clean(', '.join(asset.facts.trigger_words))}")
     for conflict in asset.facts.conflicts:
         console.print(f"  contradiction: {clean(conflict)}", style="red")
     for line in own_lines(asset):
@@ -165,7 +165,7 @@ def _print_others(console: "Console", assets: "Sequence[Asset]", absent: "Absenc
     """Print the stored files that CivitAI no longer lists: their version was deleted, or their contents replaced."""
     if not assets:
         return
-    console.print("\nin the library, but no longer listed by CivitAI")
+    console.print("\nfiles in the library that CivitAI no longer lists")
     rows = [
         [
             " ", asset.ref, clean(asset.name), size(asset.blob.size_bytes), clean(asset.version_name),
@@ -179,7 +179,7 @@ def _print_others(console: "Console", assets: "Sequence[Asset]", absent: "Absenc
 def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[Asset]", absent: "Absences") -> None:
     from rich.text import Text
 
-    from civman.domain.replaced_upstream import replaced  # imported here: it takes 0.02 s, which --help need not spend
+    from civman.domain.replaced_upstream import replaced  # the import takes 0.02 s, which --help can skip
 
     chosen = resolved.version
     _print_model(console, resolved.page.model)
@@ -228,14 +228,14 @@ def pickle_words(asset: "Asset | None") -> str:
     """Describe in words whether civman has read a pickle (without running it); None if the file is not stored."""
     if asset is None:
         return "pickle"
-    return "pickle, read without running" if asset.facts.kind else "pickle that civman does not read"
+    return "pickle, read without running its code" if asset.facts.kind else "pickle that civman has not read"
 
 
 def _trigger_lines(version: "ModelVersion", held: "Sequence[Asset]") -> list[str]:
     """Format the trigger words in one line per source: CivitAI, and the metadata of the stored files."""
     sources = {
         "trigger words": version.trained_words,
-        "trigger words in the file": tuple(
+        "trigger words in the file's metadata": tuple(
             word for asset in held for word in asset.facts.trigger_words if word not in version.trained_words
         ),
     }
@@ -243,7 +243,7 @@ def _trigger_lines(version: "ModelVersion", held: "Sequence[Asset]") -> list[str
 
 
 def _about(version: "ModelVersion") -> str:
-    words = [version.base_model or "base model not stated"]
+    words = [version.base_model or "base model not specified"]
     words += [f"published {version.published_at:%Y-%m-%d}"] if version.published_at else []
     if version.gate is not None:
         end = version.gate.ends_at

@@ -1,4 +1,4 @@
-"""The output of `civman show` for an image on CivitAI: settings, models, and whether it can be drawn again."""
+"""The output of `civman show` for an image on CivitAI: settings, models, and whether it can be rendered again."""
 
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ def show_site_image(session: Session, url: str, *, recipe: bool) -> Result:
         )
     session.output.notice("requesting the image's settings from CivitAI")
     image = session.library.pictures.fetch_image(url, with_original=False)
-    assert image is not None, "the caller has checked that it is an image"
+    assert image is not None, "the caller must pass the URL of an image on CivitAI"
     prepared = session.library.named_files.prepare(image, asks_site=True, must_draw=False)
     value = {
         "id": image.id, "base_model": image.base_model or None, "meta": image.meta,
@@ -71,15 +71,16 @@ def _print(console: "Console", image: "SiteImage", prepared: "Prepared") -> None
     print_verdict(console, prepared)
     if prepared.found.drawable.value in ("exact", "differs"):
         console.print(
-            f"`civman replay https://civitai.com/images/{image.id} --fetch` draws the image again and compares"
+            f"`civman replay https://civitai.com/images/{image.id} --fetch` renders the image again and compares it"
         )
 
 
 def print_verdict(console: "Console", prepared: "Prepared") -> None:
-    """Print whether an image of another program or on CivitAI can be drawn again, and why not exactly."""
+    """Print whether an image of another program or on CivitAI can be rendered again, and why not exactly."""
     can = {
-        "exact": "can be drawn again exactly", "differs": "can be drawn again, with differences",
-        "needs-input": "needs an image that its settings do not contain", "no": "cannot be drawn again",
+        "exact": "can be rendered again exactly", "differs": "can be rendered again, with differences",
+        "needs-input": "can only be rendered again from an input image, which its settings do not contain",
+        "no": "cannot be rendered again",
     }[prepared.found.drawable.value]  # fmt: skip
     reasons = (*prepared.found.reasons, *prepared.notices)
     console.print(can + (":" if reasons else ""))

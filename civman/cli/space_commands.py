@@ -36,7 +36,8 @@ def gc(
     safe_copies: Annotated[
         bool,
         typer.Option(
-            "--safe-copies", help="Delete the safetensors copies of pickles; they are made again when next used."
+            "--safe-copies",
+            help="Delete the safetensors copies of pickles; they are created again when they are needed.",
         ),
     ] = False,
     trust_store: Annotated[
@@ -125,7 +126,7 @@ def _print(console: "Console", plan: "Collection") -> None:
         )
     if plan.served:
         console.print(
-            f"  delete permanently: {counted(len(plan.served), 'thumbnail')} or input images of `civman serve`"
+            f"  delete permanently: {counted(len(plan.served), 'file')} of `civman serve` (thumbnails and input images)"
         )
     if plan.originals:
         console.print(f"  delete permanently: {counted(len(plan.originals), 'original')} of images on CivitAI")
@@ -137,15 +138,17 @@ def _print(console: "Console", plan: "Collection") -> None:
 def _print_store(console: "Console", plan: "Collection") -> None:
     elsewhere = {copy.sha256: copy.is_verified for copy in plan.elsewhere}
     for sha256 in plan.kept:
-        known = " outside the object store; --trust-store deletes it" if sha256 in elsewhere else ""
-        console.print(f"  keep: {sha256[:10]} is pinned, and this is its last copy{known}", soft_wrap=True)
+        last = (
+            "last copy" if sha256 not in elsewhere else "last copy outside the object store (--trust-store deletes it)"
+        )
+        console.print(f"  keep: {sha256[:10]} is pinned, and the file in the trash is its {last}", soft_wrap=True)
     doomed = {sha256 for removal in plan.removals for sha256 in removal.digests}
     for sha256, is_verified in elsewhere.items():
         if sha256 in doomed:
-            how = "its SHA-256 was verified" if is_verified else "not verified"
+            how = "SHA-256 verified there" if is_verified else "not verified"
             console.print(f"  {sha256[:10]} will remain only in the object store ({how})", soft_wrap=True)
     for left in plan.leftovers:
-        what = "delete from the object store" if plan.drops_leftovers else "in the object store, kept"
+        what = "delete from the object store" if plan.drops_leftovers else "keep in the object store"
         console.print(
             f"  {what}: {left.key.rpartition('/')[2][:10]}  {size(left.size_bytes)}  "
             f"{'preview' if '.preview.' in left.key else 'sidecar'} without its file, {left.written_at:%Y-%m-%d}",

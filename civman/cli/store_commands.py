@@ -70,7 +70,9 @@ def pull(
     url, refs = _split(words)
     if only_list:
         return _listed(session.library.object_store.offers(refs, url=url, file=file))
-    _require_one_choice("pull", [bool(refs), lock, everything], "REFs, --lock or --all; --list shows what there is")
+    _require_one_choice(
+        "pull", [bool(refs), lock, everything], "REFs, --lock or --all; --list lists the files in the store"
+    )
     part, permits = session.library.object_store, Permits(pickle=allow_pickle)
     with session.downloading() as on_event:
         if lock:

@@ -41,7 +41,7 @@ class StreamedRows:
             return
         if isinstance(error, KeyboardInterrupt):
             self.flush()
-            error = Interrupted("stopped", hint="the rows shown so far are complete")
+            error = Interrupted("stopped", hint="the rows above are complete; later rows are missing")
         if isinstance(error, CivmanError):
             self.flush()
             if self._output.as_json and self._count:

@@ -1,7 +1,7 @@
 """Tables that remain readable at any terminal width.
 
 References and digests are never broken, words are never split, and less important columns are left out when the
-terminal is too narrow for all of them. Without a terminal nothing is cut.
+terminal is too narrow for all of them. Without a terminal, nothing is shortened.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def _print_rows(
     before: Sequence[int],
 ) -> list[int]:
     """Print rows and return the width of each column; `before`: the widths of the columns in the rows above."""
-    from rich.table import Table  # imported here: it takes 0.02 s, which --json and --quiet need not spend
+    from rich.table import Table  # the import takes 0.02 s, which --json and --quiet can skip
     from rich.text import Text
 
     cells = [[clean(cell) for cell in row] for row in rows]

@@ -118,7 +118,7 @@ def plan_value(plan: "PlannedUpscale") -> dict[str, object]:
 
 
 def upscaled_result(made: "Sequence[SavedUpscale]") -> Result:
-    """The result of a command that upscaled images."""
+    """Build the result of a command that upscaled images."""
 
     def human(console: "Console") -> None:
         for each in made:

@@ -83,10 +83,12 @@ def _way_out(bad: "list[Verdict]", *, was_tried: bool) -> str:
         return bad[0].problem
     from civman.manage.verify import State
 
-    repairs = "`civman verify --repair` replaces them from another known copy or downloads them again"
+    repair = "`civman verify --repair` replaces the files with copies that it finds or downloads"
     if all(verdict.state is State.MISSING for verdict in bad):
-        return f"if they were moved or renamed, `civman import FOLDER` finds them again; {repairs}"
-    return f"{repairs}; corrupt files of the library go to the trash, files outside it stay as they are"
+        return f"if the files were moved or renamed, `civman import FOLDER` finds them again; {repair}"
+    return (
+        f"{repair}; corrupt files in the library are moved to the trash, files outside the library are left unchanged"
+    )
 
 
 def _print(console: "Console", verdicts: "list[Verdict]") -> None:

@@ -21,7 +21,7 @@ def test_show_lists_settings_models_and_whether_an_image_can_be_drawn(civman: Ci
     assert "sampler DPM++ 2M · schedule type Karras" in ran.out
     assert "checkpoint `tiny-shapes` (4f20cf4bb0) — not in the library" in ran.out
     assert "LoRA `tiny-night` (f08823d2cb80) at 0.9, version 191041 — not in the library" in ran.out
-    assert "can be drawn again exactly" in ran.out
+    assert "can be rendered again exactly" in ran.out
     assert online.requests_to("storage") == []
     assert not [each for each in online.requests if each.path.endswith(".png")]
 

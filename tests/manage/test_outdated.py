@@ -134,7 +134,7 @@ def test_a_deleted_model_is_told_and_nothing_held_is_lost(held: CivitaiServer, c
 
     told = civman("outdated", "--json").json["outdated"]
     assert [(lost["loss"], lost["assets"]) for lost in told["lost"]] == [("model-deleted", 1)]
-    assert "CivitAI deleted this model; the library keeps 1 file of it" in civman("outdated").out
+    assert "CivitAI deleted this model; the library keeps 1 file of the model" in civman("outdated").out
     assert civman("update", "--yes").code == 0
     shown = civman("show", "@160211")
     assert shown.code == 0

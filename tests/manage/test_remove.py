@@ -77,7 +77,7 @@ def test_the_plan_is_told_and_nothing_moves_in_a_dry_run(held: dict[str, Any], c
 
     assert plan.code == 0
     assert held["name"] in plan.out
-    assert "its alias is removed too: harbour" in plan.out
+    assert "the alias harbour is removed too" in plan.out
     assert len(listed(civman)) == 1
 
 

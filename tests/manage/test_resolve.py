@@ -68,7 +68,7 @@ def test_an_update_says_which_refs_stay_exact(online: CivitaiServer, civman: Civ
 
     told = civman("update", "--yes").err
 
-    assert "no longer identifies one file" in told
+    assert "no longer identify one file" in told
     assert "@160211 (v1.1" in told
     assert "@170001 (v2.0" in told
 

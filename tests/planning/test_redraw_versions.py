@@ -266,13 +266,13 @@ def test_hashes_of_hypernetworks_are_listed_too(entry: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("added", "verdict", "words"),
     [
-        ("", "differs", "can be drawn again, with differences:\n  the checkpoint `m` is named without a hash"),
+        ("", "differs", "can be rendered again, with differences:\n  the checkpoint `m` is named without a hash"),
         (
             ", Denoising strength: 0.5",
             "needs-input",
-            "needs an image that its settings do not contain:\n  the image was",
+            "can only be rendered again from an input image, which its settings do not contain:\n  the image was",
         ),
-        (", Tiling: True", "no", "cannot be drawn again:\n  the image was made to be repeated"),
+        (", Tiling: True", "no", "cannot be rendered again:\n  the image was made to be repeated"),
     ],
 )
 def test_show_says_whether_an_image_of_another_program_can_be_drawn_again(

@@ -77,4 +77,4 @@ def test_the_card_of_the_original_is_found(civman: Civman, tmp_path: Path, libra
     assert drawn.code == 0, drawn.err
     assert drawn.json["render"][0]["compared"] is None
     assert (ran.code, ran.json["render"][0]["compared"]["rng"]) == (0, "nv:22528"), ran.err
-    assert "the noise of GTX 1660 is used" in ran.err
+    assert "the noise of GTX 1660 is the most similar one" in ran.err

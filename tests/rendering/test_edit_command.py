@@ -119,7 +119,7 @@ def test_a_plan_says_how_pictures_are_scaled(civman: Civman, files: dict[str, Pa
         ("kontext", ("--reference", "a.png", "--reference-size", "5000x64"), "bad-value", "between 16 and 4096"),
         ("kontext", ("--reference", "a.png", "--reference-crop", "0,0,9,9", *OWN), "bad-value", "have 9x9 pixels"),
         ("kontext", ("--reference", "a.png", "--reference-crop", "0,0,90,9"), "bad-value", "exceeds the picture"),
-        ("kontext", ("--reference", "none.png"), "bad-value", "the picture was not found"),
+        ("kontext", ("--reference", "none.png"), "bad-value", "the image file does not exist"),
         ("kontext", ("--reference", "kontext.txt"), "unreadable-picture", "it is not an image"),
         ("kontext", (*OWN,), "bad-value", "requires a reference picture"),
     ],

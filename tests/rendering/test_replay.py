@@ -416,7 +416,7 @@ def test_removing_a_model_tells_of_the_pictures_made_with_it(at_home: Made, civm
     planned = civman("remove", f"civitai:{OUTLINE}", "--dry-run", "--json").json["remove"]
 
     assert planned["pictures"] >= 1
-    assert "made with it in this library" in civman("remove", f"civitai:{OUTLINE}", "--dry-run").out
+    assert "made with these files" in civman("remove", f"civitai:{OUTLINE}", "--dry-run").out
 
 
 @pytest.mark.parametrize("options", [("--compile",), ("--compile", "--low-vram")])

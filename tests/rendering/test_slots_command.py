@@ -170,5 +170,5 @@ def test_the_plan_says_how_many_images_share_slots(civman: Civman, tmp_path: Pat
     file = _lines(tmp_path / "prompts.txt", "a cat", "a dog")
     words = ("render", "tiny-sd1", "--prompts", file, *QUICK, "--slots", "4", "--dry-run")
 
-    assert civman(*words).out.count("4 at a time in slots that 1 other image can share") == 2
+    assert civman(*words).out.count("4 at a time in slots that can be shared with 1 other image") == 2
     assert [each["recipe"]["slots"] for each in civman(*words, "--json").json["plan"]] == [4, 4]
