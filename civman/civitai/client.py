@@ -109,7 +109,7 @@ class CivitaiClient:
         wanted = digest.strip().lower()
         if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):
             raise InvalidRef(
-                f"not the form of a digest on CivitAI: `{digest[:80]}`", hint="use 8, 10, 12 or 64 hex digits"
+                f"`{digest[:80]}` does not have the form of a digest on CivitAI", hint="use 8, 10, 12 or 64 hex digits"
             )
         answer = self._get(f"/api/v1/model-versions/by-hash/{wanted.upper()}", f"a file with hash {wanted}")
         version = wire_models.version(answer, now=self._clock(), on_notice=self._on_notice)
@@ -226,11 +226,11 @@ class CivitaiClient:
         return wire_lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
 
     def enums(self) -> dict[str, tuple[str, ...]]:
-        """Request the allowed values: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
+        """Request the values of "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
         # imported on first use: the import takes 0.02 s, and most requests do not need it
         from civman.civitai import wire_lookups
 
-        return wire_lookups.enums(self._get("/api/v1/enums", "its table of valid values"))
+        return wire_lookups.enums(self._get("/api/v1/enums", "the table of its valid values"))
 
     def image(self, image_id: int) -> Picture:
         """Request a published image with its generation data. Raises: NotFound: unknown or hidden from this account."""

@@ -1,4 +1,4 @@
-"""Open the TCP, proxy and TLS connections for storage downloads. Only addresses that were checked are connected to."""
+"""Opens the TCP, proxy and TLS connections for storage downloads. Connects only to addresses that were checked."""
 
 import base64
 import contextlib
@@ -126,11 +126,11 @@ def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> No
         # before TLS starts, the server sends nothing through the tunnel, so these bytes are the proxy's response only
         part = sock.recv(4096)
         if not part:
-            raise _proxy_error(proxy, "it closed the connection")
+            raise _proxy_error(proxy, "the proxy closed the connection")
         head += part
     status = _STATUS_LINE.match(head)
     if status is None:
-        raise _proxy_error(proxy, "its response is not HTTP")
+        raise _proxy_error(proxy, "the response of the proxy is not HTTP")
     if not 200 <= int(status[1]) < 300:
         raise _proxy_error(proxy, (status[1] + status[2]).decode("latin-1").strip()[:80])
 

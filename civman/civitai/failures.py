@@ -1,8 +1,8 @@
 """Translates an error response (status, headers, body) into one error with its cause and a hint.
 
-CivitAI distinguishes most causes only by a sentence in the body, and endpoints put it in different fields, so this
-module compares texts. The result is an error with a `Cause`, which says whether a retry may help. Source: CivitAI's
-handlers (civitai/civitai, August 2026) and published responses of the live site.
+CivitAI distinguishes most causes only by a sentence in the body, which each endpoint puts in a different field, so this
+module compares texts. The result is an error with a `Cause`, which determines whether a retry may help. Source:
+CivitAI's handlers (civitai/civitai, August 2026) and published responses of the live site.
 """
 
 import json
@@ -42,7 +42,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A parsed error response. `text` is the site's message, `all_text` all texts of the response in lower case."""
+    """A parsed error response. `text`: the site's message; `all_text`: all texts of the response, in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -238,7 +238,7 @@ def _forbidden(said: _Said, asked: Asked) -> CivmanError:
         )  # fmt: skip
     return NotAllowed(
         f"CivitAI does not provide {asked.what}{_quoted(said.text)}",
-        hint="the page on the site may give the reason", status=403,
+        hint="the page on CivitAI may give the reason", status=403,
     )  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def _early_access(asked: Asked, deadline: str | None) -> CivmanError:
             status=403, deadline=deadline,
         )  # fmt: skip
     return NotAllowed(
-        f"only for users who paid for access, with no end announced: {asked.what}",
+        f"only available to users who paid for access (no end date is known): {asked.what}",
         code=Cause.PAID_ACCESS, hint="buy access on the model's page", status=403,
     )  # fmt: skip
 
@@ -261,7 +261,7 @@ def _unknown(said: _Said, asked: Asked) -> CivmanError:
         hint = "it may be unpublished, deleted or of a real person, or no file has the requested format and size"
     elif asked.endpoint is Endpoint.SEARCH:
         hint = "check the spelling of the creator's name"
-    detail = {"missing model file": ": it has no files"}.get(said.text.strip().casefold(), "")
+    detail = {"missing model file": ": the version has no files"}.get(said.text.strip().casefold(), "")
     return NotFound(f"CivitAI does not know {asked.what}{detail}", hint=hint, status=404)
 
 

@@ -1,8 +1,8 @@
-"""Search CivitAI page by page, only as far as needed, and filter the results again, since the site's filters leak.
+"""Searches CivitAI page by page, only as far as needed, and filters the results again.
 
-CivitAI ignores an unknown tag or creator and returns the whole catalogue. If there is a search text, CivitAI divides
-the results into pages before it filters them, so a page can be short or empty although more pages follow. The site
-ignores the parameter `page`, so it is never sent.
+The site's own filters are unreliable. CivitAI ignores an unknown tag or creator and returns the whole catalogue. If
+there is a search text, CivitAI divides the results into pages before it filters them, so a page can be short or empty
+although more pages follow. The site ignores the parameter `page`, so it is never sent.
 
 Source: CivitAI's public REST API, `GET /api/v1/models`, August 2026.
 """
@@ -94,7 +94,10 @@ def matches(
 
 
 def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
-    """Build the query parameters of the next page from the cursor or else the `nextPage` of `page`; drops any key."""
+    """Build the query parameters of the next page from the cursor of `page`, or else from its `nextPage` URL.
+
+    An API key in that URL is left out. None if there is no next page.
+    """
     if page.next_cursor:
         return [*first, ("cursor", page.next_cursor)]
     if not page.next_page:
@@ -124,8 +127,8 @@ def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage |
     if query.base_models and item.versions:
         fitting = tuple(version for version in item.versions if version.base_model in query.base_models)
         return ModelPage(item.model, fitting) if fitting else None
-    # with a search text, the site does not apply all filters, so the period is checked here. With a base model filter
-    # it is not: the filter may have removed the latest version, whose date decides
+    # with a search text, the site does not apply all filters, so the period is checked here. It is not checked if there
+    # is a base model filter, because that filter may have removed the latest version, whose date counts
     return None if query.text and not query.base_models and not _is_young(item, query, now) else item
 
 

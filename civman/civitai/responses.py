@@ -18,10 +18,10 @@ class Account:
     id: int
     name: str
     tier: str | None = None
-    """CivitAI's name for the subscription: "free", "founder", "bronze", "silver" or "gold"."""
+    """CivitAI's name for the subscription: "free", "founder", "bronze", "silver" or "gold". None if unknown."""
     is_member: bool = False
     status: str | None = None
-    """"active", "muted" or "banned"."""
+    """The status of the account: "active", "muted" or "banned". None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ _NO_LOGIN, _LOGIN = 0, 2
 _CONNECT, _BY_NAME = 1, 3
 _ADDRESS_BYTES = {1: 4, 4: 16}
 _REFUSALS = {
-    1: "general failure", 2: "its rules do not allow the connection", 3: "the network is unreachable",
+    1: "general failure", 2: "the proxy's rules do not allow the connection", 3: "the network is unreachable",
     4: "the host is unreachable", 5: "the connection was refused", 6: "the connection took too long",
-    7: "it does not support the command", 8: "it does not support the address type",
+    7: "the proxy does not support the command", 8: "the proxy does not support the address type",
 }  # fmt: skip
 
 
@@ -29,11 +29,11 @@ def connect_through(sock: socket.socket, proxy: SplitResult, host: str, port: in
     sock.sendall(bytes([_VERSION, len(methods)]) + methods)
     version, method = _received(sock, 2)
     if version != _VERSION:
-        raise SocksError("it is not a SOCKS5 proxy")
+        raise SocksError("this is not a SOCKS5 proxy")
     if method == _LOGIN and proxy.username:
         _log_in(sock, unquote(proxy.username), unquote(proxy.password or ""))
     elif method != _NO_LOGIN:
-        raise SocksError("it requires a user name and password")
+        raise SocksError("the proxy requires a user name and password")
     name = host.encode("idna")
     sock.sendall(bytes([_VERSION, _CONNECT, 0, _BY_NAME, len(name)]) + name + port.to_bytes(2))
     _, reply, _, kind = _received(sock, 4)
@@ -47,7 +47,7 @@ def _log_in(sock: socket.socket, user: str, password: str) -> None:
     name, secret = user.encode()[:255], password.encode()[:255]
     sock.sendall(bytes([_LOGIN_VERSION, len(name)]) + name + bytes([len(secret)]) + secret)
     if _received(sock, 2)[1]:
-        raise SocksError("it does not accept the user name and password")
+        raise SocksError("the proxy does not accept the user name and password")
 
 
 def _received(sock: socket.socket, count: int) -> bytes:
@@ -55,6 +55,6 @@ def _received(sock: socket.socket, count: int) -> bytes:
     while len(data) < count:
         part = sock.recv(count - len(data))
         if not part:
-            raise SocksError("it closed the connection")
+            raise SocksError("the proxy closed the connection")
         data += part
     return data

@@ -216,7 +216,7 @@ class StorageConnection:
         if refusal:
             self.close()
             code, problem = refusal
-            raise BadAnswer(f"`{host}` {problem}", code=code, host=host, hint=_NOT_A_FILE_HINT)
+            raise BadAnswer(f"{problem} (server: `{host}`)", code=code, host=host, hint=_NOT_A_FILE_HINT)
         sock = self._socket
         if sock is None:
             raise AssertionError("a response arrived, so there is a socket")
@@ -251,26 +251,29 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
     """Return the cause and message if a 200 or 206 response does not contain the requested bytes; None if it does."""
     headers = response.headers
     if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        return Cause.LOGIN_PAGE, "sent a web page instead of the file"
+        return Cause.LOGIN_PAGE, "the server sent a web page instead of the file"
     coding = _coding(response)
     if coding in ENCODINGS and response.status == http.HTTPStatus.OK:
-        return None  # `DecodedBody` decompresses the body
+        return None  # no error, because `DecodedBody` will decompress the body
     if coding in ENCODINGS:
-        return Cause.COMPRESSED_RANGE, f"sent a part of the compressed file ({coding})"
+        return Cause.COMPRESSED_RANGE, f"the server sent a part of the compressed file ({coding})"
     if coding != _PLAIN:
         encoding = coding
-        return Cause.COMPRESSED_BODY, f"compressed the file ({encoding}) although the request did not allow it"
+        return (
+            Cause.COMPRESSED_BODY,
+            f"the server compressed the file ({encoding}) although the request did not allow it",
+        )
     if response.status == http.HTTPStatus.OK:
         return None
     if _CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "") is None:
-        return Cause.BAD_RANGE, "sent a part of the file without a Content-Range header"
+        return Cause.BAD_RANGE, "the server sent a part of the file without a Content-Range header"
     first, last, total = _range_in(response)
     wrong = first != start or last < first or (end is not None and last >= end)
     wrong = wrong or (total is not None and last >= total)
     if wrong or (response.length is not None and response.length != last - first + 1):
         return (
             Cause.BAD_RANGE,
-            f"sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were requested",
+            f"the server sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were requested",
         )
     return None
 

@@ -59,7 +59,7 @@ class Transport:
         address: scheme, host, port and optionally a path; `https` unless it is loopback.
         token: CivitAI's API key, or None.
         offline: raise Offline before any socket is opened.
-        timeout_s: the longest silence, separately for connecting, sending and receiving.
+        timeout_s: the longest wait without progress, separately for connecting, sending and receiving.
         tries: the maximum number of attempts for one request.
         backoff_s: the delay before the second attempt; it doubles after each further attempt.
         max_body_bytes: the maximum size of a JSON response.
@@ -253,7 +253,11 @@ class Transport:
             return NetworkError(f"the proxy refuses to connect to `{host}`", code=Cause.PROXY, hint=_PROXY_HINT), False
         if tls is not None:
             untrusted = _cause_of_kind(error, ssl.SSLCertVerificationError)
-            why = f"its certificate is not trusted: {untrusted.verify_message}" if untrusted else "no TLS handshake"
+            why = (
+                f"the server's certificate is not trusted: {untrusted.verify_message}"
+                if untrusted
+                else "no TLS handshake"
+            )
             return NetworkError(
                 f"no secure connection to `{host}`: {why}", code=Cause.TLS, hint=_TLS_HINT
             ), not untrusted

@@ -159,7 +159,7 @@ def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tu
         try:
             found.append((sha256_from(entry.hash), ModelId(entry.model_id), VersionId(entry.model_version_id)))
         except ValueError:
-            on_notice(f"CivitAI named version {entry.model_version_id} with an invalid SHA-256; skipped")
+            on_notice(f"CivitAI listed version {entry.model_version_id} with an invalid SHA-256; the entry was skipped")
     return found
 
 

@@ -319,7 +319,7 @@ def search_page(answer: object, *, now: datetime, on_notice: OnNotice) -> Search
     metadata = got.metadata or _PageMetadata.model_construct()
     received = got.received["items"]
     if not isinstance(received, list):
-        raise BadAnswer("CivitAI's response is not a page of models: items")
+        raise BadAnswer("CivitAI's response is not a page of models: `items` is not a list")
     return SearchPage(
         items=tuple(item.translated(reading) for item in got.items),
         next_cursor=metadata.next_cursor or None,

@@ -78,8 +78,8 @@ class Content:
 class DemoFile:
     """One file of a version.
 
-    The size and the digests in responses are those of `declared`. It is None, which means `content`, unless the demo
-    needs a file whose declared size and digests are wrong.
+    The size and the digests in responses are those of `declared`, or those of `content` if it is None. `declared` is
+    set only for a file whose declared size and digests have to be wrong.
     """
 
     id: int
@@ -114,7 +114,7 @@ class DemoFile:
 class DemoImage:
     """A preview image. `id` is the last part of its URL.
 
-    `drawn` names a file in previews/; None means a plain gradient.
+    `drawn`: the name of a file in previews/; None means a plain gradient.
     """
 
     id: int

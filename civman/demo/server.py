@@ -235,7 +235,7 @@ class _Listener(ThreadingHTTPServer):
         with self._lock:
             connections, workers = tuple(self._connections), tuple(self._workers)
         for connection in connections:
-            with contextlib.suppress(OSError):  # the client may have closed it already
+            with contextlib.suppress(OSError):  # the client may have closed the connection already
                 connection.shutdown(socket.SHUT_RDWR)
         for worker in workers:
             worker.join(timeout=5)

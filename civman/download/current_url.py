@@ -30,7 +30,7 @@ class CurrentUrl:
             return address
 
     def is_current(self, address: DownloadAddress | None) -> bool:
-        """Whether `address` is the URL in use; while no URL is in use, whether it is None."""
+        """Whether `address` is the URL in use; None counts as current as long as no URL is in use."""
         return address is self._address
 
     def discard(self, address: DownloadAddress | None) -> None:

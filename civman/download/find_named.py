@@ -168,7 +168,7 @@ class NamedFinder:
         if wanted.file.hash:
             said = (
                 f"CivitAI knows no file with the hash of the {wanted.words}: it was never uploaded there, is not"
-                " published, or was saved again"
+                " published, or was saved again by another program"
             )
             return self._without(wanted, NotFound(said, code=Cause.NOT_ON_CIVITAI), self._named_alike(wanted))
         return self._of_name(wanted)
@@ -188,12 +188,12 @@ class NamedFinder:
             except CivmanError as error:
                 first = first or error
                 continue
-            why = "those before it cannot be downloaded" if place else (
-                "the image lists it" if version_id == named or version_id in listed else "it is the oldest"
+            why = "the versions before it cannot be downloaded" if place else (
+                "the image lists it" if version_id == named or version_id in listed else "it is the oldest version"
             )  # fmt: skip
             shown = ", ".join(bare_version_ref(version, model) for model, version in order)
-            notice = f"the file of the {wanted.words} is in {len(order)} versions on CivitAI ({shown});" \
-                     f" {bare_version_ref(version_id, model_id)} is used, because {why}"  # fmt: skip
+            notice = f"the {wanted.words} belongs to {len(order)} versions on CivitAI ({shown});" \
+                     f" civman uses {bare_version_ref(version_id, model_id)}, because {why}"  # fmt: skip
             return Offer(wanted, job, By.HASH, (notice,) if len(order) > 1 else ())
         assert first is not None, "a file that CivitAI knows is in at least one version"
         return self._without(wanted, first, self._versions_beside(*order[0]))
@@ -213,15 +213,15 @@ class NamedFinder:
                 )  # fmt: skip
             stand_ins = [*self._same_tensors(saved), *(self._versions_beside(model_id, named.id) if model_id else ())]
             return self._without(wanted, error, stand_ins)
-        notice = f"CivitAI does not know the hash of the {wanted.words}; the file that it has now in version" \
-                 f" {named.id}, which the image names, is used"  # fmt: skip
+        notice = f"CivitAI does not know the hash of the {wanted.words}; civman uses the file that is now in version" \
+                 f" {named.id}, which the image names"  # fmt: skip
         return Offer(wanted, job, By.VERSION, (notice,) if wanted.file.hash else ())
 
     def _of_name(self, wanted: Wanted) -> Offer:
         alike = list(self._searched(wanted))
         if len({file.hashes.sha256 for _, file in alike}) != 1:
-            said = f"CivitAI has {len(alike) or 'no'} files called like the {wanted.words}, which the settings name" \
-                   " without a hash"  # fmt: skip
+            said = f"CivitAI has {len(alike) or 'no'} files with the name of the {wanted.words}, for which the" \
+                   " settings contain no hash"  # fmt: skip
             return self._without(
                 wanted, NotFound(said, code=Cause.NOT_ON_CIVITAI), [_words_of(version) for version, _ in alike]
             )
@@ -253,7 +253,7 @@ class NamedFinder:
     def _without(self, wanted: Wanted, problem: CivmanError, stand_ins: Iterable[str]) -> Offer:
         found = tuple(dict.fromkeys(stand_ins))[:_MOST_STAND_INS]
         if found:
-            problem.hint = f"could stand in, though the image will differ: {'; '.join(found)}"
+            problem.hint = f"these could be used instead, but the image will differ: {'; '.join(found)}"
         return Offer(wanted, None, problem=problem, stand_ins=found)
 
     def _versions_beside(self, model_id: ModelId, version_id: VersionId) -> Iterator[str]:
@@ -269,7 +269,7 @@ class NamedFinder:
             yield f"{asset.ref} ({asset.model_name} {asset.version_name}, in the library)"
 
     def _same_tensors(self, saved: ModelVersion | None) -> Iterator[str]:
-        """Describe the stored files with the AutoV3 digest, and thus the tensors, of a deleted version's files."""
+        """Describe the stored files that have the same tensors (by AutoV3) as a file of a deleted version."""
         for file in saved.files if saved is not None else ():
             for asset in self.index.find_by_digest(file.hashes.autov3) if file.hashes.autov3 else ():
                 yield f"{asset.ref} (`{asset.name}` in the library, with the same tensors)"

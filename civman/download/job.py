@@ -92,7 +92,7 @@ class Job:
     is_stored: bool
     """Whether the store already has the file's bytes, even if only under another version or name."""
     places: tuple[SeenFile, ...] = ()
-    """Paths outside the store at which the bytes were read before."""
+    """Paths outside the store at which a file with these bytes was read before."""
 
     @property
     def version(self) -> ModelVersion:
@@ -169,7 +169,7 @@ class Downloads:
                 version, chosen, permits=permits, has_token=self._network.token is not None, now=self._clock()
             )
             notices += [
-                f"`{other.name}` is a config that belongs to it: `civman download {file_ref(version, other)}`"
+                f"`{other.name}` is a config that belongs to this file: `civman download {file_ref(version, other)}`"
                 for other in version.files
                 if other is not chosen and other.suffix in CONFIG_SUFFIXES
             ]

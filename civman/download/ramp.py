@@ -77,7 +77,7 @@ class Ramp:
         return after, more
 
     def after_failure(self) -> Self:
-        """Note that a connection failed: allow another step without checking whether the last one helped."""
+        """Record that a connection failed: allow another step without checking whether the last one helped."""
         return replace(self, before_connections=0, before_rate=0.0)
 
     def limited_to(self, most: int) -> Self:

@@ -48,7 +48,7 @@ class Identity:
         if size is None:
             raise BadAnswer(f"`{body.host}` does not state the size of `{self._name}`", code=Cause.NO_LENGTH)
         if is_first and self._partial.size_bytes not in (None, size):
-            raise Changed(f"its size changed from {self._partial.size_bytes:,} to {size:,} bytes")
+            raise Changed(f"the file's size changed from {self._partial.size_bytes:,} to {size:,} bytes")
         return size
 
     def keep(self, body: Body) -> None:
@@ -57,7 +57,7 @@ class Identity:
             self._partial.validator = Validator(body.host, body.etag)
 
     def check_refusal(self, error: CivmanError) -> None:
-        """Compare the file size stated in a response with status 416 with what is known.
+        """Compare the file size in a response with status 416 with the known size.
 
         Raises: IntegrityError, Changed.
         """
@@ -65,7 +65,7 @@ class Identity:
         offered = total if isinstance(total, int) else None
         self._check_size(offered, str(error.facts.get("host")))
         if offered is not None and self._partial.size_bytes not in (None, offered):
-            raise Changed(f"its size changed from {self._partial.size_bytes:,} to {offered:,} bytes")
+            raise Changed(f"the file's size changed from {self._partial.size_bytes:,} to {offered:,} bytes")
 
     def _check_size(self, offered: int | None, host: str) -> None:
         declared = self.size_bytes

@@ -69,13 +69,13 @@ class Collection:
     kept: tuple[Sha256, ...] = ()
     """Blobs that are kept only because they are pinned."""
     copies: tuple[Path, ...] = ()
-    """Safetensors copies of pickles that would be deleted."""
+    """Safetensors copies, made from pickles, that would be deleted."""
     served: tuple[Path, ...] = ()
     """Thumbnails and input images of the server that would be deleted."""
     originals: tuple[Path, ...] = ()
-    """Originals of images on CivitAI that would be deleted; they can be downloaded again."""
+    """Downloaded originals of images on CivitAI; they would be deleted, and can be downloaded again."""
     elsewhere: tuple[SecondCopy, ...] = ()
-    """Files in the trash to be emptied whose only other copy is in the object store."""
+    """Files whose last copy in the library is in trash that would be emptied; the object store has another copy."""
     leftovers: tuple[StoreLeftover, ...] = ()
     """Sidecars and previews in the object store whose model file is missing there. They take no space on this disk."""
     drops_leftovers: bool = False

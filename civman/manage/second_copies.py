@@ -39,6 +39,6 @@ digests of the pinned files among them.
 
 
 def no_second_home(last: Collection[Sha256], pinned: Collection[Sha256]) -> Collection[SecondCopy]:
-    """Return no second copies: the function to use if there are none, or if they are not to be looked up."""
+    """Report no second copies: for callers that have none, or that do not want them to be looked up."""
     del last, pinned
     return ()

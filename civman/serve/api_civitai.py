@@ -92,7 +92,7 @@ def _access(library: Library, version: ModelVersion) -> str:
 async def search(request: Request) -> Response:
     """Search CivitAI; a request with a higher `offset` continues the same search.
 
-    `against` names a checkpoint: each version in the response then has a value for how well it fits the checkpoint.
+    `against` names a checkpoint: the response then includes how well each version fits it.
     """
     query, parts = request.query_params, serving(request)
     limit, offset = number_of(request, "limit", 20, 100), number_of(request, "offset", 0, 10_000)
@@ -249,7 +249,7 @@ async def redraw_image(request: Request) -> Response:
     def plan(library: Library) -> Any:
         url = f"https://civitai.com/images/{number}"
         found = library.pictures.fetch_image(url, with_original=False)
-        assert found is not None, "`fetch_image` returns None only for a URL that is not an image's"
+        assert found is not None, "`fetch_image` returns None only if its argument is not the URL of an image"
         return redraw_value(library, None, lambda: library.pictures.plan_settings(found, conditions))
 
     return JSONResponse(await parts.site.run(plan))

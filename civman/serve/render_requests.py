@@ -245,7 +245,7 @@ def _require_bounds(request: RenderRequest) -> None:
     if hires is not None and (hires.width or 0) * (hires.height or 0) > _MOST_PIXELS:
         raise Refused("the second pass has more pixels than 4096x4096, the most that the server renders")
     if hires is not None and (hires.scale or 1) > 8:
-        raise Refused("the second pass enlarges the image by more than 8, the highest factor that the server allows")
+        raise Refused("the second pass enlarges by a factor above 8, the highest that the server allows")
     for asked in request.details:
         across, down = size_of(asked.size) if asked.size else (0, 0)
         if across * down > _MOST_PIXELS:

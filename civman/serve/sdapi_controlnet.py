@@ -85,7 +85,7 @@ def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[s
 
 
 def _crops(unit: dict[str, Any]) -> bool:
-    """Whether a unit's image is cropped to the masked area if only that area is rendered; the extension's default."""
+    """Whether a unit's image is cropped if only the masked area is rendered. By default it is, as in the extension."""
     return bool(unit.get("inpaint_crop_input_image", True))
 
 

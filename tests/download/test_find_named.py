@@ -115,8 +115,8 @@ def test_of_two_versions_with_one_file_the_oldest_is_used_and_it_is_said(
 
     assert judged.offer.job is not None
     assert judged.offer.job.version.id == 191040
-    assert "in 2 versions" in judged.offer.notices[0]
-    assert "91004@191040 is used, because it is the oldest" in judged.offer.notices[0]
+    assert "belongs to 2 versions" in judged.offer.notices[0]
+    assert "civman uses 91004@191040, because it is the oldest version" in judged.offer.notices[0]
     assert judged.fit is not None
     assert judged.fit.verdict.value == "fits"
 
@@ -129,7 +129,7 @@ def test_of_two_versions_with_one_file_the_one_without_a_gate_is_used(online: Ci
 
     assert found.job is not None
     assert found.job.version.id == 191041
-    assert "those before it cannot be downloaded" in found.notices[0]
+    assert "the versions before it cannot be downloaded" in found.notices[0]
 
 
 def test_full_hashes_are_asked_for_in_one_request(online: CivitaiServer, library: Library) -> None:

@@ -82,7 +82,7 @@ def test_an_image_of_another_program_is_replayed_on_an_empty_machine(civman: Civ
     assert "checkpoint `tiny-shapes` (4f20cf4bb0): Tiny Shapes v1.0 (91001@191010), found by its hash, 10.9 MB" in said
     assert "licence: may sell images" in said
     assert "with the checkpoint: fits (192 of 192 modules fit)" in said
-    assert "in 2 versions on CivitAI (91004@191041, 91004@191040); 91004@191041 is used" in said
+    assert "2 versions on CivitAI (91004@191041, 91004@191040); civman uses 91004@191041" in said
     assert "--slots" not in said
     by_id = civman("replay", TWICE.rpartition("/")[2], "--device", "cpu", "--json")
     assert by_id.json["render"][0]["compared"]["verdict"] == "the same picture"
@@ -184,7 +184,7 @@ def test_several_images_are_drawn_in_one_run_each_with_its_verdict(civman: Civma
     assert [line[: len(each)] for line, each in zip(ran.out.splitlines(), verdicts, strict=True)] == verdicts
     assert not any(each in ran.err for each in verdicts), "each verdict is printed once"
     assert (ran.out + ran.err).count("`Tiny Outline v1.5` is no longer on CivitAI") == 1
-    assert "could stand in" in ran.err
+    assert "could be used instead" in ran.err
     assert ran.code == again.code == 3
     drawn, deleted, replayed = again.json["replays"]
     assert (drawn["verdict"], drawn["compared"]["verdict"]) == ("the same picture",) * 2
