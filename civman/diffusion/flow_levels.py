@@ -50,7 +50,7 @@ class FlowLevels:
 
 
 def flow_table(schedule: Schedule, steps: int, levels: FlowLevels) -> list[float]:
-    """Compute a schedule's n+1 noise levels for n steps, from 1 down to 0 (KL Optimal ends at the lowest level).
+    """Compute a schedule's n+1 noise levels for n steps, from 1 down to 0 (KL Optimal: to the lowest level).
 
     Raises: ValueError: fewer than one step, or a schedule that is defined only for diffusion models.
     """
@@ -62,7 +62,7 @@ def flow_table(schedule: Schedule, steps: int, levels: FlowLevels) -> list[float
 @lru_cache(maxsize=64)
 def _made(schedule: Schedule, steps: int, levels: FlowLevels) -> tuple[float, ...]:
     if schedule not in _TABLES:
-        raise ValueError(f"{schedule} has no table for flow matching")
+        raise ValueError(f"the schedule {schedule} is not defined for flow-matching models")
     return tuple(_TABLES[schedule](steps, levels))
 
 

@@ -119,6 +119,6 @@ RATIO_SOLVERS: Final[dict[str, Solver]] = {
     "DPM++ 2M SDE": _in_ratio(solvers_dpm.dpmpp_2m_sde), "DPM++ 2M SDE Heun": _in_ratio(solvers_dpm.dpmpp_2m_sde_heun),
     "DPM++ 3M SDE": _in_ratio(solvers_dpm.dpmpp_3m_sde),
 }  # fmt: skip
-"""Maps each sampler that runs in x/(1 − σ) to its solver. The first noise level must be below 1 (`FIRST_SHARE`)."""
+"""Maps each sampler that runs in x/(1 − σ) to its solver. The first σ must be below 1 (see `FIRST_SHARE`)."""
 FIRST_SHARE: Final = 1 - 1e-4
-"""The t of the first noise level for `RATIO_SOLVERS`, before the shift is applied."""
+"""The time t (1 is pure noise) at which `RATIO_SOLVERS` start, because x/(1 − σ) is infinite at t = 1."""

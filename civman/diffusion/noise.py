@@ -142,8 +142,9 @@ def draws(rng: str, seed: int, part: str = "", *, is_folded: bool = False) -> Dr
 class Variation:
     """How an image's initial noise differs from the noise of its seed alone.
 
-    `strength`: the share of the second seed's noise, from 0 to 1. `drawn_for`: the height and width in latents for
-    which the noise is drawn; that noise is then pasted into the centre of noise of the image's own size.
+    `strength`: how much of the noise comes from the second seed, from 0 (nothing) to 1 (all). `drawn_for`: the height
+    and width (in latent pixels) of the noise of another image size, which is pasted into the centre of this image's
+    noise; None: no noise is pasted.
     """
 
     seed: int = 0
@@ -152,7 +153,7 @@ class Variation:
 
 
 class PictureNoise:
-    """All noise of one image, from one stream: first that of the initial latents, then that of the steps.
+    """All noise of one image, from one stream: first the noise of the initial latents, then the noise of the steps.
 
     If `eta_seed_delta` (often 31337) is not 0, the steps' noise comes from a second stream with the seed `seed +
     eta_seed_delta`. `step_rng` names another random generator for the steps. For `part` and `is_folded`, see `draws`.
@@ -250,12 +251,12 @@ class BrownianPath:
 
     def noise(self, here: float, after: float) -> Tensor:
         """Return the path's increment from one noise level to the next, scaled to unit variance."""
-        # convert to single precision, as k-diffusion does, because this may change the sixth digit, to which the tree
-        # rounds
+        # convert to single precision, as k-diffusion does, because this may change the sixth digit, and the tree rounds
+        # to six digits
         low, high = (float(np.float32(level)) for level in sorted((here, after)))
         a, b = (min(max(round(value, _DIGITS), self._low), self._high) for value in (low, high))
-        # keep the previous step's deep nodes: this step begins at the level where that step ended, so it passes the
-        # same nodes on its way there
+        # keep the tree nodes visited in the previous step: this step begins at the noise level where the previous one
+        # ended, so finding that level visits the same nodes again
         self._deep, self._passed = self._passed, {}
         increment = self._between(a, b, self._low, self._high, key=0, depth=0, whole=self._whole)
         unit = increment / math.sqrt(high - low)

@@ -46,7 +46,7 @@ class Schedule(StrEnum):
 class NoiseLevels:
     """The noise levels that a model was trained on.
 
-    `alphas[t]` is ᾱ, the share of signal at timestep t; it falls as t grows.
+    `alphas[t]` is ᾱ, the fraction of signal at timestep t; it falls as t grows.
 
     `every`: the model was trained only on every n-th timestep (LCM: 19, 39, … 999); levels are interpolated between
     these timesteps, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps
@@ -88,8 +88,8 @@ class NoiseLevels:
         alphas, product = [], 1.0
         for t in range(TRAIN_STEPS):
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
-            # round ᾱ to single precision, as all implementations do; in double precision, the lowest level would differ
-            # in its fifth digit
+            # round ᾱ to single precision, as all programs except ComfyUI do; in double precision, the lowest level
+            # would differ in its fifth digit
             alphas.append(product if program == "comfyui" else single(product))
         if is_zero_snr and is_single and program != "comfyui":
             alphas = single_precision.zero_snr(alphas)
@@ -171,7 +171,7 @@ def table(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     if schedule is Schedule.AUTOMATIC:
-        raise ValueError("Automatic stands for the sampler's own schedule and has no table of its own")
+        raise ValueError("Automatic means the sampler's default schedule, so it has no noise levels by itself")
     if levels.program == "comfyui":
         return _of_comfyui(schedule, steps, levels, is_xl=is_xl)
     if is_single:
@@ -350,8 +350,5 @@ def drop_penultimate(sigmas: list[float]) -> list[float]:
 
 
 def ddim_times(steps: int) -> list[int]:
-    """Return the timesteps of DDIM and PLMS in descending order: …, 1 + 1000//n, 1.
-
-    The n timesteps have n−1 steps between them.
-    """
+    """Return the timesteps of DDIM and PLMS for n steps in descending order: …, 1 + 1000//n, 1."""
     return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)][::-1]

@@ -17,7 +17,7 @@ from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.recipe_limits import COMFYUI_RESIZES
 from civman.errors import CannotRender, Cause
 
-_HINT = "`library.render` can render it"
+_HINT = "render the plan with `library.render`"
 _LATENT_CHANNELS = 4
 
 
@@ -35,9 +35,9 @@ def require_drawable(recipe: Recipe) -> None:
     """
     problems = {
         "a second pass (hires)": recipe.hires is not None,
-        "a redraw in tiles": recipe.tiled is not None,
-        "an upscale in areas (Ultimate SD upscale)": recipe.ultimate is not None,
-        "an evaluation in tiles (Tiled Diffusion)": recipe.tiled_diffusion is not None,
+        "a redraw in tiles (SD upscale)": recipe.tiled is not None,
+        "an upscale that redraws tiles (Ultimate SD upscale)": recipe.ultimate is not None,
+        "denoising in overlapping tiles (Tiled Diffusion)": recipe.tiled_diffusion is not None,
         "an enlarged input image": recipe.input_upscale is not None,
         "a detail pass": bool(recipe.details),
         "a refiner": recipe.refiner is not None,
@@ -57,16 +57,16 @@ def require_drawable(recipe: Recipe) -> None:
         "a dropped noise level (drop_penultimate)": recipe.sampling.drop_penultimate,
         "a LoRA scale that changes over the steps": recipe.changes_scales,
         "a hypernetwork": bool(recipe.hypernetworks),
-        "a negative prompt that is fitted to the prompt": recipe.fit_negative,
+        "a negative prompt that is cut or extended to the prompt's length": recipe.fit_negative,
         "merged tokens": bool(recipe.token_merging),
         "dynamic thresholding": recipe.thresholding is not None,
-        "steps without the negative prompt": bool(recipe.skip_negative_below or recipe.skip_early_guidance),
+        "steps that skip the negative prompt": bool(recipe.skip_negative_below or recipe.skip_early_guidance),
         "a guidance scale below 1": recipe.guidance_scale < 1,
         "noise that is added before each step (s_churn)": recipe.sampling.s_churn > 0,
     }
     for what, is_asked in problems.items():
         if is_asked:
-            raise CannotRender(f"the plan has {what}, which diffusers' pipelines do not support", hint=_HINT,
+            raise CannotRender(f"the plan uses {what}, which diffusers' pipelines do not support", hint=_HINT,
                                code=Cause.NO_PIPELINE)  # fmt: skip
     require_pipeline_sampler(sampler_names.parse(recipe.sampler, recipe.schedule)[0])
 
@@ -78,11 +78,11 @@ def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
     """
     if sampler.is_cfgpp or sampler.is_adaptive:
         why = (
-            "needs the model's prediction without guidance"
+            "it needs the model's prediction without guidance"
             if sampler.is_cfgpp
-            else "chooses its number of steps while it runs"
+            else "it chooses its number of steps while it runs"
         )
-        raise CannotRender(f"diffusers' pipelines cannot run `{sampler.name}`: it {why}", hint=_HINT,
+        raise CannotRender(f"diffusers' pipelines cannot run `{sampler.name}`: {why}", hint=_HINT,
                            code=Cause.NO_PIPELINE_SAMPLER)  # fmt: skip
 
 
@@ -94,10 +94,9 @@ def require_inputs_of(unet: Any, kind: str) -> None:
     channels = int(unet.config.in_channels)
     if channels != _LATENT_CHANNELS and kind != "inpaint":
         raise CannotRender(
-            f"the checkpoint is for inpainting ({channels} input channels), and diffusers' {kind} pipeline "
-            "provides only "
-            f"{_LATENT_CHANNELS}",
-            hint=f'{_HINT}; `library.pipeline(plan, "inpaint")` gives diffusers\' own inpainting',
+            f"the checkpoint is for inpainting ({channels} input channels), but diffusers' {kind} pipeline provides "
+            f"only {_LATENT_CHANNELS} channels",
+            hint=f'{_HINT}, or use diffusers\' inpainting with `library.pipeline(plan, "inpaint")`',
             code=Cause.NO_PIPELINE,
         )
 
@@ -112,8 +111,8 @@ def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
         return
     if start.mask_sha256:
         raise CannotRender(
-            "the plan has a mask, and diffusers' inpainting differs from civman's, so the image would differ",
-            hint=f"{_HINT}; `library.pipeline(plan, \"inpaint\")` gives diffusers' own inpainting",
+            "the plan has a mask, and diffusers' inpainting would give another image than civman's",
+            hint=f"{_HINT}, or use diffusers' inpainting with `library.pipeline(plan, \"inpaint\")`",
             code=Cause.NO_PIPELINE,
         )  # fmt: skip
     if recipe.guidance_rescale and not is_xl:
@@ -202,7 +201,7 @@ def _start_latents(recipe: Recipe, pipe: Any, inputs: Inputs, noise: Tensor) -> 
 
 
 class _Where:
-    """Replaces a loaded model where only a pipeline's VAE and its device are needed."""
+    """Wraps a pipeline for code that takes a loaded model but needs only its VAE and its device."""
 
     def __init__(self, pipe: Any) -> None:
         self.vae: Any = pipe.vae
@@ -227,7 +226,7 @@ def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
     if not same or whole.steps != recipe.steps or part.start_scale != part.sigmas[0] or not is_even:
         raise CannotRender(
             f"diffusers' pipelines cannot start `{sampler.name}` from an input image as A1111 does",
-            hint=f"{_HINT}; Euler, DPM++ 2M and similar samplers work", code=Cause.NO_PIPELINE_SAMPLER,
+            hint=f"{_HINT}, or use Euler, DPM++ 2M or a similar sampler", code=Cause.NO_PIPELINE_SAMPLER,
         )  # fmt: skip
     return first, part.sigmas[0]
 

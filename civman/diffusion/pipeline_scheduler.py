@@ -66,7 +66,10 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         rescale_betas_zero_snr: bool = False, is_xl: bool = False, rng: str = "cpu", eta_seed_delta: int = 0,
         eta: float = SAMPLING.eta, noise_scale: float = SAMPLING.noise_scale, eta_ddim: float = SAMPLING.eta_ddim,
     ) -> None:  # fmt: skip
-        """Raises: CannotRender: diffusers' pipelines do not support the sampler. UsageError: the sampler is unknown."""
+        """Find the sampler and the schedule by name, and store the settings.
+
+        Raises: CannotRender: diffusers' pipelines do not support the sampler. UsageError: the sampler is unknown.
+        """
         self._sampler, self._schedule = sampler_names.parse(sampler, schedule)
         require_pipeline_sampler(self._sampler)
         numbers = replace(SAMPLING, eta=eta, noise_scale=noise_scale, eta_ddim=eta_ddim)

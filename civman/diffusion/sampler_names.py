@@ -19,40 +19,40 @@ from civman.domain.recipes.recipe import Recipe
 from civman.errors import Cause, UsageError
 
 NOT_OFFERED: Final = {
-    "SA-Solver": ("a stochastic Adams method of ComfyUI and diffusers", "DPM++ 2M SDE"),
-    "SA-Solver PECE": ("a stochastic Adams method of ComfyUI", "DPM++ 2M SDE"),
-    "SEEDS 2": ("an exponential SDE method of ComfyUI", "DPM++ SDE"),
-    "SEEDS 3": ("an exponential SDE method of ComfyUI", "DPM++ SDE"),
+    "SA-Solver": ("a stochastic Adams solver in ComfyUI and diffusers", "DPM++ 2M SDE"),
+    "SA-Solver PECE": ("a stochastic Adams solver in ComfyUI", "DPM++ 2M SDE"),
+    "SEEDS 2": ("an exponential SDE solver in ComfyUI", "DPM++ SDE"),
+    "SEEDS 3": ("an exponential SDE solver in ComfyUI", "DPM++ SDE"),
     "TCD": ("the sampler of trajectory-consistency models", "LCM"),
-    "DPM++ 2S": ("DPM++ 2S a without its noise", "DPM++ 2S a"),
-    "DPM++ 3M": ("DPM++ 3M SDE without its noise", "DPM++ 2M"),
+    "DPM++ 2S": ("DPM++ 2S a without added noise", "DPM++ 2S a"),
+    "DPM++ 3M": ("DPM++ 3M SDE without added noise", "DPM++ 2M"),
     "DPM++ 2S a CFG++": ("ComfyUI's combination of DPM++ 2S a with CFG++", "Euler a CFG++"),
     "RES multistep CFG++": ("ComfyUI's combination of RES multistep with CFG++", "DPM++ 2M CFG++"),
-    "RES multistep ancestral CFG++": ("ComfyUI's combination of RES with CFG++", "Euler a CFG++"),
-    "Gradient Estimation CFG++": ("ComfyUI's combination of it with CFG++", "Gradient Estimation"),
+    "RES multistep ancestral CFG++": ("ComfyUI's combination of RES multistep ancestral with CFG++", "Euler a CFG++"),
+    "Gradient Estimation CFG++": ("ComfyUI's combination of Gradient Estimation with CFG++", "Gradient Estimation"),
     "DPM++ 2M alt": ("a private variant of DPM++ 2M that occurs only in its authors' images", "DPM++ 2M"),
     "DPM++ 2M Test": ("a private variant of DPM++ 2M that occurs only in its authors' images", "DPM++ 2M"),
-    "uni_pc_bh2": ("UniPC with another function of the step size", "UniPC"),
-    "Euler SMEA": ("a sampler of an extension that enlarges the latents during sampling", "Euler"),
-    "Euler a2": ("a sampler of an extension that adds thresholding to Euler a", "Euler a"),
-    "Kohaku LoNyu Yog": ("a sampler of an extension", "Euler a"),
-    "Euler Dy": ("a sampler of an extension that enlarges the latents during sampling", "Euler"),
-    "Euler Max": ("a sampler of an extension", "Euler"),
-    "FlowMatchEulerDiscreteScheduler": ("made for flow models, which civman does not render", "Euler"),
-    "FlowMatchHeunDiscreteScheduler": ("made for flow models, which civman does not render", "Heun"),
-    "FlowMatchLCMScheduler": ("made for flow models, which civman does not render", "LCM"),
-    "EDMEulerScheduler": ("made for models trained directly on noise levels", "Euler"),
-    "EDMDPMSolverMultistepScheduler": ("made for models trained directly on noise levels", "DPM++ 2M"),
+    "uni_pc_bh2": ("UniPC with another B(h), the function of the step size", "UniPC"),
+    "Euler SMEA": ("a sampler from an extension; it enlarges the latents during sampling", "Euler"),
+    "Euler a2": ("a sampler from an extension; it adds thresholding to Euler a", "Euler a"),
+    "Kohaku LoNyu Yog": ("a sampler that only an extension provides", "Euler a"),
+    "Euler Dy": ("a sampler from an extension; it enlarges the latents during sampling", "Euler"),
+    "Euler Max": ("a sampler that only an extension provides", "Euler"),
+    "FlowMatchEulerDiscreteScheduler": ("diffusers' Euler scheduler for flow-matching models", "Euler"),
+    "FlowMatchHeunDiscreteScheduler": ("diffusers' Heun scheduler for flow-matching models", "Heun"),
+    "FlowMatchLCMScheduler": ("diffusers' LCM scheduler for flow-matching models", "LCM"),
+    "EDMEulerScheduler": ("made for models trained on noise levels, not timesteps", "Euler"),
+    "EDMDPMSolverMultistepScheduler": ("made for models trained on noise levels, not timesteps", "DPM++ 2M"),
     "IPNDMScheduler": ("diffusers' variant of iPNDM, which has its own noise levels", "iPNDM"),
-    "SASolverScheduler": ("a stochastic Adams method", "DPM++ 2M SDE"),
+    "SASolverScheduler": ("diffusers' stochastic Adams solver", "DPM++ 2M SDE"),
     "TCDScheduler": ("the sampler of trajectory-consistency models", "LCM"),
-    "DDPMParallelScheduler": ("a scheduler for training on several devices", "DDPM"),
-    "DDIMParallelScheduler": ("a scheduler for several devices", "DDIM"),
-    "DDIMInverseScheduler": ("it adds noise to an image instead of removing it", "DDIM"),
-    "DPMSolverMultistepInverseScheduler": ("it adds noise to an image instead of removing it", "DPM++ 2M"),
+    "DDPMParallelScheduler": ("DDPM for training on several devices", "DDPM"),
+    "DDIMParallelScheduler": ("DDIM for use on several devices", "DDIM"),
+    "DDIMInverseScheduler": ("a scheduler that adds noise instead of removing it", "DDIM"),
+    "DPMSolverMultistepInverseScheduler": ("a scheduler that adds noise instead of removing it", "DPM++ 2M"),
     "CosineDPMSolverMultistepScheduler": ("made for audio models", "DPM++ 2M"),
-    "KarrasVeScheduler": ("made for models trained directly on noise levels", "Euler"),
-    "ScoreSdeVeScheduler": ("made for models trained directly on noise levels", "Euler a"),
+    "KarrasVeScheduler": ("made for models trained on noise levels, not timesteps", "Euler"),
+    "ScoreSdeVeScheduler": ("made for models trained on noise levels, not timesteps", "Euler a"),
     "RePaintScheduler": ("a method of inpainting", "DDIM"),
     "UnCLIPScheduler": ("made for Karlo", "DDPM"),
     "VQDiffusionScheduler": ("made for VQ diffusion", "DDPM"),
@@ -70,13 +70,14 @@ _SCHEDULE_ALIASES: Final = {
     "alignyoursteps": Schedule.ALIGN_YOUR_STEPS, "align your steps 11": Schedule.ALIGN_YOUR_STEPS,
     "kl": Schedule.KL_OPTIMAL, "ddim uniform": Schedule.DDIM, "k": Schedule.KARRAS, "ka": Schedule.KARRAS,
 }  # fmt: skip
+_FROM_EXTENSION: Final = "a schedule that only an extension provides"
 _NO_SCHEDULES: Final = {
-    "align your steps gits": "Forge's table of the GITS paper", "align your steps 32": "Forge's table for 32 steps",
-    "linear quadratic": "ComfyUI's table for video models", "turbo discrete": "the schedule of SDXL Turbo",
-    "karras exponential": "a schedule of an extension", "karras dynamic": "a schedule of an extension",
-    "polyexponential test": "a schedule of an extension", "cosine": "a schedule of an extension",
-    "cosine exponential blend": "a schedule of an extension", "phi": "a schedule of an extension",
-    "laplace": "a schedule of an extension", "bong tangent": "a schedule of an extension",
+    "align your steps gits": "Forge's noise levels from the GITS paper",
+    "align your steps 32": "Forge's Align Your Steps noise levels for 32 steps",
+    "linear quadratic": "ComfyUI's schedule for video models", "turbo discrete": "the schedule of SDXL Turbo",
+    "karras exponential": _FROM_EXTENSION, "karras dynamic": _FROM_EXTENSION, "polyexponential test": _FROM_EXTENSION,
+    "cosine": _FROM_EXTENSION, "cosine exponential blend": _FROM_EXTENSION, "phi": _FROM_EXTENSION,
+    "laplace": _FROM_EXTENSION, "bong tangent": _FROM_EXTENSION,
 }  # fmt: skip
 
 
@@ -97,8 +98,9 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
             named = _schedule(rest or "automatic", text)
             apart = _schedule(plain(schedule), schedule) if schedule else Schedule.AUTOMATIC
             if Schedule.AUTOMATIC not in (named, apart) and named is not apart:
-                raise UsageError(f"two schedules for one sampler: {named} and {apart}", code=Cause.TWO_SCHEDULES,
-                                 hint="pass the schedule only once: in the sampler's name or separately")  # fmt: skip
+                raise UsageError(f"the sampler was given with two schedules, {named} and {apart}",
+                                 hint="pass the schedule only once: in the sampler's name or separately",
+                                 code=Cause.TWO_SCHEDULES)  # fmt: skip
             return sampler, apart if named is Schedule.AUTOMATIC else named
     raise _unknown(text, wanted)
 
@@ -137,10 +139,11 @@ def _of_comfyui(sampler: Sampler) -> Sampler:
     Raises: UsageError (`unknown-sampler`): civman does not support it with ComfyUI's rules.
     """
     if sampler.own_table:
-        instead = "Euler" if sampler.name == "DDIM" else "DPM++ 2M"
+        is_ddim = sampler.name == "DDIM"
+        instead = "Euler" if is_ddim else "DPM++ 2M"
+        hint = "use Euler, which is what ComfyUI runs as `ddim`" if is_ddim else f"`{instead}` is the closest sampler"
         raise UsageError(
-            f"civman does not support {sampler.name} with ComfyUI's sampling rules",
-            hint="ComfyUI's `ddim` is Euler" if sampler.name == "DDIM" else f"`{instead}` is the closest one",
+            f"civman does not support {sampler.name} with ComfyUI's sampling rules", hint=hint,
             code=Cause.UNKNOWN_SAMPLER, nearest=[instead],
         )  # fmt: skip
     return replace(sampler, every=1, drops_penultimate=sampler.name in ("DPM2", "DPM2 a"), automatic=Schedule.NORMAL)

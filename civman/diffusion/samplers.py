@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Table(StrEnum):
-    """The kind of a sampler's own noise level table for the Automatic schedule; NONE: a named schedule is used."""
+    """Which table of noise levels a sampler has for the Automatic schedule; NONE: it uses a named schedule."""
 
     NONE = ""
     DDIM = "ddim"
@@ -51,7 +51,7 @@ class Sampler:
     drops_penultimate: bool = False
     own_table: Table = Table.NONE
     every: int = 1
-    """n if the models for this sampler were trained on every n-th timestep only, otherwise 1."""
+    """n if models for this sampler were trained only on every n-th timestep; 1 for other samplers."""
     takes_churn: bool = False
     takes_s_noise: bool = False
     guidance_factor: float = 1.0
@@ -190,48 +190,48 @@ SAMPLERS: Final = (
         noise=Kind.ANCESTRAL, has_ends_only=True, is_adaptive=True,
     ),
     Sampler(
-        "Restart", solvers_rare.restart, "same", "A1111's Restart, independent implementation", "", (),
+        "Restart", solvers_rare.restart, "same", "an independent implementation of A1111's Restart", "", (),
         automatic=Schedule.KARRAS, noise=Kind.ANCESTRAL,
     ),
-    Sampler("DDIM", solvers.ddim, "same", "A1111's DDIM, independent implementation", "DDIMScheduler",
+    Sampler("DDIM", solvers.ddim, "same", "an independent implementation of A1111's DDIM", "DDIMScheduler",
             own_table=Table.DDIM, noise=Kind.ANCESTRAL),
-    Sampler("DDIM CFG++", solvers_rare.ddim_cfgpp, "same", "A1111's DDIM CFG++, independent implementation",
+    Sampler("DDIM CFG++", solvers_rare.ddim_cfgpp, "same", "an independent implementation of A1111's DDIM CFG++",
             own_table=Table.DDIM, noise=Kind.ANCESTRAL, is_cfgpp=True, guidance_factor=1 / 12.5),
-    Sampler("PLMS", solvers.plms, "same", "A1111's PLMS, independent implementation", "PNDMScheduler",
+    Sampler("PLMS", solvers.plms, "same", "an independent implementation of A1111's PLMS", "PNDMScheduler",
             own_table=Table.DDIM),
     Sampler(
-        "UniPC", solvers.unipc, "same", "A1111's UniPC (order 3, bh1, uniform times), independent implementation",
+        "UniPC", solvers.unipc, "same", "an independent implementation of A1111's UniPC (order 3, bh1, uniform times)",
         "UniPCMultistepScheduler", ("uni_pc",), own_table=Table.UNIPC,
     ),
     Sampler(
-        "LCM", solvers.lcm, "same", "A1111's LCM, independent implementation", "LCMScheduler", ("k_lcm",),
+        "LCM", solvers.lcm, "same", "an independent implementation of A1111's LCM", "LCMScheduler", ("k_lcm",),
         noise=Kind.ANCESTRAL, every=20,
     ),
-    Sampler("Heun++", solvers_rare.heunpp, "same", "Forge's HeunPP2, independent implementation", "",
+    Sampler("Heun++", solvers_rare.heunpp, "same", "an independent implementation of Forge's HeunPP2", "",
             ("heunpp2", "heun++ 2", "heun++2"), takes_churn=True, takes_s_noise=True),
-    Sampler("iPNDM", solvers_rare.ipndm, "same", "Forge's IPNDM, independent implementation"),
-    Sampler("iPNDM_v", solvers_rare.ipndm_v, "same", "Forge's IPNDM_V, independent implementation"),
-    Sampler("DEIS", solvers_rare.deis_over_time, "same", "Forge's DEIS, independent implementation"),
+    Sampler("iPNDM", solvers_rare.ipndm, "same", "an independent implementation of Forge's IPNDM"),
+    Sampler("iPNDM_v", solvers_rare.ipndm_v, "same", "an independent implementation of Forge's IPNDM_V"),
+    Sampler("DEIS", solvers_rare.deis_over_time, "same", "an independent implementation of Forge's DEIS"),
     Sampler("DEIS multistep", solvers.deis, "same", "diffusers DEISMultistepScheduler (order 2)",
             "DEISMultistepScheduler"),
-    Sampler("DDPM", solvers_rare.ddpm, "same", "Forge's DDPM, independent implementation", "DDPMScheduler",
+    Sampler("DDPM", solvers_rare.ddpm, "same", "an independent implementation of Forge's DDPM", "DDPMScheduler",
             noise=Kind.ANCESTRAL),
     Sampler("Gradient Estimation", solvers_rare.gradient_estimation, "same",
-            "ComfyUI's gradient_estimation, independent implementation"),
+            "an independent implementation of ComfyUI's gradient_estimation"),
     Sampler("RES multistep", solvers_rare.res_multistep, "same",
-            "ComfyUI's res_multistep, independent implementation"),
+            "an independent implementation of ComfyUI's res_multistep"),
     Sampler("RES multistep a", solvers_rare.res_multistep_ancestral, "same",
-            "ComfyUI's res_multistep_ancestral, independent implementation", "", ("res_multistep_ancestral",),
+            "an independent implementation of ComfyUI's res_multistep_ancestral", "", ("res_multistep_ancestral",),
             noise=Kind.ANCESTRAL, takes_s_noise=True),
-    Sampler("ER SDE", solvers_rare.er_sde, "same", "ComfyUI's er_sde, independent implementation",
+    Sampler("ER SDE", solvers_rare.er_sde, "same", "an independent implementation of ComfyUI's er_sde",
             noise=Kind.ANCESTRAL, takes_s_noise=True),
-    Sampler("Euler CFG++", solvers_rare.euler_cfgpp, "same", "ComfyUI's euler_cfg_pp, independent implementation",
+    Sampler("Euler CFG++", solvers_rare.euler_cfgpp, "same", "an independent implementation of ComfyUI's euler_cfg_pp",
             is_cfgpp=True),
     Sampler("Euler a CFG++", solvers_rare.euler_ancestral_cfgpp, "same",
-            "ComfyUI's euler_ancestral_cfg_pp, independent implementation", "", ("euler_ancestral_cfg_pp",),
+            "an independent implementation of ComfyUI's euler_ancestral_cfg_pp", "", ("euler_ancestral_cfg_pp",),
             noise=Kind.ANCESTRAL, is_cfgpp=True, takes_s_noise=True),
     Sampler("DPM++ 2M CFG++", solvers_rare.dpmpp_2m_cfgpp, "same",
-            "ComfyUI's dpmpp_2m_cfg_pp, independent implementation", is_cfgpp=True, automatic=Schedule.KARRAS),
+            "an independent implementation of ComfyUI's dpmpp_2m_cfg_pp", is_cfgpp=True, automatic=Schedule.KARRAS),
 )  # fmt: skip
 BY_NAME: Final = {sampler.name: sampler for sampler in SAMPLERS}
 
@@ -292,13 +292,12 @@ def plan(
         return _by_comfyui(sampler, schedule, steps, levels, is_xl=is_xl, start=start, sigmas=sigmas)
     if sigmas:
         return Plan(sampler, schedule, tuple(sigmas), sigmas[0], 1.0, _span(sigmas))
-    # as in A1111, run only int(strength · steps) + 1 of the steps, unless all steps are kept
+    # as in A1111, run only int(strength · steps) + 1 of the steps, unless `keeps_steps` is set
     share = min(start.strength, 0.999) if start else 1.0
     whole = int(steps / share) if start and start.keeps_steps else steps
     taken = (steps - 1 if start.keeps_steps else int(share * steps)) if start else None
     if not 1 <= steps <= whole <= TRAIN_STEPS:
-        asked = f"{steps}" if whole == steps else f"{steps} from strength {share:g}, which makes {whole}"
-        raise UsageError(f"steps must be 1 to {TRAIN_STEPS}, not {asked}", code=Cause.BAD_STEPS)
+        raise _bad_steps(steps, share, whole, TRAIN_STEPS)
     if schedule is Schedule.AUTOMATIC and sampler.own_table:
         if rules > 1:
             return _by_times(sampler, whole, levels, taken)
@@ -328,6 +327,15 @@ def plan(
     return made
 
 
+def _bad_steps(steps: int, strength: float, whole: int, limit: int) -> UsageError:
+    if whole == steps:
+        return UsageError(f"steps must be 1 to {limit}, not {steps}", code=Cause.BAD_STEPS)
+    return UsageError(
+        f"{steps} steps at strength {strength:g} need a schedule of {whole} steps, but the limit is {limit}",
+        code=Cause.BAD_STEPS,
+    )
+
+
 def _by_comfyui(
     sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool, start: Start | None,
     sigmas: Sequence[float],
@@ -339,8 +347,7 @@ def _by_comfyui(
     share = start.strength if start and start.strength <= _WHOLE_STRENGTH else 1.0
     whole = int(steps / share)
     if not 1 <= steps <= whole <= _MOST_STEPS:
-        asked = f"{steps}" if whole == steps else f"{steps} from strength {share:g}, which makes {whole}"
-        raise UsageError(f"steps must be 1 to {_MOST_STEPS}, not {asked}", code=Cause.BAD_STEPS)
+        raise _bad_steps(steps, share, whole, _MOST_STEPS)
     if not sigmas:
         schedule = sampler.automatic if schedule is Schedule.AUTOMATIC else schedule
         found = table(schedule, whole + sampler.drops_penultimate, levels, is_xl=is_xl)
@@ -371,7 +378,7 @@ def _span(sigmas: Sequence[float]) -> tuple[float, float]:
 def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | None) -> Plan:
     """Plan DDIM, PLMS or UniPC, which count in timesteps and work in the model's variance-preserving scaling.
 
-    In img2img, A1111 adds noise for a higher timestep than the one of the first evaluation: the next one in the table.
+    In img2img, A1111 adds noise for a higher timestep than that of the first evaluation: the next higher in the table.
     """
     times = [float(time) for time in reversed(ddim_times(steps))]
     used = times if taken is None else times[:taken]

@@ -1,4 +1,4 @@
-"""Plans the noise levels of a run, for diffusion models as well as for flow matching."""
+"""Plans the noise levels of a sampling run, for diffusion models and for flow-matching models."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,8 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Plan a run of `steps` steps; see `samplers.plan`.
 
-    Raises: UsageError: the number of steps is out of range, or flow matching does not have this sampler or schedule.
+    Raises: UsageError: the number of steps is out of range, or the model is a flow-matching model and the sampler or
+    schedule cannot be used with these models.
     """
     if isinstance(levels, NoiseLevels):
         return samplers.plan(

@@ -44,7 +44,7 @@ def line(start: float, end: float, count: int) -> list[float]:
 
 
 def level(alpha: float) -> float:
-    """Return the noise level σ at which `alpha` (ᾱ) is the share of signal."""
+    """Convert ᾱ (`alpha`), the fraction of signal, to the noise level σ."""
     return single(math.sqrt(single(single(1 - alpha) / alpha)))
 
 
@@ -123,8 +123,8 @@ TABLES: Final[dict[str, Callable[[int, Sequence[float], Rounded], list[float]]]]
     "Normal": _uniform, "Karras": _karras, "Exponential": _exponential, "Polyexponential": _polyexponential,
     "SGM Uniform": _sgm,
 }  # fmt: skip
-"""Maps each schedule whose intermediate rounding matters to the function that computes its levels, except the final 0.
+"""Maps schedules whose intermediate rounding matters to functions that compute their levels, without the final 0.
 
-The levels of other schedules are rounded once, at the end. The functions' last argument rounds the logarithms of the
-levels.
+The levels of other schedules are rounded once, at the end. The last argument of each function is the function that
+rounds the logarithms of the levels.
 """

@@ -31,7 +31,7 @@ Steps = Generator[tuple[X, float], Any, X]
 class Tuning:
     """Settings for the fresh noise that a sampler adds.
 
-    `eta`: the share (0 to 1) of an ancestral or SDE step's noise that is added; `s_noise`: a factor on that noise.
+    `eta`: the fraction (0 to 1) of an ancestral or SDE step's noise that is added; `s_noise`: a factor on that noise.
     `s_churn`: noise that Euler, Heun and DPM2 add before each step whose level is between `s_tmin` and `s_tmax`, in
     total over all steps. Source of `s_noise`, `s_churn`, `s_tmin` and `s_tmax`: Karras et al. 2022, algorithm 2.
     """
@@ -42,7 +42,7 @@ class Tuning:
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     is_single: bool = False
-    """Whether to round the noise levels at which a Brownian path is queried as k-diffusion does."""
+    """Whether the noise levels at which a Brownian path is queried are rounded as in k-diffusion."""
 
 
 PLAIN: Final = Tuning()
@@ -115,7 +115,7 @@ def evaluations(
 
 
 def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float]:
-    """Return (σ_down, σ_up) for a step down to σ_down, after which noise of σ_up is added to arrive at `after`."""
+    """Return (σ_down, σ_up): the level to step down to, and how much noise to add there to arrive at level `after`."""
     if not eta:
         return after, 0.0
     # clamp to 0: if the two levels differ only in their last digits, the rounded difference may be negative
@@ -156,7 +156,7 @@ def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning 
 
 
 def ddim(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DDIM: an Euler step; `eta` > 0 replaces a share of the predicted noise with fresh noise (Song et al. 2021)."""
+    """DDIM: an Euler step; `eta` > 0 replaces part of the predicted noise with fresh noise (Song et al. 2021)."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         if not tuning.eta:
@@ -331,7 +331,10 @@ def _log_integral(start: float, end: float, *, zero: float) -> float:
 
 
 def _solve_vandermonde(nodes: Sequence[float], wanted: Sequence[float]) -> list[float]:
-    """Find the weights w with Σ wₖ·nodesₖ^p = wanted[p] for p = 0, 1, …; for up to four nodes, by elimination."""
+    """Find the weights w with Σ wₖ·nodesₖ^p = wanted[p] for p = 0, 1, …, by Gaussian elimination.
+
+    Meant for at most four nodes.
+    """
     size = len(nodes)
     rows = [[node**power for node in nodes] + [wanted[power]] for power in range(size)]
     for pivot in range(size):

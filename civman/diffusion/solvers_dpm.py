@@ -184,7 +184,7 @@ def _ends(sigmas: Sequence[float]) -> tuple[float, float]:
 
 
 def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[float, float]:
-    """Return (the λ to step down to, the σ of the noise to add there) for a step from `here` to `after`.
+    """Split a step from `here` to `after`: return (the λ to step to, the σ of the noise that is then added).
 
     The returned λ is at most `end`.
     """

@@ -103,7 +103,10 @@ def ipndm_v(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN)
 
 
 def _unequal_weights(widths: Sequence[float]) -> list[float]:
-    """Compute Adams-Bashforth weights, latest slope first. `widths`: the next step's, then the previous steps'."""
+    """Compute Adams-Bashforth weights, latest slope first.
+
+    `widths`: the widths of the next step and of the previous steps, in this order.
+    """
     if len(widths) == 1:
         return [1.0]
     now, one = widths[0], widths[1]

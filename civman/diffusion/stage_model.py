@@ -66,11 +66,11 @@ class Switch:
             return call / self.total >= self.refiner.switch_at
         assert isinstance(self.levels, NoiseLevels)
         if self.sampler.own_table:
-            # these samplers count in timesteps; add a small number before truncating, because converting to a noise
-            # level and back is not exact
+            # DDIM, PLMS and UniPC count in timesteps; add a small number before truncating, because converting a
+            # timestep to a noise level and back is not exact
             time = int(self.levels.time(sigma) + 1e-3)
         else:
-            known = self.levels.known  # LCM has only 50 levels, which A1111 numbers from 0 as well
+            known = self.levels.known  # LCM has only 50 levels, which A1111 also numbers from 0
             time = min(range(len(known)), key=lambda place: abs(known[place] - sigma))
         return (TRAIN_STEPS - 1 - time) / TRAIN_STEPS >= self.refiner.switch_at
 
@@ -79,7 +79,10 @@ class RefinedDenoiser:
     """Evaluates the model that begins a pass and, after the switch, the refiner."""
 
     def __init__(self, first: Denoiser, switch: Switch, refined: Callable[[int], Denoiser]) -> None:
-        """Start with `first`. `refined` takes the number of evaluations so far and builds the refiner's denoiser."""
+        """Start with the denoiser `first`.
+
+        `refined` builds the refiner's denoiser; its argument is the number of evaluations so far.
+        """
         self._denoiser: Denoiser | None = first
         self._switch, self._refined, self._calls = switch, refined, 0
         self._is_refined = False

@@ -251,7 +251,7 @@ def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
 
 
 def test_a_second_pass_that_would_need_more_steps_than_the_model_has_says_why() -> None:
-    with pytest.raises(UsageError, match=r"60 from strength 0\.05"):
+    with pytest.raises(UsageError, match=r"60 steps at strength 0\.05"):
         plan(BY_NAME["Euler"], Schedule.NORMAL, 60, LEVELS, start=Start(0.05, keeps_steps=True))
 
 
