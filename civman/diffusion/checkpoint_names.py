@@ -23,14 +23,14 @@ TITLES: Final = {
 
 
 def stated_in(metadata: Mapping[str, str]) -> dict[str, Config]:
-    """Read from the file's metadata the dimensions that no tensor shape shows: options by component.
+    """Read config options that no tensor shape shows from a file's metadata: {component: {option: value}}.
 
-    Raises: InvalidModelFile: the metadata entry is not a JSON object that contains only objects.
+    Raises: InvalidModelFile: the metadata entry is not a JSON object whose values are JSON objects.
     """
     try:
         words = json.loads(metadata.get(METADATA_KEY, "{}"))
     except ValueError as error:
         raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not JSON") from error
     if not isinstance(words, dict) or not all(isinstance(value, dict) for value in words.values()):
-        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not a JSON object that contains only objects")
+        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not a JSON object whose values are JSON objects")
     return words

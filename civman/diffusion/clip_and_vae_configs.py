@@ -1,4 +1,4 @@
-"""Compute the dimensions of a CLIP text encoder or of a plain autoencoder from tensor names and shapes.
+"""Computes the config of a CLIP text encoder or of a plain autoencoder (VAE) from tensor names and shapes.
 
 Does not import torch.
 """
@@ -55,8 +55,8 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         "hidden_act": usual["hidden_act"],
         "layer_norm_eps": 1e-5,
         "bos_token_id": 49406,
-        # unlike the configs on Hugging Face, which state 2: with 2, transformers would pool at the highest token id,
-        # which may be an added embedding's
+        # do not use 2, the value in the configs on Hugging Face: with 2, transformers would pool at the token with the
+        # highest id, which may belong to an added embedding
         "eos_token_id": 49407,
         "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
     }

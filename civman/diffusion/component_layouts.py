@@ -1,7 +1,7 @@
 """Maps each parameter of a component in diffusers' layout to a tensor of a file in the original layout.
 
-The mapping follows from the dimensions alone, so that UNets, VAEs and text encoders of any depth and width are mapped
-without a list of keys.
+The mapping is computed from the component's config, so UNets, VAEs and text encoders of any depth and width are mapped
+without a list of tensor names.
 """
 
 from collections.abc import Iterable, Mapping
@@ -56,7 +56,7 @@ def unet_sources(parameters: Iterable[str], config: Mapping[str, Any]) -> dict[s
 
 
 def unet_modules(config: Mapping[str, Any]) -> dict[str, str]:
-    """Map modules of UNet2DConditionModel (down to resnets and attentions) to their names in the original layout."""
+    """Map the names of UNet2DConditionModel's resnets, attentions and other modules to their original names."""
     levels = len(config["block_out_channels"])
     layers = config["layers_per_block"]
     per_level = [layers] * levels if isinstance(layers, int) else list(layers)
@@ -143,7 +143,7 @@ def text_sources(parameters: Iterable[str], layout: str, prefix: str, names: Map
     """Map parameters of CLIPTextModel[WithProjection] to tensors; `layout` is "transformers" or "open_clip"."""
     result = {}
     for parameter in parameters:
-        # leave out the prefix `text_model.`, which transformers 5.6 removed in one of the two classes
+        # remove the prefix `text_model.`: since transformers 5.6, only one of its two CLIP text classes still has it
         plain = parameter.removeprefix("text_model.")
         result[parameter] = Source(prefix + plain) if layout == "transformers" else _open_clip(plain, prefix, names)
     return result

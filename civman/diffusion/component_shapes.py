@@ -54,7 +54,7 @@ def require_tensors(
     for parameter, source in sources.items():
         found = shapes[source.name]
         needed = wanted[parameter]
-        if source.third is not None:  # the tensor consists of three parts of the parameter's size: query, key and value
+        if source.third is not None:  # the tensor stacks query, key and value, each as large as the parameter
             needed = (3 * needed[0], *needed[1:])
         if _size(found) != _size(needed):
             raise InvalidModelFile(
@@ -230,7 +230,7 @@ _VOCABULARY, _PLACES = 49408, 77
 
 
 def require_widths(configs: Mapping[str, Config], file: str) -> None:
-    """Check the sizes that must match between the components.
+    """Check that the components' widths match, and that the text encoders are large enough for CLIP's tokens.
 
     Raises: CannotRender (`mismatched-parts`): a text encoder is too small for CLIP's tokens, or the UNet's input widths
     do not match the text encoders or the VAE.
@@ -259,7 +259,7 @@ def require_widths(configs: Mapping[str, Config], file: str) -> None:
         )
         times = int(unet["addition_time_embed_dim"])
         sizes = (label - pooled) // times if times > 0 else 0
-        pairs.append(("pooled text and size conditioning", pooled + sizes * times, label, "second text encoder"))
+        pairs.append(("pooled text with size conditioning", pooled + sizes * times, label, "second text encoder"))
     for what, ours, theirs, giver in pairs:
         if ours != theirs or ours <= 0:
             raise CannotRender(

@@ -50,8 +50,8 @@ class FlowDenoiser(Denoiser):
     """Like `Denoiser`, for a model that predicts velocities: clean = x − σ · v.
 
     `guidance_embedded`: the distilled guidance scale, which the model takes as an input. If the scale of
-    classifier-free guidance is not 1, classifier-free guidance is applied as well. `edit_images`: the latents of the
-    reference images that the model reads.
+    classifier-free guidance is not 1, classifier-free guidance is applied in addition. `edit_images`: the latents of
+    the reference images that the model reads.
     """
 
     def __init__(

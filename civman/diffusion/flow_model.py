@@ -41,8 +41,8 @@ def load_flow(
         parts: the files of text encoders and the VAE that are not in the checkpoint, by component; "tokenizer": a
             tokenizer file.
         device: where to put the components.
-        dtype: the dtype to compute in; None uses the files' own.
-        config: options that no tensor shape reveals, by component.
+        dtype: the dtype to compute in; None uses the dtypes of the files.
+        config: config options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
 
     Raises: CannotRender, InvalidModelFile: as in `flow_parts.place_parts`; a tensor is missing or has a wrong size; a

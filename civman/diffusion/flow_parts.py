@@ -1,4 +1,4 @@
-"""Finds the parts that a flow-matching model needs in the files that were passed, and reads their dimensions.
+"""Finds the parts that a flow-matching model needs in the files that were passed, and computes their configs.
 
 Does not import torch.
 
@@ -16,7 +16,7 @@ from civman.errors import CannotRender, Cause, InvalidModelFile
 
 TRANSFORMER = "transformer"
 TOKENIZER = "tokenizer"
-"""The role of a tokenizer file, and its name among the files of a model's components."""
+"""The role of a separate tokenizer file (`--part tokenizer=FILE`), also its key among the files of a model's parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,7 @@ class Placed:
     tokenizer: str | None = None
     """The name of the tensor that contains the part's tokenizer; None if the tokenizer is shipped with civman."""
     has_tokenizer: bool = False
-    """Whether the tokenizer's tensor is in the part's own file; if not, it is in the file of the component `TOKENIZER`.
-    """
+    """Whether the tokenizer's tensor is in the same file as the part; if not, it is in a separate tokenizer file."""
 
 
 def place_parts(
@@ -50,12 +49,11 @@ def place_parts(
         family: the checkpoint's family.
         checkpoint: the shapes of the checkpoint's tensors.
         file: the checkpoint's name, for messages.
-        own_files: for each part that is not in the checkpoint: the shapes of the tensors in its file; also those of a
-            separate tokenizer.
-        names: the names of these files, by component.
-        stated: options that override those read from shapes, by component.
-        metadata: the checkpoint's metadata, which may also contain such options for the checkpoint's own
-            components.
+        own_files: for each part that has a separate file, the shapes of the tensors in that file; also for a separate
+            tokenizer file.
+        names: the names of the separate files, by component.
+        stated: config options that override those computed from shapes, by component.
+        metadata: the checkpoint's metadata, which may also contain config options for components in the checkpoint.
 
     Raises:
         CannotRender: a part or its tokenizer is missing (`missing-part`), or a part is of another kind or width
@@ -168,14 +166,14 @@ def wrong_kind(need: Need, file: str) -> CannotRender:
 
 
 def option_of(need: Need) -> str:
-    """Return the command-line option that passes this part, with a placeholder for the file."""
+    """Return the command-line option that passes this part, with REF in place of the file: "--part t5=REF"."""
     return "--vae REF" if need.component == "vae" else f"--part {need.kind.role}=REF"
 
 
 def _how_to_fetch(need: Need, family: FlowFamily, width: int | None = None) -> str:
     known = parts_for(str(family.architecture), need.kind.role, width)
     if not known:
-        return "CivitAI has such files as separate models"
+        return "CivitAI offers these files as separate models"
     return f"`civman download {known[0].sha256}` fetches {known[0].title} (`{known[0].name}`) if CivitAI has it"
 
 
@@ -188,7 +186,7 @@ def _require_widths(family: FlowFamily, placed: Mapping[str, Placed], file: str,
             need = next(each for each in family.needs if each.component == component)
             name = names.get(component, file)
             raise CannotRender(
-                f"the {need.kind.title} in `{name}` has a width of {found}, but `{file}` needs one of {width}",
+                f"the {need.kind.title} in `{name}` has a width of {found}, but `{file}` needs a width of {width}",
                 hint=f"pass a matching file with {option_of(need)}", code=Cause.MISMATCHED_PARTS,
                 part=need.kind.role, file=name,
             )  # fmt: skip

@@ -1,7 +1,8 @@
 """Runs the text encoders of a flow-matching model (CLIP, T5, language models) with ComfyUI's rules for weights.
 
 A weight w scales the difference between a token's hidden state and the empty prompt's: empty + w · (state − empty).
-Qwen models ignore weights, as in ComfyUI. `notes` collects notes for the user, for example that the prompt was cut off.
+Qwen models ignore weights, as in ComfyUI. `notes` collects messages for the user, for example that the prompt was cut
+off.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ class FlowText:
     def __init__(
         self, components: Mapping[str, nn.Module], device: torch.device, tokenizers: Mapping[str, FileTokenizer] = {}
     ) -> None:
-        """Use a model's components. `tokenizers` maps text encoders to the tokenizers read from files."""
+        """Wrap the text encoders among `components`; `tokenizers` contains the tokenizers that were read from files."""
         self._components, self._device, self._tokenizers = components, device, tokenizers
         self.notes: list[str] = []
 
@@ -34,8 +35,8 @@ class FlowText:
         """Encode the first 75 tokens; return a layer's hidden states (1, 77, width) and the pooled vector (1, width).
 
         `layer` counts from the end: -1 is the output of the last layer after the final norm, -2 that of the
-        second-to-last layer without the norm. The pooled vector is the state of the first end token, projected if the
-        encoder has a projection.
+        second-to-last layer without the norm. The pooled vector is the hidden state of the first end token, projected
+        if the encoder has a projection.
         """
         encoder: Any = self._components[component]
         tokenizer = clip_tokenizer()
@@ -58,7 +59,7 @@ class FlowText:
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Tensor:
         """Encode a prompt as (1, tokens, width), padded to `least` tokens and cut off at `most` tokens.
 
-        The encoder attends to padding tokens as well, as in ComfyUI and in diffusers' Flux pipeline.
+        The encoder also attends to padding tokens, as in ComfyUI and in diffusers' Flux pipeline.
         """
         encoder: Any = self._components[component]
         tokenizer = load_tokenizer("t5")
@@ -83,7 +84,7 @@ class FlowText:
         return component in self._components
 
     def qwen_ids(self, text: str, most: int) -> list[int]:
-        """Return a text's token ids for a Qwen model, at most `most` of them."""
+        """Tokenize a text for a Qwen model; return at most `most` token ids."""
         fitted = load_tokenizer("qwen").fit(text, most)
         if fitted.note:
             self.note(fitted.note)
@@ -102,7 +103,7 @@ class FlowText:
     def piece_ids(
         self, component: str, parsed: ParsedPrompt, most: int, *, starts: bool = True, ends: bool = False
     ) -> tuple[list[int], list[float]]:
-        """Return at most `most` token ids of a prompt and each token's weight, by a tokenizer read from a file.
+        """Tokenize a prompt with a tokenizer read from a file; return at most `most` ids, and each token's weight.
 
         `starts`, `ends`: whether the ids begin with the tokenizer's start token and end with its end token.
         """
@@ -117,7 +118,7 @@ class FlowText:
         return [*before, *ids[:room], *after], [*[1.0] * len(before), *inner, *[1.0] * len(after)]
 
     def file_ids(self, component: str, text: str, most: int) -> list[int]:
-        """Return at most `most` token ids of a text, without a start token, by a tokenizer read from a file."""
+        """Tokenize a text with a tokenizer read from a file; return at most `most` ids, without a start token."""
         ids, _ = self.piece_ids(component, ParsedPrompt(text, ((Fragment(text, 1.0),),)), most, starts=False)
         return ids
 
@@ -136,12 +137,12 @@ class FlowText:
     ) -> Tensor:  # fmt: skip
         """Encode token ids as (1, tokens, width).
 
-        `layer`: the index of a layer's hidden states, such as -2; several indices: these hidden states, concatenated
-        along the width; None: the last layer's hidden states after the final norm. `weights`: one for each token. They
-        act relative to the empty prompt, which here is the first token followed by masked padding. `least`: the number
-        of tokens up to which the ids are padded with the padding token of Qwen or Mistral, after the text or, with
-        `pads_before`, before it. No token attends to the padding, but the padding's hidden states are part of the
-        result.
+        `layer`: the index of the hidden states to return, such as -2; with several indices, these hidden states are
+        concatenated along the width; with None, the last layer's are returned after the final norm. `weights`: one for
+        each token. They act relative to the empty prompt, which here is the first token followed by masked padding.
+        `least`: the number of tokens up to which the ids are padded with the padding token of Qwen or Mistral, after
+        the text or, with `pads_before`, before it. No token attends to the padding, but the padding's hidden states are
+        part of the result.
         """
         encoder: Any = self._components[component]
         rows, mask = [list(ids)], None
@@ -165,7 +166,7 @@ class FlowText:
         return _moved(states, weights)
 
     def note(self, words: str) -> None:
-        """Add a note for the user, unless it was added before."""
+        """Add a message for the user to `notes`, unless it is already there."""
         if words not in self.notes:
             self.notes.append(words)
 

@@ -41,5 +41,5 @@ def read_json(data: bytes, title: str, file: str) -> JsonTokenizer:
         letter = words.encode("a")
         ids, is_special = letter.ids, letter.special_tokens_mask
         return JsonTokenizer(title, words, ids[0] if is_special[0] else None, ids[-1] if is_special[-1] else None)
-    except Exception as odd:  # the library raises no narrower class
+    except Exception as odd:  # the library raises only this class for all errors
         raise InvalidModelFile(f"the tokenizer of the {title} in `{file}` cannot be read") from odd

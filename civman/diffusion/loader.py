@@ -47,11 +47,11 @@ _KNOWN_TAILS = (
 class LoadedModel:
     """The components of a checkpoint, ready to use, and the files that they are read from.
 
-    `prediction` is "epsilon", "v_prediction" or "flow"; `is_zero_snr`: the model was trained with zero terminal SNR.
-    `notes` are sentences for the user (conversions, assumptions); `unused` lists the file's tensors that no component
-    uses. `files` maps each component to its open file; `sources` maps each component's parameters to tensors of that
-    file. `pipelines` caches the diffusers pipelines built from this model. `tokenizers` maps each text encoder whose
-    file contains a tokenizer to this tokenizer.
+    `prediction` is "epsilon", "v_prediction" or "flow"; `is_zero_snr`: whether the model was trained with zero terminal
+    SNR. `notes` are sentences for the user (conversions, assumptions); `unused` lists the file's tensors that no
+    component uses. `files` maps each component to its open file; `sources` maps each component's parameters to tensors
+    of that file. `pipelines` caches the diffusers pipelines built from this model. `tokenizers` maps text encoders to
+    the tokenizers that were read from files.
     """
 
     path: Path
@@ -77,14 +77,14 @@ class LoadedModel:
 
     @property
     def vae(self) -> Any:
-        """Diffusers' AutoencoderKL."""
+        """The VAE, such as diffusers' AutoencoderKL."""
         return self.components["vae"]
 
     @property
     def unused_layers(self) -> tuple[tuple[str, str], ...]:
         """Layers whose changes in adapter files are ignored, because this family does not use these layers.
 
-        In the form that `merge_adapters.apply` takes as `unused`.
+        They have the form of `merge_adapters.apply`'s argument `unused`.
         """
         if not self.family.drops_text_layer:
             return ()
@@ -133,10 +133,10 @@ def load(
     Args:
         path: a `.safetensors` checkpoint of Stable Diffusion 1, 2, XL base or refiner; inpainting checkpoints too.
         device: where to put the components; on "cpu", parameters are views of the file.
-        dtype: the dtype to compute in; None uses the file's own.
+        dtype: the dtype to compute in; None uses the file's dtype.
         vae: a separate VAE file (original or diffusers layout) to use instead of the checkpoint's VAE.
-        config: a folder of diffusers-style `<component>/config.json` files, for dimensions that no tensor shape
-            reveals; or their contents, by component.
+        config: config options that no tensor shape reveals, by component; or a folder that contains them in files
+            `<component>/config.json`, as diffusers saves them.
         prediction: "epsilon" or "v_prediction" if known (SD 2 files do not specify it).
         is_zero_snr: whether the model was trained with zero terminal SNR, if known.
         leaves: parameters with more elements than this are not loaded (they stay on the meta device, in the dtype to
@@ -203,8 +203,8 @@ def unfilled() -> Iterator[None]:
 class _ConstantsOnCpu(TorchFunctionMode):
     """Makes `torch.arange` and `torch.tensor` allocate on the CPU under the meta device, so that constants have values.
 
-    Such constants are the text encoders' position ids and Gemma's factor for embeddings. On the meta device they would
-    have to be recreated later, for which torch would import sympy: 0.8 s.
+    The constants are the text encoders' position ids and Gemma's factor for embeddings. On the meta device, they would
+    have to be recreated later, for which torch would import sympy, which takes 0.8 s.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -247,7 +247,7 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
 
 
 def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Return the UNet's tensors, converted to `device` and `dtype`; empty if the file's own views can be used."""
+    """Return the UNet's tensors, converted to `device` and `dtype`; empty if views of the file need no conversion."""
     names = [name for name in weights.shapes if name.startswith(UNET)]
     own = weights.dtype_of(names) if names else torch.float32
     dtype = dtype or (torch.float16 if own.itemsize == 1 else own)
@@ -258,7 +258,7 @@ def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | Non
     # copy all tensors in a single call, because many small calls would each wait for Python's global interpreter lock
     torch._foreach_copy_([made[name] for name in plain], [weights.read(Source(name)) for name in plain])
     for name in names:
-        # unpack the weights one by one, because an unpacked weight needs four bytes per number
+        # unpack one weight at a time, because unpacking it needs four more bytes of memory per number
         if weights.is_packed(name):
             made[name].copy_(weights.read(Source(name)))
             weights.forget(name)
@@ -383,7 +383,7 @@ def _prediction(
     else:
         kind = family.prediction
         if family.is_silent_about_prediction and not claimed:
-            notes.append("the file does not state whether it predicts epsilon or v: assuming epsilon")
+            notes.append("the file does not show whether the model predicts epsilon or v, so epsilon is assumed")
     if kind not in ("epsilon", "v_prediction"):
         raise CannotRender(f"unknown prediction type: {kind}", code=Cause.UNKNOWN_PREDICTION)
     return kind, zero

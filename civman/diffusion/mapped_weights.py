@@ -1,9 +1,9 @@
 """Opens a safetensors or GGUF file for reading: names, shapes, metadata, and tensors as views of a memory map.
 
-A tokenizer file is opened as well: it has one tensor with all of its bytes.
+A tokenizer file can also be opened: it is presented as a single tensor with all of the file's bytes.
 
-A packed weight (8-bit with a scale, 4-bit, GGUF's blocks) is unpacked to float32 when it is read, and has the name and
-shape that the model expects; every other tensor is a view of the file.
+Packed weights (8-bit with a scale, 4-bit, GGUF's blocks) are listed with the name and shape that the model expects, and
+are unpacked to float32 when they are read. Every other tensor is a view of the file.
 """
 
 from collections.abc import Iterable
@@ -137,7 +137,7 @@ class Weights:
 
     def _dtype(self, name: str) -> torch.dtype:
         if name not in _DTYPES:
-            raise InvalidModelFile(f"`{self.path.name}` contains a number type that civman cannot compute with: {name}")
+            raise InvalidModelFile(f"`{self.path.name}` has tensors of type {name}, which civman cannot compute with")
         return _DTYPES[name]
 
     def _tensor(self, entry: Entry) -> Tensor:

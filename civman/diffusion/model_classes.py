@@ -55,7 +55,7 @@ _FILES: dict[str, tuple[str, str]] = {
     "controlnet-union": ("models.controlnets.controlnet_union", "ControlNetUnionModel"),
     "t2i-adapter": ("models.adapter", "T2IAdapter"),
 }
-"""Maps each component to the module of diffusers that defines its class, and the class's name."""
+"""Maps each component to (the module of diffusers that defines the component's class, the class's name)."""
 
 
 def construct(component: str, config: dict[str, Any], *, for_diffusers: bool = False) -> nn.Module:
@@ -142,8 +142,8 @@ def _text() -> Any:
 def _import(what: Callable[[], Any]) -> Any:
     with _LOCK:
         if "diffusers" not in sys.modules and "transformers" not in sys.modules:
-            # import with the CPU as torch's default device, which also applies to tensors that libraries create on
-            # import
+            # make the CPU torch's default device during the import, because the libraries create tensors when they are
+            # imported
             with no_compiler(), _no_distribution(), torch.device("cpu"):
                 # import diffusers before scipy and PEFT are hidden, because it checks for them on import
                 importlib.import_module("diffusers")

@@ -31,10 +31,10 @@ def load(
     Args:
         path: the checkpoint.
         device: where to put the components.
-        dtype: the dtype to compute in; None uses the file's own.
+        dtype: the dtype to compute in; None uses the file's dtype.
         vae: a separate VAE file to use instead of the checkpoint's VAE.
         parts: the files of text encoders and of a tokenizer that are not in the checkpoint, by role, such as "t5".
-        config: options that no tensor shape reveals, by component.
+        config: config options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
         for_unets: further arguments of `loader.load`, which are ignored for transformers.
 

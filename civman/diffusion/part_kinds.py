@@ -1,6 +1,6 @@
 """The kinds of text encoders and VAEs that checkpoints of transformer families need: how to recognise and build each.
 
-A part is stored in the checkpoint, with a prefix before its tensor names, or in a separate file. Its dimensions come
+A part is stored in the checkpoint, with a prefix before its tensor names, or in a separate file. Its config is computed
 from tensor shapes. Does not import torch.
 """
 
@@ -28,21 +28,22 @@ class PartKind:
     prefixes: tuple[str, ...]
     """Prefixes of this part's tensor names, in the order in which they are tried; those of separate files come last."""
     probes: tuple[str, ...]
-    """Tensor names, in this kind's own layout and without prefix, by which a file with this part is recognised."""
+    """The tensor names (without prefix) by which a file that contains this part is recognised."""
     config: Callable[[Shapes], Config] = field(repr=False)
-    """A function that builds the class's arguments from the tensor shapes, by name without prefix."""
+    """A function that builds the class's arguments from the part's tensor shapes; names are without prefix."""
     sources: Sources = field(repr=False)
-    """A function that maps the class's parameters to tensors, by name without prefix."""
+    """A function that maps each parameter of the class to its tensor in the file; names are without prefix."""
     names: Callable[[Iterable[str]], Mapping[str, str]] = field(default=lambda names: {n: n for n in names}, repr=False)
-    """A function that maps the tensor names that `config` and `sources` use to the names in a file, both without
-    prefix.
+    """A function that takes the tensor names in a file and maps the names that `config` and `sources` use to them.
+
+    All names are without prefix.
     """
     tokenizers: tuple[str, ...] = ()
     """The possible names of the tensor that contains the part's tokenizer, in the order in which they are tried; see
     `civman.domain.files.tokenizer_files`. Empty for parts whose tokenizer is shipped with civman.
     """
     lacks: tuple[str, ...] = ()
-    """Tensor names, in the form of `probes`, which show that a file contains a similar part of another kind."""
+    """Tensor names (without prefix) that show that a file contains a similar part of another kind instead."""
 
     def prefix_in(self, shapes: Shapes) -> str | None:
         """Return the prefix of this part's tensor names in a file; None if the file does not contain the part."""
@@ -148,7 +149,10 @@ def _ministral(shapes: Shapes) -> Config:
 
 
 def _mistral(shapes: Shapes) -> Config:
-    """Describe the layers that Flux.2 dev's transformer reads; the published encoder has ten more and a final norm."""
+    """Build the config of Mistral Small 3 with only the layers that Flux.2 dev's transformer reads.
+
+    The published encoder has ten more layers and a final norm.
+    """
     if (layers := count(shapes, "layers.")) < _MISTRAL_LAYERS:
         raise CannotRender(
             f"this Mistral Small 3 text encoder has {layers} layers, but the transformer reads {_MISTRAL_LAYERS}",

@@ -46,7 +46,7 @@ class PieceTokenizer:
     adds_space: bool = False
     trims_spaces: bool = False
     end: int | None = None
-    """The id that ends a text."""
+    """The id of the end token; None if the vocabulary has none."""
 
     def encode(self, text: str) -> list[int]:
         """Convert a text of any length to token ids, without the start token."""
@@ -95,7 +95,10 @@ class PieceTokenizer:
                 yield from self._split(symbol, halves)
 
     def _symbols(self, text: str) -> tuple[list[str], list[bool]]:
-        """Split a text into characters and never-split pieces; return them, and for each whether it is such a piece."""
+        """Split a text into symbols: pieces that are never split, and characters.
+
+        Returns the symbols and, for each, whether it is a piece that is never split.
+        """
         symbols, is_whole, at = [], [], 0
         for match in self.whole.finditer(text) if self.whole is not None else ():
             symbols += [*text[at : match.start()], match[0]]
@@ -129,14 +132,14 @@ def read_pieces(data: bytes, title: str, file: str) -> PieceTokenizer:
         raise InvalidModelFile(f"the tokenizer of the {title} in `{file}` cannot be read") from odd
     if isinstance(found, str):
         raise CannotRender(
-            f"the tokenizer of the {title} in `{file}` {found}",
+            f"civman does not support the tokenizer of the {title} in `{file}`, because {found}",
             hint="use the published file of this text encoder", code=Cause.MISMATCHED_PARTS, file=file,
         )  # fmt: skip
     return found
 
 
 def _read(data: bytes, title: str) -> PieceTokenizer | str:
-    """Read a SentencePiece model. If civman does not support it, return a phrase that says why."""
+    """Read a SentencePiece model; if civman does not support it, return the reason."""
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
     scores: dict[str, float] = {}
@@ -160,11 +163,11 @@ def _read(data: bytes, title: str) -> PieceTokenizer | str:
     if not trainer or not scores:
         raise ValueError("no vocabulary")
     if trainer.get(3, 1) != BYTE_PAIRS:
-        return "does not use byte-pair encoding"
+        return "it does not use byte-pair encoding"
     if normalizer.get(2, b"") or trainer.get(24, 0) or not normalizer.get(5, 1):
-        return "rewrites characters before it divides the text"
+        return "it rewrites characters before it splits the text"
     if len(kinds[_BYTE]) != 256:
-        return "has no pieces for single bytes"
+        return "its vocabulary has no pieces for single bytes"
     whole = sorted(kinds[_USER_DEFINED], key=len, reverse=True)
     return PieceTokenizer(
         title, _whole(trainer.get(41, 1)),
@@ -177,11 +180,11 @@ def _read(data: bytes, title: str) -> PieceTokenizer | str:
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number where a message is expected")  # noqa: TRY004  # the file is wrong, not the caller
+        raise ValueError("a field contains a number instead of a message")  # noqa: TRY004  # the file is wrong, not the caller
     return value
 
 
 def _whole(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise ValueError("a message where a number is expected")  # noqa: TRY004  # the file is wrong, not the caller
+        raise ValueError("a field contains a message instead of a number")  # noqa: TRY004  # the file is wrong, not the caller
     return value

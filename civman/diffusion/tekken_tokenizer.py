@@ -35,7 +35,7 @@ class TekkenTokenizer:
     start: int
     """The id that begins every text."""
     end: int
-    """The id that ends a text."""
+    """The id of the end token."""
     words: pre_tokenizers.PreTokenizer = field(repr=False)
     """Divides a text into words and writes each word with one character per byte."""
     pieces: PieceTokenizer = field(repr=False)
@@ -122,5 +122,5 @@ def _symbol_of_each_byte() -> dict[int, str]:
 def _pattern(text: str) -> Regex:
     try:
         return Regex(text)
-    except Exception as odd:  # the package `tokenizers` raises no narrower class
+    except Exception as odd:  # the package `tokenizers` raises only this class for all errors
         raise ValueError("no regular expression") from odd

@@ -36,9 +36,9 @@ _QWEN_ADDED = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
     "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
-"""Qwen's added tokens that are ordinary words rather than control tokens.
+"""Qwen's added tokens that are not special tokens, so they are treated as ordinary text.
 
-The ids of added tokens follow the ids of the merges.
+The ids of all added tokens follow the ids of the merges.
 """
 QWEN_PADDING: Final = 151643
 """The id of `<|endoftext|>`, with which Qwen pads short texts."""
@@ -90,7 +90,7 @@ class TextTokenizer:
         kept = max(limit - len(tail), 0)
         lost = text[encoding.offsets[kept][0] :].strip()
         shown = lost if len(lost) <= _SHOWN else f"{lost[:_SHOWN].rstrip()} …"
-        note = f"the text has {len(ids)} tokens, but {self.title} reads {limit} here: `{shown}` is left out"
+        note = f"the text has {len(ids)} tokens, but {self.title} reads {limit} at most: `{shown}` is left out"
         return Fitted(ids[:kept] + tail, len(ids) - limit, note)
 
 

@@ -1,11 +1,11 @@
-"""Computes the dimensions of the components of a checkpoint with a UNet from tensor names and shapes.
+"""Computes the configs of the components of a checkpoint with a UNet from tensor names and shapes.
 
 Does not import torch.
 
-Dimensions that the shapes reveal take precedence over the family's defaults, so that slim, pruned and tiny variants
-load as well. Three are not visible in any shape: attention heads, norm groups and the VAE's scaling factor. These
-follow the family's rule, unless the file's metadata specifies others in the entry `civman.config` (JSON: component →
-{option: value}).
+Values that the shapes reveal take precedence over the family's defaults, so that slim, pruned and tiny variants can
+also be loaded. Three values are not visible in any shape: the numbers of attention heads and norm groups, and the VAE's
+scaling factor. They are the family's, unless the file's metadata contains others in the entry `civman.config` (JSON:
+{component: {option: value}}).
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ def require_known_rules(names: Iterable[str], file: str) -> None:
     for tensors, model in _EDM:
         if tensors <= held:
             raise CannotRender(
-                f"`{file}` was trained with EDM noise levels, as {model} was, which civman does not support yet: "
+                f"`{file}` was trained with EDM noise levels, like {model}; civman does not support them yet, and "
                 "other noise levels would spoil the image",
                 hint="choose another SDXL checkpoint",
                 code=Cause.UNKNOWN_PREDICTION,
@@ -49,8 +49,9 @@ def component_configs(
 ) -> dict[str, Config]:
     """Build the constructor arguments of the family's components, by component.
 
-    `shapes` are the checkpoint's, `vae` those of the VAE in use (names without prefix). In order of precedence, the
-    values come from `stated` (a config folder), the file's own metadata, the shapes, and the family's defaults.
+    `shapes` are the checkpoint's tensor shapes, `vae` those of the VAE in use (names without prefix). In order of
+    precedence, the values come from `stated` (a config folder), the file's metadata, the shapes, and the family's
+    defaults.
     """
     try:
         return _component_configs(family, shapes, vae, metadata, stated)
@@ -82,7 +83,7 @@ def _component_configs(
 
 
 def require_parts(family: UNetFamily, parts: Iterable[str], name: str) -> None:
-    """Check that the file `name`, whose components are `parts`, has all those that its family needs.
+    """Check that the file `name`, which contains the components `parts`, has all components that its family needs.
 
     Raises: CannotRender (`missing-part`).
     """
@@ -201,7 +202,7 @@ def _attends(level: Iterable[_Layer]) -> bool:
 def _depths_per_level(levels: list[list[_Layer]], middle: int) -> list[Any]:
     """Return the number of transformer blocks per attention layer at each level.
 
-    A last level without attention gets the middle block's number.
+    If the last level has no attention, the middle block's number is used for it.
     """
     depths: list[Any] = []
     for number, level in enumerate(levels):

@@ -151,7 +151,7 @@ def test_v_prediction_and_zero_snr_are_read_from_the_file_or_its_metadata(
     assert (load(tiny_files["sdxl"]).prediction, load(tiny_files["sdxl"]).is_zero_snr) == ("epsilon", False)
     assert load(claimed).prediction == "v_prediction"
     assert load(claimed, prediction="epsilon").prediction == "epsilon"
-    assert "assuming epsilon" in load(tiny_files["sd2"]).notes[0]
+    assert "epsilon is assumed" in load(tiny_files["sd2"]).notes[0]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def tuple_of(row: list[object]) -> tuple[str, tuple[int, ...]]:
 
 
 def test_a_model_of_another_kind_is_refused_by_its_kind() -> None:
-    with pytest.raises(CannotRender, match=r"in `tiny\.safetensors` does not use byte-pair encoding"):
+    with pytest.raises(CannotRender, match=r"in `tiny\.safetensors`, because it does not use byte-pair encoding"):
         read_pieces(model("unigram"), "Gemma 2 text encoder", "tiny.safetensors")
 
 

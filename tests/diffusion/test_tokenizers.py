@@ -61,7 +61,7 @@ def test_a_long_text_is_cut_before_its_end_token_and_the_note_names_what_is_left
 
     assert fitted.ids == [*tokenizer.encode(text)[:511], 1]
     assert fitted.dropped == len(tokenizer.encode(text)) - 512
-    assert f"has {len(tokenizer.encode(text))} tokens, but T5 reads 512 here: `cat cat" in fitted.note
+    assert f"has {len(tokenizer.encode(text))} tokens, but T5 reads 512 at most: `cat cat" in fitted.note
 
 
 def test_the_left_out_words_are_quoted_from_the_text() -> None:

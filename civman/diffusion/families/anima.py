@@ -64,7 +64,7 @@ class Anima(FlowFamily):
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The steps and the sampler are CivitAI's; the scale is within the range that the model's authors recommend.
+        The steps and the sampler are CivitAI's; the CFG scale is within the range that the model's authors advise.
         """
         if variant == "turbo":
             return Defaults(steps=8, sampler="Euler a", shift=3.0)
@@ -109,7 +109,7 @@ class Anima(FlowFamily):
         return self.keys.sources(wanted, prefix)
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width).
+        """Return the width that each part must have: component → (the config option for this width, the width).
 
         In all known models, the text adapter's input is as wide as its output, so the text encoder has this width, too.
         """

@@ -44,7 +44,7 @@ class Chroma(FlowFamily):
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
         """Return the variant's defaults for options that a request does not set.
 
-        The shift and the schedule are SwarmUI's, the steps and the scale CivitAI's.
+        The shift and the schedule are SwarmUI's; the steps and the CFG scale are CivitAI's.
         """
         return Defaults(steps=25, cfg=3.5, schedule="Beta", shift=1.0)
 
@@ -57,7 +57,7 @@ class Chroma(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("d_model", transformer["joint_attention_dim"]),
             "vae": ("latent_channels", transformer["out_channels"] // 4),

@@ -36,7 +36,7 @@ class ErnieImage(FlowFamily):
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The steps and scales are those of CivitAI; the shift is ComfyUI's.
+        The steps and the CFG scales are CivitAI's; the shift is ComfyUI's.
         """
         return Defaults(steps=8, shift=3.0) if variant == "turbo" else Defaults(steps=20, cfg=4.0, shift=3.0)
 
@@ -54,7 +54,7 @@ class ErnieImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["text_in_dim"]),
             "vae": ("latent_channels", transformer["in_channels"] // 4),

@@ -22,7 +22,7 @@ PREFIXES = ("model.diffusion_model.", "net.", "model.", "diffusion_model.", "tra
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A part that a family needs besides the transformer, and the name of the component that it becomes."""
+    """A part that a family needs in addition to the transformer, and its component name in the loaded model."""
 
     component: str
     kind: PartKind
@@ -66,7 +66,7 @@ class Texts(Protocol):
         ...
 
     def qwen_ids(self, text: str, most: int) -> list[int]:
-        """Return a text's token ids for a Qwen model, at most `most` of them."""
+        """Tokenize a text for a Qwen model; return at most `most` token ids."""
         ...
 
     def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Any, list[float]]:
@@ -84,16 +84,16 @@ class Texts(Protocol):
     def piece_ids(
         self, component: str, parsed: ParsedPrompt, most: int, *, starts: bool = True, ends: bool = False
     ) -> tuple[list[int], list[float]]:
-        """Return at most `most` token ids of a prompt and each token's weight, by this text encoder's tokenizer.
+        """Tokenize a prompt for the text encoder `component`; return at most `most` ids, and each token's weight.
 
         `starts`, `ends`: whether the ids begin with the tokenizer's start token and end with its end token.
         """
         ...
 
     def file_ids(self, component: str, text: str, most: int) -> list[int]:
-        """Return at most `most` token ids of a text, by this text encoder's tokenizer.
+        """Tokenize a text for the text encoder `component`; return at most `most` ids.
 
-        The text must contain the name of the start token, if the encoder needs one.
+        If the encoder needs a start token, the text must begin with that token's name.
         """
         ...
 
@@ -103,10 +103,10 @@ class Texts(Protocol):
     ) -> Any:  # fmt: skip
         """Encode token ids with a language model; return a layer's hidden states (1, tokens, width).
 
-        `layer`: the layer, whose hidden states are taken before the final norm; None: the last layer, with its hidden
-        states after the final norm; several layers: their hidden states are concatenated along the width. `weights`:
-        one for each token, if the family supports weights. `least`: the number of tokens up to which the prompt of a
-        Qwen or Mistral model is padded, after the text or, with `pads_before`, before it.
+        `layer`: the index of the hidden states to return, without the final norm; with several indices, these hidden
+        states are concatenated along the width; with None, the last layer's are returned after the final norm.
+        `weights`: the weight of each token; empty if the family does not support weights. `least`: for Qwen and Mistral
+        models, the number of tokens up to which the prompt is padded, at its end or, with `pads_before`, at its start.
         """
         ...
 
@@ -178,8 +178,9 @@ class FlowFamily:
     keys: ClassVar[KeyTable]
     needs: ClassVar[tuple[Need, ...]]
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """If variants have the same tensors: maps each variant to words, in lower case, that identify it in CivitAI's
-    labels and in file names.
+    """Maps each variant to lower-case words that identify it in CivitAI's labels and in file names.
+
+    Only needed for variants that have the same tensors.
     """
     known_extras: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that real files contain but the transformer does not use."""
@@ -248,7 +249,7 @@ class FlowFamily:
         return self.keys.sources(wanted, prefix)
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         raise NotImplementedError
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:

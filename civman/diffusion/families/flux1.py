@@ -42,7 +42,7 @@ single_blocks.#.norm.query_norm.scale = single_transformer_blocks.#.attn.norm_q.
 single_blocks.#.norm.key_norm.scale = single_transformer_blocks.#.attn.norm_k.weight
 final_layer.linear = proj_out
 """  # noqa: E501
-"""The rows of the key table that Flux.1 and Chroma have in common."""
+"""The part of the key table (original name = diffusers' name) that Flux.1 and Chroma have in common."""
 
 _KEYS = """
 time_in.in_layer = time_text_embed.timestep_embedder.linear_1
@@ -59,7 +59,7 @@ final_layer.adaLN_modulation.1 = ~ norm_out.linear
 
 
 def block_dimensions(shapes: Shapes, title: str) -> Config:
-    """Read the dimensions that Flux.1 and Chroma have in common."""
+    """Compute from tensor shapes the config options that the transformers of Flux.1 and Chroma have in common."""
     head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
     require_head(head, 128, title)
     return {
@@ -142,7 +142,7 @@ class Flux1(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["pooled_projection_dim"]),
             "text_encoder_2": ("d_model", transformer["joint_attention_dim"]),

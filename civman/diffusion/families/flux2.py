@@ -63,7 +63,7 @@ _MOST_AREA = 1024 * 1024
 """The maximum number of pixels of a reference image; larger images are scaled down to it."""
 _MOST_IMAGES = 10
 _STEP = 10
-"""The difference between the first position ids of successive images; the generated image has 0, references follow."""
+"""The first position id of reference image n (counted from 1) is n times this number; the generated image has 0."""
 _MOST_MU = 4.6
 """The largest μ: a recipe's shift, e^μ, is at most 100."""
 
@@ -111,7 +111,7 @@ class _Flux2(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["joint_attention_dim"] // len(self.layers)),
             "vae": ("latent_channels", transformer["out_channels"] // 4),
@@ -145,14 +145,14 @@ class Flux2Dev(_Flux2):
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """Return the defaults for options that a request does not set. The steps and the scale are CivitAI's."""
+        """Return the defaults for options that a request does not set. Steps and guidance are CivitAI's."""
         return Defaults(steps=25, guidance=3.5)
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode the prompt with three layers of Mistral Small 3, with padding before it up to 512 tokens.
+        """Encode the prompt with three layers of Mistral Small 3, left-padded to 512 tokens.
 
-        The prompt is a user's message after Flux.2's system prompt. The name of the token that stands for an image is
-        removed from the prompt, as in diffusers. Weights are ignored, as in ComfyUI.
+        The prompt is a user message after Flux.2's system prompt. As in diffusers, the name of the image token is
+        removed from the prompt. Weights are ignored, as in ComfyUI.
         """
         words = f"<s>[SYSTEM_PROMPT]{_SYSTEM}[/SYSTEM_PROMPT][INST]{parsed.text.replace('[IMG]', '')}[/INST]"
         ids = texts.file_ids("text_encoder", words, _TOKENS)
@@ -176,7 +176,7 @@ class Flux2Klein(_Flux2):
         return ("distilled", "base")
 
     def defaults(self, variant: str) -> Defaults:
-        """Return the variant's defaults for options that a request does not set. Steps and scales are CivitAI's."""
+        """Return the variant's defaults for options that a request does not set. Steps and CFG are CivitAI's."""
         return Defaults(steps=30, cfg=7.0) if variant == "base" else Defaults(steps=8)
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:

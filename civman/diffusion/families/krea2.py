@@ -58,7 +58,7 @@ _BLOCKS = {
 _AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 _AFTER_TOKENS = 5
 _MOST_TOKENS = 512
-"""The maximum number of tokens that the transformer reads, including those of `_AFTER`."""
+"""The maximum number of tokens that the transformer reads, including the tokens that follow the prompt."""
 _LAYERS = tuple(range(2, 36, 3))
 """The indices of the encoder's hidden states that the transformer reads. Source: Krea 2's pipeline in diffusers."""
 
@@ -86,7 +86,7 @@ class Krea2(FlowFamily):
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The steps and scales are those of CivitAI; the shift is ComfyUI's: μ = 1.15 at every size.
+        The steps and the CFG scales are CivitAI's; the shift is ComfyUI's: μ = 1.15 at every size.
         """
         shift = math.exp(1.15)
         return Defaults(steps=30, cfg=3.5, shift=shift) if variant == "raw" else Defaults(steps=8, shift=shift)
@@ -97,8 +97,8 @@ class Krea2(FlowFamily):
         require_head(head, 128, self.title)
         if (layers := shapes["txtfusion.projector.weight"][1]) != len(_LAYERS):
             raise CannotRender(
-                f"this {self.title} model reads {layers} layers of its text encoder, but civman knows "
-                f"the layers only of models that read {len(_LAYERS)}",
+                f"this {self.title} model reads {layers} layers of its text encoder; civman supports only models that "
+                f"read {len(_LAYERS)}, because it does not know which layers other models read",
                 code=Cause.UNKNOWN_FAMILY,
             )
         width, inputs = shapes["first.weight"]
@@ -120,7 +120,7 @@ class Krea2(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["text_hidden_dim"]),
             "vae": ("z_dim", transformer["in_channels"] // 4),

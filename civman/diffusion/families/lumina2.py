@@ -69,7 +69,7 @@ class Lumina2(FlowFamily):
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
         """Return the variant's defaults for options that a request does not set.
 
-        The shift is ComfyUI's; the steps and the scale are those of diffusers' pipeline.
+        The shift is ComfyUI's; the steps and the CFG scale are those of diffusers' pipeline.
         """
         return Defaults(steps=30, cfg=4.0, shift=6.0)
 
@@ -88,7 +88,7 @@ class Lumina2(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["cap_feat_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),

@@ -31,7 +31,7 @@ _MOST_TOKENS = 1024
 
 
 class QwenImage(FlowFamily):
-    """Qwen-Image 1: the releases 2508 and 2512, and the Edit models, which are run without input pictures."""
+    """Qwen-Image 1: the releases 2508 and 2512, and the Edit models, which civman runs without input images."""
 
     name = "qwen-image"
     title = "Qwen-Image"
@@ -50,7 +50,7 @@ class QwenImage(FlowFamily):
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
         """Return the variant's defaults for options that a request does not set.
 
-        The scale is CivitAI's; the shift is that of SwarmUI and sd.cpp.
+        The CFG scale is CivitAI's; the shift is that of SwarmUI and sd.cpp.
         """
         return Defaults(steps=20, cfg=3.5, shift=3.0)
 
@@ -67,7 +67,7 @@ class QwenImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["joint_attention_dim"]),
             "vae": ("z_dim", transformer["out_channels"]),

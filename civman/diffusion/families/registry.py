@@ -23,7 +23,7 @@ from civman.diffusion.families.z_image import Z_IMAGE
 from civman.errors import CannotRender, Cause
 
 Family = UNetFamily | FlowFamily
-"""Any family."""
+"""A model family of any kind that civman renders."""
 
 UNET_FAMILIES: Final = (SDXL, REFINER, SD2, SD1)
 """The UNet families in the order in which they are tried. XL precedes its refiner, because one of XL's text encoders
@@ -42,7 +42,7 @@ def family_of(names: Shapes) -> Family:
 
 
 def flow_family_of(names: Shapes) -> FlowFamily | None:
-    """Return the flow-matching family of a checkpoint; None if civman renders no such family."""
+    """Find the flow-matching family of a checkpoint; None if no family that civman renders matches."""
     return next((family for family in FLOW_FAMILIES if family.prefix_in(names) is not None), None)
 
 
@@ -66,7 +66,7 @@ def unet_family_of(names: Shapes) -> UNetFamily:
         if family.context_width == width:
             return family
     raise CannotRender(
-        f"a UNet with context width {width} is not of a model family that civman renders", code=Cause.UNKNOWN_FAMILY
+        f"civman renders no model family whose UNet has a context width of {width}", code=Cause.UNKNOWN_FAMILY
     )
 
 

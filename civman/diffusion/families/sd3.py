@@ -92,8 +92,8 @@ class SD3(FlowFamily):
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
         """Map each parameter of the transformer, or of an extra component, to its tensor in the file.
 
-        In the last block, text is only normalised, and diffusers expects the halves of this layer's weights (shift and
-        scale) in reverse order.
+        The last block only normalises the text. For this norm, diffusers expects the two halves of the weights (shift
+        and scale) in reverse order.
         """
         assert component == "transformer"
         found = self.keys.sources(wanted, prefix)
@@ -105,7 +105,7 @@ class SD3(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width).
+        """Return the width that each part must have: component → (the config option for this width, the width).
 
         Of the pooled text's width, three eighths are CLIP-L's (768) and five eighths CLIP-G's (1280).
         """
@@ -117,7 +117,7 @@ class SD3(FlowFamily):
         }  # fmt: skip
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode a prompt: both CLIPs' states side by side, zero-padded to T5's width, followed by T5's states."""
+        """Encode a prompt: both CLIPs' hidden states side by side, zero-padded to T5's width, then T5's."""
         import torch  # imported here, because planning uses this module without importing torch
 
         (narrow, first), (wide, second) = (texts.clip(each, parsed, -2) for each in ("text_encoder", "text_encoder_2"))

@@ -40,14 +40,13 @@ class UNetFamily:
     needs_picture: bool = False
     """Whether the model needs an input image, as a refiner does."""
     refines: str = ""
-    """The name of another family whose images this family's models can finish, if there is one."""
+    """The name of another family whose images this family's models can finish; empty if there is none."""
     takes_clip_skip: bool = False
-    """Whether clip skip chooses the text encoder layer whose output is used."""
+    """Whether clip skip has an effect: it chooses which text encoder layer's output is used."""
     is_silent_about_prediction: bool = False
-    """Whether the family has both epsilon and v-prediction models and their files usually do not state which they are.
-    """
+    """Whether the family has epsilon and v-prediction models whose files usually do not show which of them they are."""
     epsilon_size: int | None = None
-    """The native size of the models that predict epsilon, if their native size differs."""
+    """The native size of the models that predict epsilon; None if it is the same as `native_size`."""
     drops_text_layer: bool = False
     """Whether the text encoder's last layer is unused; adapter files may still contain changes to that layer."""
     zero_for_empty_negative: bool = False
@@ -55,7 +54,7 @@ class UNetFamily:
     latent_rgb: tuple[tuple[float, ...], ...] = field(default=SD_RGB, repr=False)
     """The approximate colour of each latent channel, for previews."""
     scores: tuple[float, float] | None = None
-    """The aesthetic scores of the prompt and the negative prompt, which the UNet takes instead of a target size."""
+    """The aesthetic scores (prompt, negative prompt) that the UNet takes instead of a target size, or None."""
 
     def __str__(self) -> str:
         return self.name

@@ -47,7 +47,7 @@ class ZImage(FlowFamily):
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The steps and scales are those of CivitAI.
+        The steps and the CFG scales are CivitAI's.
         """
         return Defaults(steps=20, cfg=4.0, shift=3.0) if variant == "base" else Defaults(steps=9, shift=3.0)
 
@@ -65,7 +65,7 @@ class ZImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("hidden_size", transformer["cap_feat_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),
