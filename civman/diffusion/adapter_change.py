@@ -23,10 +23,10 @@ class Change:
     scale: float
     device: torch.device
     layer: Callable[[Tensor], Tensor]
-    """Maps the parameter's value to the weight of the layer that the adapter was trained on.
+    """Maps the parameter's value to the float32 weight of the layer that the adapter was trained on.
 
-    That layer is usually the parameter's own. If the adapter treats several layers as one (such as q, k and v), it is
-    the joint layer.
+    Usually this is the parameter's own layer, so the value is returned unchanged. If the adapter was trained on a layer
+    that joins several parameters (such as q, k and v), the result is the weight of the joint layer.
     """
 
     @property
@@ -73,7 +73,10 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: Base) -> Change:
-    """Read the adapter's change of the parameter at `place`, and put its tensors on `device`."""
+    """Read from an adapter's file the change of one parameter; `place` is (component, parameter).
+
+    The adapter's tensors are put on `device`.
+    """
     act = plan.acts[place]
     # keep tensors with one element (alpha, IA3's flag) on the CPU, because Python code needs their values
     parts = {
@@ -86,7 +89,10 @@ def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: 
 
 
 def _layer(act: Act, component: str, parts: Mapping[str, Tensor], base: Base) -> Callable[[Tensor], Tensor]:
-    """Return a function that maps the parameter to the float32 weight of the layer that the adapter was trained on."""
+    """Return a function that maps a parameter to the weight of the layer that the adapter was trained on.
+
+    See `Change.layer`.
+    """
     if not act.joint:
         return lambda weight: weight
 

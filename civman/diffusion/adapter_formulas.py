@@ -38,8 +38,8 @@ def _lora(parts: Parts, _weight: Tensor) -> Tensor:
 def bias(parts: Parts, rank: int | None, base: Tensor) -> Tensor:
     """Compute the change of a module's bias; `base` is the bias without the adapter.
 
-    It is a stored difference, or the bias of a LoRA's up layer times alpha / rank, or follows from PEFT's IA3 factors
-    on a layer's outputs.
+    Depending on the adapter, the change is stored in the file as a difference, is the bias of a LoRA's up layer times
+    alpha / rank, or is computed from the factors by which PEFT's IA3 scales the layer's outputs.
     """
     if "ia3_l" in parts:
         return base * (parts["ia3_l"].reshape(-1) - 1)
@@ -86,8 +86,9 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
 def _rotations(parts: Parts, rows: int) -> Tensor:
     """Return the rotation matrices of the blocks (…, b, b).
 
-    Early LyCORIS files store the matrices directly (`oft_diag`). Later files store blocks from which the Cayley
-    transform computes the matrices; alpha times the number of rows limits the norm of these blocks.
+    Early LyCORIS files store the matrices directly (`oft_diag`). Later files store blocks from which the matrices are
+    computed by the Cayley transform; if the file has an alpha, the norm of the blocks is first limited to alpha times
+    the number of rows.
     """
     if "oft_diag" in parts:
         return parts["oft_diag"]

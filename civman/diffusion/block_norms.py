@@ -20,7 +20,7 @@ from civman.domain.adapters.block_weights import block_name, block_order
 
 @dataclass(frozen=True, slots=True)
 class BlockNorm:
-    """The Frobenius norms of an adapter's change to one block (`norm`) and of the weights that it changes (`base`)."""
+    """The Frobenius norms of an adapter's change to one block (`norm`) and of the block's changed weights (`base`)."""
 
     block: str
     """The name of the block as used in block weights, see `block_weights.block_name`."""

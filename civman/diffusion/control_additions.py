@@ -32,7 +32,7 @@ class ActiveControl(Protocol):
     """A control model during one pass, with its control image at the size of the pass."""
 
     def at(self, step: int, steps: int) -> "ActiveControl | None":
-        """Return the part of this control that acts in step `step` (counted from 0), or None."""
+        """Return this control with only the images that act in step `step` (counted from 0); None if none acts."""
         ...
 
     def additions(
@@ -41,7 +41,7 @@ class ActiveControl(Protocol):
         """Compute what the control model adds to the UNet in one call.
 
         `latents` (k·B, 4, h, w) and `contexts` (k·B, tokens, width) are the UNet's inputs for k prompts and B images.
-        `positive` states for each prompt whether it is a positive one.
+        `positive` contains a bool for each prompt: True for a positive prompt, False for a negative one.
         """
         ...
 

@@ -60,9 +60,10 @@ def require_lora_fits(checkpoint: Shapes, lora: Shapes, name: str) -> None:
         and not part.endswith((".up.weight", ".down.weight")) and prod(checkpoint[f"{UNET}{part}"]) != prod(shape)
     ]  # fmt: skip
     if odd or not modules:
+        example = f", such as `{odd[0]}`" if odd else ""
         raise Incompatible(
             f"the ControlLoRA `{name}` does not fit the checkpoint: {len(odd)} of its {len(modules)} changes have "
-            f"other shapes than the checkpoint's UNet{f', such as `{odd[0]}`' if odd else ''}",
+            f"other shapes than the checkpoint's UNet{example}",
             hint="choose a ControlLoRA made for the checkpoint's base model", code=Cause.CANNOT_WORK,
         )  # fmt: skip
 

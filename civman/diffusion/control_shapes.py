@@ -1,4 +1,4 @@
-"""Reads a ControlNet's header: original tensor names, dimensions, and whether the ControlNet fits a checkpoint.
+"""Derives from a ControlNet's header its original tensor names, its config, and whether it fits a checkpoint.
 
 Does not import torch.
 """
@@ -27,13 +27,13 @@ def original_names(shapes: Mapping[str, object]) -> dict[str, str]:
         return plain
     if f"{_HINT}conv_in.weight" in plain:
         return _from_diffusers(plain)
-    raise _unknown("the file has no input for a control image in a layout that civman knows")
+    raise _unknown("civman finds no layers that read a control image in the file")
 
 
 def union_size(shapes: Shapes) -> int:
     """Return how many kinds of control image a union ControlNet supports; 0 if the ControlNet is not a union.
 
-    `shapes` are by original name without prefix.
+    `shapes` maps the original tensor names (without prefix) to shapes.
     """
     return shapes[_KINDS][0] if _KINDS in shapes else 0
 
@@ -104,8 +104,8 @@ _SHARED = (
 def control_config(unet: Config, shapes: Shapes) -> Config:
     """Build the arguments of diffusers' ControlNetModel, or ControlNetUnionModel, for a UNet with the arguments `unet`.
 
-    `shapes` are the ControlNet's, by original name without prefix. A ControlNet's attention may have fewer layers than
-    the UNet's.
+    `shapes` maps the original names (without prefix) of the ControlNet's tensors to their shapes. A ControlNet's
+    attention may have fewer layers than the UNet's.
 
     Raises: CannotRender (`missing-tensor`): a tensor that determines the structure is missing.
     """
@@ -129,7 +129,7 @@ def control_config(unet: Config, shapes: Shapes) -> Config:
 
 
 _UNION_HEADS = 8
-"""The number of attention heads in the layers that only union ControlNets have; no tensor shape shows it."""
+"""The number of attention heads in a union ControlNet's additional layers, which no tensor shape shows."""
 
 
 def _union_config(unet: Config, shapes: Shapes) -> Config:
@@ -137,7 +137,7 @@ def _union_config(unet: Config, shapes: Shapes) -> Config:
     layers = {name.split(".")[1] for name in shapes if name.startswith("transformer_layes.")}
     told = shapes.get("control_add_embedding.linear_1.weight", (0, 0))[1]
     if told != kinds * unet.get("addition_time_embed_dim", 0) or width % _UNION_HEADS:
-        raise _unknown("its input for the kind of control image does not have the size of the known unions")
+        raise _unknown("its input for the kind of control image has a width that no known union ControlNet has")
     return {
         "num_control_type": kinds, "num_trans_channel": width, "num_trans_head": _UNION_HEADS,
         "num_trans_layer": len(layers), "num_proj_channel": shapes["spatial_ch_projs.weight"][0],
@@ -164,11 +164,11 @@ def skip_channels(shapes: Shapes, prefix: str = UNET) -> list[int]:
 
 
 def require_control_fits(checkpoint: Shapes, control: Mapping[str, Any], name: str) -> None:
-    """Check that a ControlNet's inputs and outputs match the sizes of a checkpoint's UNet.
+    """Check that a ControlNet's inputs and outputs have the widths of a checkpoint's UNet.
 
-    `control` has the ControlNet's shapes by original name without prefix.
+    `control` maps the original names (without prefix) of the ControlNet's tensors to their shapes.
 
-    Raises: Incompatible (`cannot-work`): the sizes differ.
+    Raises: Incompatible (`cannot-work`): the widths differ.
     """
     ours, theirs = skip_channels(checkpoint), skip_channels(control, "")
     widths = [_context(checkpoint, UNET), _context(control, "")]
@@ -177,9 +177,12 @@ def require_control_fits(checkpoint: Shapes, control: Mapping[str, Any], name: s
     if ours != theirs:
         problems.append(f"the ControlNet's UNet has {_channels(theirs)}, but the checkpoint's has {_channels(ours)}")
     if widths[0] != widths[1]:
-        problems.append(f"the ControlNet takes text of width {widths[1]}, but the checkpoint's is {widths[0]} wide")
+        problems.append(
+            f"the ControlNet was made for text embeddings of width {widths[1]}, but the checkpoint's have width "
+            f"{widths[0]}"
+        )
     if (pooled[0] is None) != (pooled[1] is None) or (pooled[0] and pooled[1] and pooled[0][1] != pooled[1][1]):
-        problems.append("the inputs for SDXL's sizes and pooled text differ")
+        problems.append("the ControlNet and the checkpoint differ in SDXL's input for sizes and pooled text")
     if problems:
         raise Incompatible(
             f"the ControlNet `{name}` does not fit the checkpoint: {'; '.join(problems)}",

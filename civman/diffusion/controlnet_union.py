@@ -1,4 +1,4 @@
-"""Union ControlNets for SDXL: networks for several kinds of control image, each marked with its kind.
+"""Union ControlNets for SDXL: one network for several kinds of control image, which is told each image's kind.
 
 If several control images of one union act in the same step, they are computed together in one call, as in diffusers,
 and the network itself weighs them against each other. In this case, the weights of the images apply to the network's
@@ -34,7 +34,10 @@ class ControlNetUnion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveUnion:
-    """A union ControlNet during one pass: its uses, all in one control mode, and their images (1, 3, H, W)."""
+    """A union ControlNet during one pass, with one or more uses and the control image (1, 3, H, W) of each.
+
+    All uses have the same control mode.
+    """
 
     net: ControlNetUnion
     parts: tuple[tuple[ControlUse, Tensor], ...]

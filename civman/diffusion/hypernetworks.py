@@ -25,7 +25,8 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 _TENSOR: Final = re.compile(r"([0-9]+)\.([01])\.linear(1|2|\.[0-9]+)\.(weight|bias)")
 _NAMES: Final = {"swish": nn.Hardswish, "linear": nn.Identity, "null": nn.Identity, "": nn.Identity}
-"""Activations whose names in hypernetwork files are not those of `torch.nn` classes in lower case."""
+"""Maps activation names in hypernetwork files to classes, unless the name is that of a `torch.nn` class in lower case.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hypernetwork:
-    """A hypernetwork: its networks for keys and for values by context width, and its activation function."""
+    """A hypernetwork: two networks (for keys and for values) for each context width, and its activation function."""
 
     name: str
     networks: Mapping[int, tuple[tuple[_Layer, ...], tuple[_Layer, ...]]]

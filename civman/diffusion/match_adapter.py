@@ -72,9 +72,9 @@ class Coverage:
     """Reports what one adapter did to the model.
 
     `matched`: the model's modules that the adapter changes; `unmatched`: the adapter's modules that match nothing in
-    the model; `idle`: modules that match but have no effect because of their own values (alpha 0). `kinds`: the kinds
-    of adapter in the file; `norms`: the Frobenius norm of scale · Δ by component, before rounding; `parameters`: the
-    changed parameters as (component, parameter).
+    the model; `idle`: the adapter's modules that match but have no effect because of their values (such as alpha 0).
+    `kinds`: the kinds of adapter in the file; `norms`: the Frobenius norm of scale · Δ by component, before rounding;
+    `parameters`: the changed parameters as (component, parameter).
     """
 
     name: str
@@ -91,10 +91,10 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """The effect of an adapter's module on one parameter: its kind, and the tensor for each role in its formula.
+    """How an adapter's module changes one parameter: the module's kind, and its tensors by their role in the formula.
 
-    `alpha`: the value from the file's metadata, used if there is no alpha tensor; `rank`: the number by which alpha is
-    divided when a bias is changed.
+    `alpha`: the alpha in the file's metadata, if the file has no alpha tensor, else None; `rank`: the number by which
+    alpha is divided if the parameter is a bias.
     """
 
     kind: Kind
@@ -103,7 +103,7 @@ class Act:
     rank: int | None
     is_bias: bool = False
     rows: tuple[tuple[int, int], ...] = ()
-    """The rows of the change that belong to this parameter, as (first, count); empty: all rows."""
+    """The rows of the adapter's change that apply to this parameter, as (first, count); empty: all rows."""
     joint: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
     """The parameters that form one joint layer in the adapter (such as q, k and v), each with its rows in that layer;
     empty if the adapter's layer is a single parameter.
@@ -112,7 +112,7 @@ class Act:
 
 @dataclass(slots=True)
 class Plan:
-    """How an adapter changes a model, with what was measured while merging it."""
+    """The plan of how to merge an adapter into a model, and the measurements made while merging it."""
 
     adapter: Adapter
     file: TensorFile
@@ -176,7 +176,7 @@ class Plan:
 
 
 def _scales_bias(delta: Delta, weight: Weight) -> bool:
-    """Whether the module is PEFT's IA3 on a layer's outputs, which scales the layer's bias as well."""
+    """Whether the module is PEFT's IA3 on a layer's outputs, which also scales the layer's bias."""
     return weight.bias is not None and factors_on_input(delta.shapes) is False
 
 
@@ -189,8 +189,9 @@ def weights_of(
 
     Args:
         components: the model's components; those that adapters never change are ignored.
-        unused: layers that the checkpoint's file contains but the model does not use, as (part, start of the path).
-        sources: the tensor of each parameter, by component; only for models with a transformer.
+        unused: layers that are in the checkpoint's file but that the model does not use, as (part, path prefix).
+        sources: for each component, the tensor in the file that each parameter is read from; only needed for models
+            with a transformer.
     """
     if TRANSFORMER in components:
         return _transformer_index(components, unused, sources)
@@ -208,9 +209,9 @@ def _transformer_index(
     unused: Iterable[tuple[str, str]],
     sources: Mapping[str, Mapping[str, Source]],
 ) -> ModuleIndex:
-    """Index a transformer, the other networks stored with it, and its text encoders.
+    """Index the weights of a transformer, of other networks stored with it, and of the model's text encoders.
 
-    Text encoders are indexed under the part's name in adapter files, see `_text_part`.
+    A text encoder is indexed under the name that it has in adapter files, see `_text_part`.
     """
     texts: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
     weights: dict[str, Weight] = {}

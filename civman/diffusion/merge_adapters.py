@@ -59,9 +59,10 @@ def apply(
         base: returns the unchanged weights.
         adapters: any number; the same file may occur twice.
         allow_partial: accept adapters with modules that match nothing in the model.
-        unused: layers that the checkpoint's file contains but the model does not use: (part, start of the path).
-        sources: the tensor of each parameter, by component; required for a model with a transformer.
-        done_with: called for each of `base`'s tensors that will not be read again.
+        unused: layers that are in the checkpoint's file but that the model does not use, as (part, path prefix).
+        sources: for each component, the tensor in the file that each parameter is read from; required for a model
+            with a transformer.
+        done_with: called for each tensor of `base` that will not be read again.
         later: records the changes to weights that are not loaded (meta device), replacing earlier records.
         holds_base: whether the parameters have the values of `base`, as after loading or `restore`. If so, they are
             changed in place, without copying `base` to the device, unless loading has rounded them.
@@ -97,7 +98,7 @@ class Later:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Record no changes yet; `device` is the device on which changed weights are computed."""
+        """Start without any recorded changes. Changed weights are computed on `device`."""
         self.device = device
         self._places: dict[tuple[str, str], list[Plan]] = {}
         self._files = ExitStack()
@@ -205,7 +206,7 @@ def in_order(plans: Iterable[Plan]) -> list[Plan]:
 def rewrite(
     components: Mapping[str, nn.Module], base: Base, places: Mapping[tuple[str, str], list[Plan]], later: Later | None
 ) -> None:
-    """Merge adapters at their current scales into each weight in `places`; restore the weights without adapters.
+    """Merge into each weight in `places` its adapters at their current scales; without adapters, restore the weight.
 
     The changes to weights that are not loaded (meta device) are recorded in `later`. Raises: Incompatible
     (`adapter-not-finite`).
@@ -267,7 +268,7 @@ def _one_thread_each() -> Iterator[int]:
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[Change], buffer: "_Buffer") -> None:
-    """Check whether this weight shows that an adapter changes any bit; skip adapters already known to do so."""
+    """Record which adapters change a bit of this weight; skip adapters already known to change a bit of some weight."""
     for change in changes:
         if not change.plan.changes_bits:
             weight = buffer.holding(base, change.device)
@@ -354,7 +355,7 @@ def _add_up(base: Tensor, into: Tensor, changes: Sequence[Change], buffer: "_Buf
 def _check_change(plan: Plan) -> None:
     if not plan.changes_bits and not plan.is_asked_for_nothing:
         label = plan.adapter.label
-        idle = f" ({len(plan.idle)} more: {plan.idle[0].reason})" if plan.idle else ""
+        idle = f"; {len(plan.idle)} more modules have no effect ({plan.idle[0].reason})" if plan.idle else ""
         raise Incompatible(
             f"adapter `{label}` changes nothing: {len(plan.matched)} modules match, but no weight differs by a "
             f"single bit{idle}",

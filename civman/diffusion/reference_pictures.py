@@ -142,8 +142,8 @@ class ActiveReference:
     def asked(self, positive: Sequence[bool], batch: int) -> "Asked":
         """Return the image tokens for one call of the UNet.
 
-        The call computes `batch` images for each prompt; `positive` states for each prompt whether it is a positive
-        one.
+        The call computes `batch` images for each prompt; `positive` contains True for each positive prompt and False
+        for each negative one.
         """
         own = [self.reference.positive if each else self.reference.negative for each in positive]
         return Asked(

@@ -1,4 +1,4 @@
-"""Reads a T2I-Adapter's structure and dimensions from its header, and checks whether it fits a checkpoint.
+"""Computes a T2I-Adapter's config from its header, and checks whether the adapter fits a checkpoint.
 
 Three structures exist: the full adapter and the light adapter of SD 1, and the full adapter of SDXL. TencentARC's files
 number all blocks of a full adapter consecutively; diffusers groups them by level. Does not import torch.
@@ -109,10 +109,10 @@ def require_adapter_fits(checkpoint: Shapes, adapter: Shapes, name: str) -> None
     wanted = [*ours, *ours[-1:]] if starts_plain else ours
     if is_xl != starts_plain or widths != wanted:
         made = "SDXL" if is_xl else "SD 1 or SD 2"
+        lacking = " (the first level has no attention)" if starts_plain else ""
         raise Incompatible(
             f"the T2I-Adapter `{name}` does not fit the checkpoint: it was made for a UNet of {made} with levels of "
-            f"{_listed(widths)} channels, but the checkpoint's has levels of {_listed(ours)} channels"
-            f"{', the first one without attention' if starts_plain else ''}",
+            f"{_listed(widths)} channels, but the checkpoint's has levels of {_listed(ours)} channels{lacking}",
             hint="choose a T2I-Adapter made for the checkpoint's base model", code=Cause.CANNOT_WORK,
         )  # fmt: skip
 

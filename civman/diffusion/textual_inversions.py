@@ -1,7 +1,7 @@
 """Loads textual inversions, vectors that a prompt uses by name, from safetensors files. Pickles are refused.
 
-`civman.domain.embedding_tensors` decides which tensors of a file are an embedding, whether the file is an embedding or
-an adapter that includes one.
+`civman.domain.embedding_tensors` decides which tensors of a file form an embedding, both in embedding files and in
+adapters that include an embedding.
 """
 
 from collections.abc import Sequence

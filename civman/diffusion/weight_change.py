@@ -1,7 +1,7 @@
-"""Computes what an adapter does to one weight: the change W' - W at scale 1, in float32.
+"""Computes how an adapter changes one weight: the difference W' - W at scale 1, in float32.
 
-`dora_scale` contains a magnitude per output row or per input column, which is applied on top of LoRA, LoHa or LoKr
-(DoRA, Liu et al. 2024, eq. 5). Its shape shows whether it is per row or per column.
+`dora_scale` contains a magnitude for each output row or for each input column, which is applied on top of LoRA, LoHa or
+LoKr (DoRA, Liu et al. 2024, eq. 5). Its shape shows which of the two it is.
 """
 
 from collections.abc import Mapping

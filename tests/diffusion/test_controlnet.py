@@ -228,7 +228,7 @@ def test_an_incomplete_controlnet_is_refused(tiny_files: dict[str, Path], tmp_pa
     save_file({k: v for k, v in state.items() if "mid_block.resnets.1" not in k}, tmp_path / "part.safetensors")
     save_file({"x.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
 
-    for name, says in (("part", "lacks the tensor"), ("other", "no input for a control")):
+    for name, says in (("part", "lacks the tensor"), ("other", "finds no layers that read a control image")):
         with pytest.raises(CannotRender, match=says):
             load_controlnet(tmp_path / f"{name}.safetensors", model, device=torch.device("cpu"), dtype=None)
 
