@@ -31,7 +31,7 @@ _SIDECAR = ".civman.json"
 INCOMING = ".incoming"
 """The suffix of a file in `partial/` that is being copied or linked into the store."""
 _LONGEST_PLACE = len("blobs/sha256/ab/") + 64
-"""The length of the store's longest path below the library's folder, in characters, without suffixes."""
+"""The number of characters in the path of a blob below the library's folder, without suffixes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,21 +37,21 @@ class Digester:
     def finish(self, cancel: threading.Event) -> Sha256:
         """Wait until the whole file is hashed and return its SHA-256.
 
-        Raises: StoreError: the disk cannot be read. Interrupted: `cancel` was set. Also what `on_progress` raised.
+        Raises: StoreError: the disk cannot be read. Interrupted: `cancel` was set. Errors of `on_progress`, too.
         """
         while self._thread.is_alive():
             self._thread.join(_POLL_S)
             if cancel.is_set():
                 self.stop()
-                raise Interrupted("stopped while the file was verified")
+                raise Interrupted("stopped while the file was being verified")
         if self._error is not None:
             raise self._error
         if self.done_bytes != self._partial.size_bytes:
-            raise AssertionError("the digest of a part is not the digest of the file")
+            raise AssertionError("the digester stopped before the end of the file")
         return Sha256(self._sha256.hexdigest())
 
     def stop(self) -> None:
-        """Stop without a result."""
+        """Stop hashing and discard the incomplete digest."""
         with self._partial.changed:
             self._stopped = True
             self._partial.changed.notify_all()

@@ -1,4 +1,4 @@
-"""Join a model that is split into several safetensors files (shards) into one file in the store.
+"""Joins a model that is split into several safetensors files (shards) into one file in the store.
 
 Source: the index file of transformers and diffusers, `model.safetensors.index.json`: `weight_map` maps each tensor to
 the shard that contains it.
@@ -23,7 +23,7 @@ _READ_BYTES = 4 << 20
 
 
 def is_shard_index(path: Path) -> bool:
-    """Whether this is an existing file with a name like that of a sharded safetensors model's index."""
+    """Whether the file exists and is named like the index of a sharded safetensors model."""
     return _INDEX.fullmatch(path.name) is not None and path.is_file()
 
 
@@ -38,7 +38,7 @@ def joined_name(index_file: Path) -> str:
 def join_shards(index_file: Path, store: BlobStore, on_progress: Callable[[int, int], None]) -> StoredBlob:
     """Write one safetensors file with all tensors of the shards into the store. The shards are not changed.
 
-    The same shards always give the same bytes. `on_progress` receives the number of bytes written and the total number.
+    The same shards always give the same bytes. `on_progress` is called with the numbers of bytes written and in total.
 
     Raises: InvalidModelFile: the index or a shard is invalid, or they disagree. NotFound: a shard is missing.
     StoreError, DiskFull.
@@ -101,7 +101,7 @@ def _read(path: Path, offset: int, size: int) -> Iterator[bytes]:
 
 
 def _shards(index_file: Path) -> dict[Path, Header]:
-    """Read and check the headers of all shards that the index lists, sorted by name."""
+    """Read the headers of all shards that the index lists, sorted by file name, and compare them with the index."""
     where = _weight_map(index_file)
     headers: dict[Path, Header] = {}
     for shard in sorted(set(where.values())):
@@ -112,7 +112,7 @@ def _shards(index_file: Path) -> dict[Path, Header]:
         named = {tensor for tensor, other in where.items() if other == shard}
         if named != set(headers[path].tensors):
             different = min(named ^ set(headers[path].tensors))
-            raise InvalidModelFile(f"`{index_file.name}` and `{shard}` disagree about the tensor `{different}`")
+            raise InvalidModelFile(f"only one of `{index_file.name}` and `{shard}` lists the tensor `{different}`")
     return headers
 
 

@@ -16,7 +16,7 @@ from civman.store.partial import store_error
 _READ_BYTES = 1 << 20
 _AUTOV1_START, _AUTOV1_BYTES = 0x100000, 0x10000
 _MOST_READ = 512 << 20
-"""Files with more bytes than this are not read a second time for further digests.
+"""Files with more bytes than this are not read again to compute digests other than the SHA-256.
 
 Only checkpoints are that large, and other programs identify checkpoints by AutoV2, a prefix of the SHA-256.
 """

@@ -29,14 +29,14 @@ from civman.system.system_facts import boot_id
 
 _JOURNAL_EVERY_BYTES = 4 << 20
 _JOURNAL_EVERY_S = 0.02
-"""How far the journal may lag behind the data: in bytes (less for small files) and in seconds.
+"""The journal is updated after this many seconds, or after `_JOURNAL_EVERY_BYTES` (fewer for small files).
 
-If the process is killed, at most this much data is lost.
+If the process is killed, at most the data written since then is lost.
 """
 _LOOK_EVERY_S = 0.05
 _SYNC_EVERY_S = 0.2
 _SYNC_EVERY_BYTES = 32 << 20
-"""The data is synced after this many bytes or seconds, so that little is left to sync at the end."""
+"""The data is synced after this many bytes, or after `_SYNC_EVERY_S`, so that little is left to sync at the end."""
 _SYNC_FROM_BYTES = 8 << 20
 """Files smaller than this are synced only once, at the end."""
 _RELEASED_FROM_BYTES = 256 << 20
@@ -63,9 +63,9 @@ class Partial:
         self.held_bytes = 0
         """The number of usable bytes from an earlier attempt."""
         self.discarded = ""
-        """Why the bytes of an earlier attempt cannot be used; empty if they can, or if there are none."""
+        """Why the bytes of an earlier attempt cannot be used; empty if they can be used, or if there are none."""
         self.digested_bytes = 0
-        """How far the digester has read: these bytes are no longer needed in memory."""
+        """How many bytes from the start the digester has read; they are no longer needed in memory."""
         self.changed = threading.Condition()
         """Guards `ranges` and is notified when they change."""
         self._folder = folder
@@ -107,7 +107,7 @@ class Partial:
     def reserve(self, size_bytes: int) -> None:
         """Set the full size and reserve the disk space for it, before the first byte is written.
 
-        Raises: DiskFull: not enough space is left after what other downloads have reserved. StoreError.
+        Raises: DiskFull: there is not enough free space, not counting what other downloads have reserved. StoreError.
         """
         if self.size_bytes is not None and self.size_bytes != size_bytes:
             self.reset()
@@ -116,9 +116,8 @@ class Partial:
         free = shutil.disk_usage(self._folder).free
         if needed + promised > free:
             raise DiskFull(
-                f"not enough disk space in `{self._folder}`: {_mib(needed)} needed"
-                + (f", {_mib(promised)} reserved for other downloads" if promised else "")
-                + f", {_mib(free)} free",
+                f"not enough disk space in `{self._folder}`: {_mib(needed)} needed, {_mib(free)} free"
+                + (f" ({_mib(promised)} of it reserved for other downloads)" if promised else ""),
                 hint=_DISK_HINT,
                 needed_bytes=needed,
                 promised_bytes=promised,
@@ -195,7 +194,7 @@ class Partial:
             os.fsync(self._descriptor)
         except OSError as error:
             raise store_error(error, self.path) from error
-        self._close_file()  # Windows cannot rename an open file
+        self._close_file()  # close the file, because Windows cannot rename an open file
 
     def close(self, *, discard: bool = False) -> None:
         """Release ownership. Without `discard`, the received bytes and an up-to-date journal stay for the next attempt.
@@ -301,7 +300,7 @@ _DISK_HINT = (
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
-    """The StoreError for an operating system error at `path`."""
+    """Convert an operating system error at `path` to a StoreError with a hint."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"the disk is full: `{path.parent}`", hint=_DISK_HINT, path=str(path))
     if is_too_long(error, path):

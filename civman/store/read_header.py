@@ -1,4 +1,4 @@
-"""Read the safetensors header of a file on disk, without torch and without reading the weights."""
+"""Reads the header of a model file on disk (safetensors or GGUF), without torch and without reading the weights."""
 
 import os
 import struct
@@ -43,7 +43,7 @@ def read_header(path: Path) -> Header:
 
 
 def plain_header(path: Path, header: Header) -> Header:
-    """Return the header as a model sees it: packed (quantised) weights appear unpacked, their scales are left out.
+    """Return the header as if packed (quantised) weights were unpacked; their scales are left out.
 
     Raises: CannotRender (`quantised-weights`): civman cannot unpack this format. InvalidModelFile: helper tensors, such
     as scales, do not match their weights. StoreError: the file cannot be read.
@@ -120,7 +120,7 @@ def read_gguf(path: Path) -> GgufHeader:
 
 
 def read_tokenizer(path: Path) -> Header:
-    """Read a tokenizer file. The header lists it as one tensor; the metadata contains the number of token ids.
+    """Read a tokenizer file. The header presents the file as one tensor; the metadata has the number of token ids.
 
     Raises: InvalidModelFile: not a tokenizer file, or a damaged or unsupported one. StoreError.
     """

@@ -1,4 +1,4 @@
-"""Read the tensors of a file that torch.save wrote, without torch and without running any code that the file names.
+"""Reads the tensors of a file that torch.save wrote, without torch and without running any code that the file names.
 
 Both containers are supported: the zip archive, and the older sequence of pickles. Names, shapes and types are read from
 the pickles themselves; the weights stay in the file until `write_safetensors` copies them.
@@ -78,7 +78,7 @@ def read_pickle_bytes(data: bytes) -> PickleFile:
 
 
 def looks_like_pickle(path: Path) -> bool:
-    """Whether the file at `path` is a pickle: by its first bytes or, if they are unclear, by its suffix.
+    """Whether the file at `path` looks like a pickle, by its first bytes or, if these are unclear, by its suffix.
 
     Raises: StoreError.
     """
@@ -100,7 +100,7 @@ def read_or_refusal(path: Path, name: str) -> PickleFile | CivmanError:
 
 
 def require_readable(path: Path, name: str) -> None:
-    """Check that a file with a pickle's suffix contains nothing that could run code, whichever program loads it.
+    """Check that loading a file with a pickle's suffix cannot run code, whichever program loads it.
 
     Raises: Refused (`pickle`): the file could run code, or civman cannot read it and so cannot rule that out.
     StoreError.
@@ -180,8 +180,8 @@ def _check_place(storage: Storage, places: Mapping[str, Member]) -> None:
         refuse("the pickle refers to a storage that is not in the file", cause="bad-layout")
     if storage.count * (BITS[storage.dtype] // 8 if storage.dtype else 1) != place.size_bytes:
         refuse(
-            f"storage {storage.key} should take {storage.count} elements ({storage.dtype or 'bytes'}), the file has"
-            f" {place.size_bytes} bytes for it", cause="bad-size",
+            f"storage {storage.key} should contain {storage.count} elements ({storage.dtype or 'bytes'}), but it has "
+            f"{place.size_bytes} bytes in the file", cause="bad-size",
         )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def _read_archive(read: ReadAt, size: int) -> tuple[Any, dict[str, Member], int]
     data = _unpacked(read, members["data.pkl"], MAX_PICKLE_BYTES)
     found = _run(data, "data.pkl")
     if found.end != len(data):
-        refuse("data.pkl goes on after its end", cause="trailing-bytes")
+        refuse("data.pkl contains more bytes after the end of the pickle", cause="trailing-bytes")
     places = {name.removeprefix("data/"): member for name, member in members.items() if name.startswith("data/")}
     return found.value, places, sum(place.size_bytes for place in places.values())
 
@@ -209,7 +209,7 @@ def _run(data: bytes, member: str) -> Unpickled:
 def _unpacked(read: ReadAt, member: Member, limit: int) -> bytes:
     """Read the contents of a small member of the zip archive and check them against its CRC-32."""
     if member.size_bytes > limit:
-        refuse(f"`{member.name}` in the archive has {member.size_bytes:,} bytes, more than in any model",
+        refuse(f"`{member.name}` in the archive has {member.size_bytes:,} bytes, more than any real model has",
                cause="too-long-pickle")  # fmt: skip
     data = read(member.start, member.packed_bytes)
     if member.is_deflated:
@@ -226,18 +226,18 @@ def _inflated(data: bytes | memoryview, member: Member) -> bytes:
     except zlib.error:
         refuse(f"`{member.name}` in the archive is damaged", cause="bad-zip")
     if len(found) != member.size_bytes or not inflater.eof:
-        refuse(f"`{member.name}` in the archive does not have the size that its directory says", cause="bad-size")
+        refuse(f"`{member.name}` does not have the size that the archive's directory lists", cause="bad-size")
     return found
 
 
 def _read_sequence(read: ReadAt, size: int) -> tuple[Any, dict[str, Member], int]:
-    """Read a file of torch.save before 1.6: five pickles, then each storage as its length and its bytes."""
+    """Read a file that torch.save before 1.6 wrote: five pickles, then each storage as its length and its bytes."""
     stream = _Sequence(read, size)
     magic = stream.next("the first pickle")
     if magic != _MAGIC:
         refuse("the file is a pickle, but torch.save did not write it", cause="not-torch")
     if stream.next("the second pickle") != _PROTOCOL:
-        refuse("the file has a version of torch.save that civman does not know", cause="not-torch")
+        refuse("the file was written by a version of torch.save that civman does not support", cause="not-torch")
     system = stream.next("the third pickle")
     if isinstance(system, Pairs) and system.by_name().get("little_endian") is False:
         refuse("the numbers in the file are big-endian", cause="byte-order")
@@ -265,7 +265,7 @@ def _read_sequence(read: ReadAt, size: int) -> tuple[Any, dict[str, Member], int
         places[key] = Member(key, at + 8, length, length, is_deflated=False, crc32=0)
         at += 8 + length
     if at != size:
-        refuse(f"{size - at} bytes follow the last storage", cause="trailing-bytes")
+        refuse(f"the file contains {size - at} more bytes after the last storage", cause="trailing-bytes")
     return found.value, places, sum(place.size_bytes for place in places.values())
 
 
@@ -291,7 +291,7 @@ class _Sequence:
                 if len(data) < count:
                     refuse(f"truncated: {member} has no end", cause="truncated", hint="download the file again")
                 if count >= MAX_PICKLE_BYTES:
-                    refuse(f"{member} is longer than in any model", cause="too-long-pickle")
+                    refuse(f"{member} is longer than in any real model", cause="too-long-pickle")
                 count = min(count * 8, MAX_PICKLE_BYTES)
                 continue
             self.at += found.end

@@ -91,7 +91,7 @@ class Journal:
                     os.fsync(file.fileno())
             replace_file(temporary, path)
         except OSError:
-            remove_file(temporary, missing_ok=True)  # delete an incomplete journal that a full disk left behind
+            remove_file(temporary, missing_ok=True)  # delete the incomplete new journal, for example on a full disk
             raise
 
 

@@ -1,8 +1,8 @@
 """Safetensors copies of pickles: made once from a file that was read without running it, and kept next to its blob.
 
 Weights are always loaded from the copy. The copy is a cache: recipes and the index refer to the original, `civman gc`
-may delete the copy, and the next use creates it again with the same bytes. The note next to it, `<sha256>.safe.json`,
-records the copy's digest, the original's digest and the version of the reader; a copy that does not match its note is
+may delete the copy, and the next use creates it again with the same bytes. The file `<sha256>.safe.json` next to it
+records the copy's digest, the original's digest and the version of the reader; a copy that does not match this file is
 never used.
 
 Layout: `blobs/sha256/ab/<sha256 of the original>.safe.safetensors`, read-only.
@@ -42,7 +42,7 @@ class SafeCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Note:
-    """The contents of the note next to a copy.
+    """The contents of the JSON file next to a copy.
 
     `inode` and `mtime_ns` show whether the copy was changed after it was verified.
     """
@@ -119,13 +119,13 @@ def make_copy(original: Path, place: Path) -> SafeCopy:
 
 
 def verify_copy(place: Path) -> str:
-    """Read the copy at `place` and compare it with its note. Returns what is wrong with it; empty if it is intact.
+    """Read the copy at `place` and compare its digest with the recorded one. Returns the problem; empty if intact.
 
     A corrupt copy is deleted; the next use creates it again. Raises: StoreError: the copy cannot be read.
     """
     note = _read_note(place)
     if note is None or (note.source_sha256, note.reader) != (_source_of(place), READER):
-        problem = "it was not made by this version of civman"
+        problem = "another version of civman made it, or its record is missing"
     elif digest_of(place) != note.sha256:
         problem = "its bytes have changed"
     else:
@@ -136,7 +136,7 @@ def verify_copy(place: Path) -> str:
 
 
 def drop_copy(place: Path) -> int:
-    """Delete a copy and its note. Returns the bytes freed."""
+    """Delete a copy and the JSON file next to it. Returns the number of bytes freed."""
     freed = 0
     try:
         for path in (_note_of(place), place):

@@ -1,4 +1,4 @@
-"""Deletable files of the library: the server's thumbnails and input images, and originals of replayed images.
+"""Files of the library that may be deleted: the server's thumbnails and input images, and originals of replayed images.
 
 Originals are images on CivitAI that were downloaded to be compared with their replays.
 """
@@ -34,7 +34,7 @@ def _older(folder: Path, before: datetime) -> Iterator[Path]:
 def drop_served(path: Path) -> int:
     """Delete one file that is no longer needed.
 
-    Returns the bytes freed; 0 if the file cannot be deleted at the moment, so that a later call has to delete it.
+    Returns the number of bytes freed; 0 if the file cannot be deleted now, in which case a later call may delete it.
     """
     try:
         freed = path.stat().st_size

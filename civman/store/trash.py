@@ -109,7 +109,7 @@ class Trash:
     def lying(self, removal: Removal, sha256: Sha256) -> tuple[Removal, Path] | None:
         """Find the file of a removed blob, in this removal if possible, else in another one.
 
-        Returns the file and the removal that contains it, or None.
+        Returns (the removal that contains the file, the file's path), or None.
         """
         for place in (removal, *self.removals()):
             path = _blob_in(place, sha256)
@@ -144,7 +144,7 @@ class Trash:
         try:
             rename_file(removal.folder, doomed)
         except FileNotFoundError:
-            return 0  # another process has already deleted it
+            return 0  # another process has already deleted the removal
         except OSError as error:
             raise store_error(error, removal.folder) from error
         return _delete(doomed)
@@ -167,7 +167,7 @@ def take_back(store: BlobStore, sha256: Sha256) -> StoredBlob | None:
 
 
 def has_blob(removal: Removal, sha256: Sha256) -> bool:
-    """Whether the removal contains the blob's own file."""
+    """Whether the removal contains the blob itself, not only its sidecar or preview."""
     return _blob_in(removal, sha256) is not None
 
 
@@ -212,7 +212,7 @@ def _delete(folder: Path) -> int:
             remove_file(path)
         folder.rmdir()
     except FileNotFoundError:
-        return freed  # another process deletes it at the same time
+        return freed  # another process is deleting the removal at the same time
     except OSError as error:
         raise store_error(error, folder) from error
     return freed
