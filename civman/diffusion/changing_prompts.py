@@ -17,7 +17,10 @@ class EncodedStages:
     weight: float = 1.0
 
     def index_at(self, call: int) -> int:
-        """Return the index of the encoding for evaluation `call`; after the last encoding's end, 0, as in A1111."""
+        """Return the index of the encoding that evaluation `call` uses.
+
+        After the end of the last encoding, this is 0, the first encoding, as in A1111.
+        """
         return next((place for place, (last, _) in enumerate(self.stages) if call <= last), 0)
 
 
@@ -41,7 +44,7 @@ class ChangingConditioning:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CombinedConditioning:
-    """The conditioning of one pass whose prompt combines several texts: the predictions for the texts are averaged."""
+    """The conditioning of one pass for a prompt that combines several texts, whose predictions are averaged."""
 
     conds: tuple[Encoded, ...]
     uncond: Encoded | None
@@ -87,7 +90,7 @@ def _averaged(first: Encoded, other: Encoded, kept: float) -> Encoded:
 
 
 def _extended(found: Sequence[Encoded]) -> tuple[Encoded, ...]:
-    """Repeat the last vector of shorter contexts until all are as long as the longest."""
+    """Extend shorter contexts to the length of the longest one by repeating their last vector."""
     longest = max(each.context.shape[1] for each in found)
     return tuple(Encoded(_longer(each.context, longest), each.pooled) for each in found)
 

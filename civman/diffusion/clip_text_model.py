@@ -138,5 +138,5 @@ class _Mlp(nn.Module):
 
 
 def norm(config: Any) -> nn.LayerNorm:
-    """Create a layer norm of an encoder's width."""
+    """Create a layer norm with the width and the epsilon of an encoder's config."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

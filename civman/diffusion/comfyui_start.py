@@ -2,8 +2,8 @@
 
 The image stays in floating point: it is centre-cropped to the render size, or resized to it with one of torch's
 filters. The mask stays grey-scale and is resized to the latents' size bilinearly. In each evaluation, latents where the
-mask is black are replaced with the input image's latents plus the render's own noise. With `grow_mask`, the masked area
-is painted grey before the image is encoded, and the mask is dilated.
+mask is black are replaced with the input image's latents plus the noise of this render. With `grow_mask`, the masked
+area is painted grey before the image is encoded, and the mask is dilated.
 
 Source: ComfyUI, the nodes LoadImage, ImageScale, VAEEncode, SetLatentNoiseMask and VAEEncodeForInpaint.
 """
@@ -21,7 +21,7 @@ from civman.domain.recipes.recipe import StartImage
 from civman.domain.recipes.recipe_limits import COMFYUI_CROP
 
 _CELL = 8
-"""The width and height in pixels of the square that one latent covers."""
+"""The width and height in pixels of the square that one latent pixel covers."""
 
 
 def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:

@@ -1,4 +1,4 @@
-"""Compiles the repeated blocks of a UNet or transformer; records call this engine "inductor/…".
+"""Compiles the repeated blocks of a UNet or transformer (the engine "inductor/…" in an image's record).
 
 Only blocks that occur many times are compiled, each as one graph: this makes rendering as fast as compiling the whole
 network, in a fraction of the compile time. The compiler's results are cached on disk.
@@ -30,7 +30,7 @@ Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
 """A compiler backend: turns a graph and example inputs into a callable."""
 
 _CONVOLUTIONS: Final = "ResnetBlock2D"
-"""The UNet's convolution blocks, which diffusers does not list among its repeated blocks."""
+"""The class of the UNet's convolution blocks. Diffusers does not list it among the blocks that repeat."""
 _WANTED: Final = {"deterministic": True, "batch_invariant": True, "max_autotune": False, "freezing": False}
 """Settings for the compiler; settings that the installed version of torch does not know are left out."""
 _CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
@@ -80,7 +80,7 @@ def compiler_of(device: torch.device) -> str:
             return f"triton {version('triton')}"
         except PackageNotFoundError as error:
             raise CannotRender(
-                "--compile needs the package triton on a GPU, and it is not installed",
+                "on a GPU, --compile needs the package triton, which is not installed",
                 hint="install the package triton, or render without --compile", code=Cause.NO_COMPILER,
             ) from error  # fmt: skip
     if device.type != "cpu":
@@ -100,7 +100,7 @@ def _cpp_compiler() -> str:
         if told.returncode == 0 and told.stdout:
             return told.stdout.splitlines()[0].strip()
     raise CannotRender(
-        f"--compile needs a C++ compiler on a CPU, and `{name}` cannot be run",
+        f"--compile needs a C++ compiler on a CPU, but `{name}` cannot be run",
         hint="install a C++ compiler (such as the package g++), set the environment variable CXX to one, "
         "or render without --compile",
         code=Cause.NO_COMPILER,

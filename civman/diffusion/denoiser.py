@@ -91,8 +91,8 @@ class Known:
 class Skips:
     """When the negative prompt is skipped: in every second evaluation whose noise level is below `below`.
 
-    `always`: skip it in every evaluation below that level. `early`: also skip it during this share of the evaluations,
-    at the start.
+    `always`: skip it in every evaluation below that level. `early`: also skip it in the first evaluations, up to this
+    fraction (0 to 1) of all evaluations.
     """
 
     below: float = 0.0
@@ -114,7 +114,7 @@ class Guidance:
 
     `rescale`: to what extent (0 to 1) the standard deviation of the guided prediction is reset to that of the positive
     prompt's prediction. `in_pairs`: return the unguided prediction together with the guided one. `follows_below_1`:
-    apply a scale below 1 as it is, as from version 2 of the recipe rules on, instead of treating it as 1.
+    whether a scale below 1 is used as given; if false, as in version 1 of the recipe rules, it counts as 1.
     """
 
     scale: float
@@ -123,14 +123,16 @@ class Guidance:
     follows_below_1: bool = True
     thresholding: Thresholding | None = None
     thresholds_noise: bool = False
-    """Threshold the predicted noise, as for DDIM, PLMS and UniPC, instead of the denoised prediction."""
+    """Whether dynamic thresholding is applied to the predicted noise (for DDIM, PLMS and UniPC) instead of the denoised
+    prediction.
+    """
     skips: Skips = Skips()
     fits_negative: bool = False
-    """Cut or extend the negative context to the length of the first positive context."""
+    """Whether the negative context is cut or extended to the length of the first positive context."""
     steps: int = 0
-    """The total number of steps or evaluations, from which dynamic thresholding and `skips` compute the progress."""
+    """The total number of steps or evaluations of the pass; dynamic thresholding and `skips` depend on the progress."""
     rescales_velocity: bool = False
-    """Apply guidance and its rescaling to the velocity (v) even if the model predicts the noise."""
+    """Whether guidance and its rescaling are applied to the velocity (v) even if the model predicts the noise."""
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
         """Whether the UNet must be evaluated for the negative prompt; `weights` are those of the combined prompts."""
@@ -145,7 +147,7 @@ class _Group:
     added: Mapping[str, Tensor]
     prompts: int
     positive: tuple[bool, ...]
-    """Whether each prompt is a positive one."""
+    """For each prompt, whether it is a positive one (True) or a negative one (False)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +164,10 @@ class Denoiser:
     Source: Karras et al. 2022, table 1 (VP).
 
     `extra` contains the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at` lists the
-    known noise levels of evaluations; their timesteps are sent to the device in one copy. `on_call` is called after
-    each evaluation with the noise level and the prediction (B, 4, h, w). `before_call` is called with the evaluation's
-    index before each evaluation. `controls` and `references` take the evaluation's index and return the control models
-    and reference pictures that act in it.
+    noise levels of the evaluations, if known in advance; their timesteps are sent to the device in one copy. `on_call`
+    is called after each evaluation with the noise level and the prediction (B, 4, h, w). `before_call` is called with
+    the evaluation's index before each evaluation. `controls` and `references` take the evaluation's index and return
+    the control models and reference pictures that act in it.
     """
 
     def __init__(
@@ -190,7 +192,7 @@ class Denoiser:
     ) -> None:
         """Store the settings of one pass.
 
-        `told`: values for SDXL's size conditioning, in the order that the family uses; empty: derive them from `size`.
+        `told`: the values of SDXL's size conditioning, in the family's order; if empty, they are derived from `size`.
         `calls_before`: the number of evaluations of this pass that another model has already made.
         """
         self._told = list(told)
@@ -342,7 +344,7 @@ class Denoiser:
             return answers[0]
         if self._guidance.thresholding is not None and len(answers) > len(weights):
             return self._thresholded(answers, weights)
-        # as in A1111, use the prompt's first part in place of a skipped negative prompt
+        # as in A1111, use the prediction for the first prompt in place of that for a skipped negative prompt
         if len(weights) == len(answers):
             answers = [*answers, answers[0]]
         if weights != (1.0,):

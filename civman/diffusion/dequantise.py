@@ -3,8 +3,8 @@
 Everything is computed in float32. `civman.domain.files.packed_weights` decides which tensors belong to a weight;
 `civman.diffusion.mapped_weights` reads them.
 
-Source: ComfyUI's scaled fp8 and int8 formats and stable-diffusion.cpp's description of their rotation, bitsandbytes'
-4-bit format (Dettmers et al. 2023, QLoRA, 3). GGUF's blocks are computed by the package `gguf`.
+Sources: ComfyUI's scaled fp8 and int8 formats; stable-diffusion.cpp, for the rotation of these weights; bitsandbytes'
+4-bit format (Dettmers et al. 2023, QLoRA, 3). GGUF's blocks are dequantised by the package `gguf`.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """Redraws regions of finished images, as ADetailer does: inpaints each region alone and pastes it into the image.
 
-Source: Bing-su/adetailer (the rules, not the code). Each region's mask is moved, then dilated with a square; the region
-is redrawn by A1111's img2img with masked content "original". All regions of a pass are found in the image as it was
-before the pass; each one is then redrawn in the result of the previous one.
+Source: Bing-su/adetailer (the rules, not the code). Each region's mask is moved by an offset, then dilated with a
+square; the region is redrawn by A1111's img2img with masked content "original". All regions of a pass are found in the
+image as it was before the pass; each one is then redrawn in the result of the previous one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +32,8 @@ _UNNAMED = Sha256("0" * 64)
 class DetailInputs:
     """What the detail passes of a recipe need besides its model.
 
-    `prompts`: for each pass, the conditioning of each region that has its own prompt; None for a region that is left
-    unchanged.
+    `prompts`: for each pass, the conditioning of each region that has a prompt of its own; None for a region that is
+    left unchanged.
     """
 
     prompts: Sequence[Sequence[Prompts | None]]
@@ -81,7 +81,7 @@ def _redrawn(
         left, top = int(columns[0]), int(rows[0])
         boxes.append(f"{left},{top},{int(columns[-1]) - left + 1},{int(rows[-1]) - top + 1}")
     listed = f": {'; '.join(boxes)}" if boxes else ""
-    note = f"detail pass: {counted(len(boxes), 'region')} of `{made.region}` drawn again{listed}"
+    note = f"detail pass: {counted(len(boxes), 'region')} of `{made.region}` redrawn{listed}"
     return picture_of(
         np.ascontiguousarray(pixels), seed=picture.seed, decoded_in=picture.decoded_in, notes=(*notes, note)
     )
@@ -128,7 +128,7 @@ def _masks(made: DetailPass, pixels: Pixels, inputs: DetailInputs) -> list[Pixel
 def rectangle(box: Sequence[float], size: tuple[int, int]) -> Pixels:
     """Return a mask of this size (width, height) that is white inside a box.
 
-    `box`: the left, top, right and bottom pixels of the box, which belong to it.
+    `box`: the box's left, top, right and bottom edges in pixels; the pixels on the edges belong to the box.
     """
     from PIL import Image, ImageDraw
 

@@ -1,9 +1,9 @@
 """Imports diffusers' UNet, VAE and ControlNet from diffusers' own files, without the rest of diffusers.
 
-The files that compute are diffusers' own, imported under another package name. Other modules of diffusers, which
-download, save, quantise and shard models or apply adapters, are replaced with the few lines that computing needs. This
-way, importing the classes takes 0.1 s instead of 0.5 s or more. The real diffusers can be imported in the same process;
-its pipelines need its own classes, which `loader.load(for_diffusers=True)` builds.
+The files that define the networks are diffusers' own, imported under another package name. Other modules of diffusers,
+which download, save, quantise and shard models or apply adapters, are replaced with the few lines that computing needs.
+This way, importing the classes takes 0.1 s instead of 0.5 s or more. The real diffusers can be imported in the same
+process; its pipelines need its own classes, which `loader.load(for_diffusers=True)` builds.
 """
 
 import functools
@@ -29,7 +29,7 @@ _NAME: Final = "civman_diffusers_files"
 
 def class_of(module: str, name: str) -> Any:
     """Import a class from one of diffusers' modules, such as "models.unets.unet_2d_condition"."""
-    # import with the CPU as torch's default device, which also applies to tensors that the files create
+    # make the CPU torch's default device during the import, because the files create tensors when they are imported
     with no_compiler(), torch.device("cpu"):
         if _NAME not in sys.modules:
             _make_packages()

@@ -111,7 +111,7 @@ def deterministic(device: torch.device | None = None) -> Iterator[None]:
 
 
 def _pinned_attention() -> AbstractContextManager[None]:
-    """Fix the order of preference of attention kernels, which torch otherwise chooses by card and version.
+    """Fix the order in which attention kernels are preferred; otherwise, torch chooses by GPU model and version.
 
     cuDNN's kernel is excluded: it is not deterministic, and torch would still use it while nondeterminism only causes
     warnings. Flash attention supports half precision only; the memory-efficient kernel computes the remaining cases.

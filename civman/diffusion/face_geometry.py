@@ -18,7 +18,7 @@ _TEMPLATE: Final = np.array([
 ])  # fmt: skip
 """The positions of the eyes, the nose and the corners of the mouth in an aligned face."""
 _TRIES: Final = 13
-"""The number of random point pairs that OpenCV tries, so that with a probability of 99 % one pair has no outlier."""
+"""How many random pairs of points OpenCV tries, so that with 99 % probability at least one pair has no outlier."""
 _RANDOM: Final = 4164903690
 _BITS: Final = 2**32
 

@@ -52,7 +52,7 @@ def doubled(x: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def unwrapped(tensors: Tensors) -> dict[str, Tensor]:
-    """Remove training programs' prefixes from all names; of two sets of weights, use the averaged one (EMA)."""
+    """Remove training programs' prefixes from all names; if the file also has averaged (EMA) weights, use those."""
     for prefix in ("params_ema.", "params.", "state_dict.", "module."):
         if any(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

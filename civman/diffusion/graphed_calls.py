@@ -101,7 +101,7 @@ class GraphedCalls:
             self._graphs[key] = graph
             self.recorded += 1
         else:
-            self._refuse("a graph's result differs from that of the operations one by one")
+            self._refuse("the result of a replayed graph differs from that of an ordinary call")
         return expected
 
     def _is_changed(self) -> bool:

@@ -64,7 +64,7 @@ def check_pixels(checks: Checks, pixels: Tensor, *, seeds: Sequence[int]) -> Non
     """Reject images that are invalid or have no content; `pixels` is (B, 3, H, W) between 0 and 1.
 
     Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`; `facts["seed"]` is the seed of the first
-    such image.
+    rejected image.
     """
     shown = (pixels * 255).round()
     high, low = shown.amax(dim=(2, 3)), shown.amin(dim=(2, 3))
@@ -97,7 +97,7 @@ def _judge_pixels(found: list[float], seeds: Sequence[int]) -> None:
 def check_latents(checks: Checks, latents: Tensor, *, seeds: Sequence[int]) -> None:
     """Reject latents (B, C, H, W) that are not finite.
 
-    Raises: CannotRender: `not-a-number`; `facts["seed"]` is the seed of the first such image.
+    Raises: CannotRender: `not-a-number`; `facts["seed"]` is the seed of the first rejected image.
     """
 
     def judge(found: list[float]) -> None:
@@ -112,7 +112,7 @@ def check_latents(checks: Checks, latents: Tensor, *, seeds: Sequence[int]) -> N
 
 
 NOISE_SPREAD = 12.0
-"""Final latents with at least this standard deviation are still noise, unless `NOISE_LIKENESS` says otherwise.
+"""Final latents with at least this standard deviation are noise, unless their neighbouring values correlate.
 
 The standard deviation starts at 14.6 and ends near 1. Measured: with 8 or more steps of any sampler, trained models end
 between 0.7 and 5.5, and random weights between 16.8 and 41.7.
@@ -157,7 +157,7 @@ def _noise_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
 def refuse_noise(checks: Checks, latents: Tensor, *, seeds: Sequence[int], steps: int) -> None:
     """Reject latents (B, C, H, W) that are still noise.
 
-    Raises: CannotRender: `no-structure`; `facts["seed"]` is the seed of the first such image.
+    Raises: CannotRender: `no-structure`; `facts["seed"]` is the seed of the first rejected image.
     """
 
     def refuse(place: int, words: str) -> None:

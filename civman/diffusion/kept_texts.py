@@ -1,4 +1,4 @@
-"""A cache of encoded texts, so that no prompt is encoded twice; also used for encoded reference pictures."""
+"""A cache of encoded prompts and encoded reference pictures, so that none of them is encoded twice."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable

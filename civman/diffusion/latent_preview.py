@@ -1,7 +1,7 @@
 """Creates a small preview of latents during sampling: a matrix converts each latent pixel to a colour.
 
-This takes about a millisecond. If no matrix is known, as for a VAE of unusual dimensions, the latents are reduced and
-decoded instead.
+This takes about a millisecond. If no matrix is known, for example because the VAE's channels are unusual, the latents
+are shrunk and decoded instead.
 """
 
 import io
@@ -19,7 +19,7 @@ _LARGEST_DECODED = 32
 
 
 def preview_of(model: LoadedModel, latents: Tensor) -> Callable[[], bytes]:
-    """Return a function that encodes the first of these denoised latents (B, 4, h, w) as a JPEG preview.
+    """Return a function that makes a JPEG preview of the first image in a batch of denoised latents (B, 4, h, w).
 
     That function must be called before the next step is computed. It draws no random numbers and changes no weight, so
     the final image is the same with and without previews.

@@ -40,19 +40,19 @@ class LatentTiles:
         self._total, self._weight = sent(total, device), sent(weight, device)
 
     def answer(self, call: UnetCall) -> Calls[Tensor]:
-        """Compute a UNet call for latents of this size by calling the UNet for each tile and averaging the results."""
+        """Compute a UNet call for the whole latents by calling the UNet for each tile and averaging the results."""
         whole: Tensor | None = None
         for place in self._places:
             answer = yield replace(call, inputs=call.inputs[place].contiguous())
             if whole is None:
                 whole = answer.new_zeros(*answer.shape[:-2], *self._total.shape)
             whole[place] += answer if self._is_mean else answer * (self._weight * (1 / self._total)[place])
-        assert whole is not None, "there is at least one tile"
+        assert whole is not None, "`_places` contains at least one tile"
         return whole / self._total if self._is_mean else whole
 
 
 def gaussian(width: int, height: int) -> Tensor:
-    """Return the Gaussian weights of a tile, (height, width); the maximum lies half a latent below the centre.
+    """Return the Gaussian weights of a tile, (height, width); the maximum is half a latent pixel below the centre.
 
     As in the Tiled Diffusion extension, distances along both sides are divided by the tile's width.
     """

@@ -1,4 +1,4 @@
-"""Streams weights from their file: a layer's weights are loaded when it is called and dropped when it returns.
+"""Streams weights from their file: a layer's weights are loaded when the layer is called and dropped when it returns.
 
 A model thus needs memory only for its largest layer instead of all layers, on any device. A layer computes with exactly
 the same bits as in a fully loaded model: the file's values converted, and adapters merged by the same arithmetic. Each
@@ -22,7 +22,7 @@ SMALL = 1 << 14
 
 
 def stream(model: LoadedModel) -> Later:
-    """Make a model usable that was loaded without its large weights (`load(…, leaves=SMALL)`).
+    """Make a model that was loaded without its large weights (`load(…, leaves=SMALL)`) usable.
 
     Returns the object in which `merge_adapters.apply(…, later=…)` records the adapters' changes.
     """

@@ -35,7 +35,7 @@ class MemoryPlan(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Memory in bytes on the device.
+    """The memory in bytes that the parts of a render need on the device.
 
     The sizes of weights are exact; those of activations (`unet_work`, `vae_work`) are rough.
     """
@@ -85,11 +85,11 @@ class Estimate:
         )
 
 
-# activation memory, as a multiple of one value per latent (UNet, first layer's width) or per pixel (VAE, first width);
-# measured as growth in resident memory on the CPU in float32: 43 for SD 1 at 512 px, 8 and 10 for the VAE at 512 and
-# 256 px
+# Activation memory divided by the size of one feature map at full resolution: for the UNet, a feature map with the
+# channels of its first layer; for the VAE, one with the input channels of its last convolution. Measured on the CPU in
+# float32 as the growth of resident memory: 43 for SD 1 at 512 px; 8 and 10 for the VAE at 512 and 256 px.
 _UNET_FACTOR, _VAE_FACTOR = 44, 10
-# what a ControlNet adds to the UNet's activation memory, as the same multiple: its 13 outputs and their weighted copies
+# how much each ControlNet adds to `_UNET_FACTOR`, because of its 13 outputs and their weighted copies
 _CONTROLNET_FACTOR = 11
 _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 

@@ -29,7 +29,7 @@ class Picture:
     notes: tuple[str, ...] = ()
 
     def noted(self, note: str) -> "Picture":
-        """Return the same picture with one more note."""
+        """Return a copy of the image with one more note for the user."""
         return replace(self, notes=(*self.notes, note))
 
     def to_image(self) -> Any:
@@ -60,7 +60,7 @@ def picture_of(array: Pixels, *, seed: int, decoded_in: str, notes: tuple[str, .
 
 
 def put_back(picture: Picture, kept: Callable[[Pixels], Pixels]) -> Picture:
-    """Composite the preserved part of the start image over a rendered image; `kept` does this for pixels."""
+    """Composite the preserved part of the start image over a rendered image, with the function `kept`."""
     array = np.ascontiguousarray(kept(picture.pixels))
     return replace(picture, pixels=array, sha256=hashlib.sha256(array.tobytes()).hexdigest())
 
@@ -80,7 +80,10 @@ def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
 
 
 def latent_mask(mask: NDArray[np.uint8], width: int, height: int) -> Tensor:
-    """Shrink a mask to the latents' size (1, 1, height, width): each value is a cell's rounded mean; 1 is inpainted."""
+    """Shrink a mask to the latents' size, (1, 1, height, width), where 1 is inpainted and 0 is kept.
+
+    Each value is the mean of the pixels that the latent covers, rounded to 0 or 1.
+    """
     whole = torch.from_numpy(np.array(mask)).float()[None, None] / 255
     return torch.nn.functional.interpolate(whole, size=(height, width), mode="area").round()
 

@@ -22,7 +22,7 @@ class Postponed(ModuleType):
             self.__spec__.loader.exec_module(self)
             if name in vars(self):
                 return vars(self)[name]
-        # look up the module again, because transformers replaces itself in sys.modules with another one
+        # look up the module again, because transformers replaces itself in sys.modules with another module
         real = sys.modules[self.__name__]
         if real is self:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")

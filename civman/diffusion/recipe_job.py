@@ -135,7 +135,7 @@ class RecipeJob:
 
     @property
     def goes_one_by_one(self) -> bool:
-        """Whether to render images one by one: the steps of an adaptive sampler depend on the whole batch."""
+        """Whether to render images one by one, because the steps of an adaptive sampler depend on the whole batch."""
         return self._sampler.is_adaptive
 
     @property
@@ -200,7 +200,7 @@ class RecipeJob:
         if self._start.mask is not None:
             mask = sent(self._start.mask, kept.device)
             if recipe.start.masked_content == "latent noise":
-                # leave out the variation, which in A1111 does not affect this noise
+                # leave out the variation seed, which in A1111 does not affect this noise
                 is_folded = vae_codec.folds_noise(self._model.vae)
                 plain = [PictureNoise(seed, rng=recipe.rng, is_folded=is_folded) for seed in seeds]
                 fresh = self._start_noise(plain, recipe.width, recipe.height)
@@ -244,7 +244,7 @@ class RecipeJob:
         plan = self._plan(method, hires.steps, Start(hires.strength, keeps_steps=True))
         noises = [self._noise(seed if hires.seed is None else hires.seed) for seed in seeds]
         x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
-        # as in A1111, SDXL's size conditioning states the size before the crop
+        # as in A1111, SDXL's size conditioning contains the size before the crop
         covers = self._recipe.rules > 2 and not hires.stretches
         told = second_pass.covering((self._recipe.width, self._recipe.height), size) if covers else size
         x = yield from self._sample(
@@ -467,7 +467,7 @@ class RecipeJob:
         paths: list[BrownianPath] = []
 
         def draw(here: float, after: float) -> Tensor:
-            if not paths:  # create the paths only when they are needed, because this draws noise
+            if not paths:  # create the Brownian paths on first use, because creating them draws random numbers
                 upwards = self._recipe.rules == 1
                 paths.extend(noise.brownian(shape, *plan.span, falls_upwards=upwards) for noise in noises)
             return torch.stack([path.noise(here, after) for path in paths])

@@ -83,7 +83,7 @@ def job_of(
     if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
         raise UsageError("the recipe uses an upscaler model, but no upscaler was passed", code=Cause.NO_UPSCALER)
     if recipe.enlarged_input is not None:
-        raise ValueError("a redraw in tiles is computed by `redraw_in_tiles` or `ultimate_upscale`")
+        raise ValueError("render a redraw in tiles with `redraw_in_tiles` or `ultimate_upscale` instead")
     job = RecipeJob(recipe, stages, inputs, on_event, keeps_noise=keeps_noise)
     if not len(recipe.controls) == len(controlnets) == len(inputs.controls):
         raise ValueError("the recipe's ControlNets or their control images were not passed")
@@ -96,7 +96,7 @@ def job_of(
         raise ValueError("the latents of the recipe's reference images were not passed")
     job.edit_images = edit_images
     if (recipe.faces is None) != (restore is None):
-        raise ValueError("the models that restore faces were not passed, or are not part of the recipe")
+        raise ValueError("face models were passed although the recipe restores no faces, or the reverse")
     job.restore = restore
     return job
 
@@ -109,7 +109,7 @@ def iterate(recipe: Recipe, stages: Stages, **options: Any) -> Iterator[list[Pic
     CannotRender (`no-structure`).
     """
     if recipe.slots:
-        raise ValueError("a recipe with slots is computed by `run_in_slots`")
+        raise ValueError("render a recipe that has slots with `run_in_slots` instead")
     job = job_of(recipe, stages, **options)
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):

@@ -20,7 +20,7 @@ pixels (B, 3, H, W) in 0 … 1 instead.
 _PLAIN = ("nearest-exact", "bilinear", "bicubic", "area")
 """Upscalers that resize floating-point pixels in one step."""
 _CELL = 8
-"""The width and height in pixels of the square that one latent covers."""
+"""The width and height in pixels of the square that one latent pixel covers."""
 
 
 def enlarged(

@@ -170,7 +170,7 @@ def _widened(begin: int, end: int, more: int, limit: int) -> tuple[int, int]:
 
 
 def fitted(image: Any, size: tuple[int, int], mode: str) -> Any:
-    """Resize a Pillow image or mask: stretch it, crop it to the aspect ratio, or extend its edges, by `mode`."""
+    """Resize a Pillow image or mask; `mode`: stretch it, crop it to the aspect ratio, or extend its edges."""
     from PIL import Image
 
     width, height = size

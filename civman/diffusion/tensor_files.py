@@ -48,11 +48,11 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             start = file.read(8)
     except OSError as error:
         raise InvalidModelFile(f"cannot read `{path.name}`: {error.strerror}", name=path.name) from error
-    # do not take a safetensors file for a pickle: it starts with its header's length in 8 bytes, whose first byte may
-    # be 0x80 like a pickle's, but whose upper 4 bytes are 0
+    # rule out safetensors files: they start with the header's length in 8 bytes, whose first byte may be 0x80 as in a
+    # pickle, but whose upper 4 bytes are 0
     if start.startswith(_PICKLE_STARTS) and start[4:] != bytes(4):
         raise Refused(
-            f"`{path.name}` is a pickle: reading it would run code from the file",
+            f"`{path.name}` is a pickle, and a pickle can run code when it is read",
             code=Cause.PICKLE,
             hint="look for a .safetensors version of the file",
             name=path.name,

@@ -137,10 +137,10 @@ def _run(
     encoder: Any, chunk: Chunk, ids: Tensor, first_end: int, vectors: dict[str, Tensor], clip_skip: int,
     *, is_xl: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Encode one chunk, ids (1, 77): hidden states (1, 77, width), and the last layer's state at the first end token.
+    """Encode the token ids (1, 77) of one chunk.
 
-    The latter is (1, width). In transformers 5.17 to 5.23, `hidden_states[-1]` is the last layer's output before the
-    final norm.
+    Returns the hidden states (1, 77, width) and the last layer's hidden state at the first end token, (1, width). In
+    transformers 5.17 to 5.23, `hidden_states[-1]` is the last layer's output before the final norm.
     """
     model = getattr(encoder, "text_model", encoder)
     with _inserted(model.embeddings.token_embedding, chunk, vectors):
@@ -153,7 +153,7 @@ def _run(
         return states.last_hidden_state, at_end
     if not 1 <= clip_skip <= layers:
         raise UsageError(
-            f"clip skip {clip_skip} is not between 1 and {layers}, the text encoder's layers",
+            f"clip skip must be 1 to {layers} (the text encoder's number of layers), not {clip_skip}",
             code=Cause.CLIP_SKIP,
             clip_skip=clip_skip,
             layers=layers,

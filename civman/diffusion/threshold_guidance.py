@@ -17,7 +17,7 @@ _TURN = 6.28318
 
 
 def scale_at(scale: float, mode: str, minimum: float, share: float, power: float) -> float:
-    """Return the scale that is in effect after `share` of the steps.
+    """Return the guidance scale that is in effect after the fraction `share` of the steps.
 
     `share` is above 1 if there are more evaluations than counted steps.
     """

@@ -1,8 +1,8 @@
 """Token merging: self-attention over fewer image tokens, by averaging the most similar tokens.
 
-The top left token of each 2 x 2 square is kept. From the other tokens, a share of those most similar to a kept token
-are averaged into that token before the self-attention, and copy its result afterwards. Only blocks at the latents' full
-resolution are changed.
+The top left token of each 2 x 2 square is kept. Of the other tokens, those most similar to a kept token are averaged
+into that token before the self-attention, and copy its result afterwards; a ratio sets how many. Only blocks at the
+latents' full resolution are changed.
 
 Source: Bolya & Hoffman 2023, "Token Merging for Fast Stable Diffusion", as A1111 uses it (without randomness).
 """
@@ -20,7 +20,7 @@ _SQUARE = 2
 
 @contextmanager
 def merging(unet: nn.Module, ratio: float, size: tuple[int, int]) -> Iterator[None]:
-    """Inside this block, merge the share `ratio` of a UNet's tokens; `size` is the latents' height and width."""
+    """Inside this block, merge the fraction `ratio` of a UNet's tokens; `size` is the latents' height and width."""
     with ExitStack() as stack:
         block: Any
         for block in unet.modules() if ratio else ():

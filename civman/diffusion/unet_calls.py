@@ -185,10 +185,10 @@ def run_in_slots(
 class Slots:
     """Computes calls for single images by calling the model for `width` images at once.
 
-    An image must not depend on its slot, or it could not be rendered again alone. It does not if slots with the same
-    contents give the same bits; this is checked in the first call of each shape. For shapes that fail the check, such
-    as attention with a single token on several CPU threads, one image at a time is computed, with copies of itself in
-    the other slots.
+    An image must not depend on the slot that computes it, or it could not be rendered again alone. Therefore, the first
+    call of each shape checks that slots with equal contents give equal bits. For shapes that fail the check, such as
+    attention with a single token on several CPU threads, only one image is computed at a time, with copies of it in all
+    slots.
     """
 
     def __init__(self, unet: Any, width: int) -> None:

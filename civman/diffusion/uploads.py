@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to `device` without changing dtype or values; a tensor that is already there is returned."""
+    """Copy a CPU tensor to `device` without changing dtype or values; a tensor that is already on it is returned."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

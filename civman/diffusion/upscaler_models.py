@@ -1,8 +1,8 @@
 """Upscaler models: the ESRGAN architecture (RRDBNet) and Real-ESRGAN's compact architecture; also loads SwinIR.
 
 Both architectures exist in several layouts of tensor names. RRDBNet models may also start with a pixel unshuffle, or
-have shortcuts with 1x1 convolutions in their dense blocks. Scale and layout follow from the tensors. Other
-architectures are refused.
+have shortcuts with 1x1 convolutions in their dense blocks. The scale and the layout are derived from the tensors.
+Other architectures are refused.
 
 Sources: Wang et al. 2018 (ESRGAN), Rakotonirina and Rasoanaivo 2020 (ESRGAN+, the shortcuts), Wang et al. 2021
 (Real-ESRGAN).
@@ -35,7 +35,10 @@ _OLDER_NAMES: Final = {"trunk_conv": "conv_body", "HRconv": "conv_hr"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpscalerModel:
-    """A loaded upscaler: its kind ("esrgan" or "compact"), its scale factor, and its tensors by uniform names."""
+    """A loaded upscaler: its kind ("esrgan" or "compact"), its scale factor, and its tensors.
+
+    The tensors' names do not depend on the layout of the file.
+    """
 
     kind: str
     scale: int
@@ -113,9 +116,9 @@ def load_upscaler(path: Path) -> AnyUpscaler:
         made = _made(tensors)
         result = made(torch.zeros(1, 3, _TRIAL, _TRIAL)) if made else None
     except (KeyError, RuntimeError, ValueError) as error:
-        raise _unknown(path, "its tensors do not fit together") from error
+        raise _unknown(path, "the file's tensors do not fit together") from error
     if made is None or result is None or result.shape != (1, 3, _TRIAL * made.scale, _TRIAL * made.scale):
-        raise _unknown(path, "its tensors are neither ESRGAN's, nor SwinIR's, nor Real-ESRGAN's compact models'")
+        raise _unknown(path, "the file's tensors are not those of ESRGAN, SwinIR or Real-ESRGAN's compact models")
     return made
 
 

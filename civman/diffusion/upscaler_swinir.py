@@ -1,7 +1,7 @@
 """SwinIR: an upscaler that consists of residual groups with attention inside windows of the image.
 
 Supports the variants for photographs (`nearest+conv`), for classical and for lightweight enlargement (`pixelshuffle`,
-`pixelshuffledirect`) and for restoration at the same size. All dimensions follow from the tensors.
+`pixelshuffledirect`) and for restoration at the same size. The model's structure is derived from its tensors.
 
 Source: Liang et al. 2021 (SwinIR); tensor names are those of the published weights.
 """
@@ -70,7 +70,7 @@ class SwinIr:
         return functional.layer_norm(x, weight.shape, weight, self.tensors[f"{name}.bias"])
 
     def _residual(self, x: Tensor, name: str) -> Tensor:
-        """Apply the convolution at the end of a group; large models have three, with fewer channels in between."""
+        """Apply the last layer of a group: one convolution, or three with fewer channels in between (large models)."""
         if f"{name}.weight" in self.tensors:
             return self._conv(x, name)
         for number in (0, 2):
@@ -168,7 +168,7 @@ def _image(windows: Tensor, window: int, shape: torch.Size) -> Tensor:
 
 
 def _positions(window: int) -> Tensor:
-    """Return the index of the bias for each pair of pixels in a window, by their distance: (window², window²)."""
+    """Return the index of the relative position bias for each pair of pixels in a window: (window², window²)."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     rows, columns = rows.flatten(), columns.flatten()
     down = rows[:, None] - rows[None, :] + window - 1

@@ -73,7 +73,7 @@ def upscaled(image: Any, made: Enlargement, model: AnyUpscaler | None, on_tile: 
     """Enlarge a Pillow image (RGB or RGBA) as `made` specifies; `model` is the upscaler model that `made` names.
 
     The result has the size `made.final_size`. The alpha channel is enlarged separately with the same upscaler, as a
-    grey image whose three channels are averaged afterwards; the colours beneath transparent areas are kept.
+    grey image whose three channels are averaged afterwards; the colours of transparent areas are kept.
     """
     if image.mode == "RGBA":
         colours = upscaled(image.convert("RGB"), made, model, on_tile)

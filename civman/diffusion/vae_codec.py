@@ -16,7 +16,7 @@ class VaeHolder(Protocol):
 
     @property
     def vae(self) -> Any:
-        """Diffusers' AutoencoderKL."""
+        """The VAE, such as diffusers' AutoencoderKL."""
         ...
 
     @property
@@ -58,8 +58,8 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
 def decodings(model: VaeHolder, latents: Tensor) -> Iterator[tuple[Decoded, Tensor | None]]:
     """Decode latents like `decode`, but let the caller decide whether single precision is needed.
 
-    Yields the images, and a boolean tensor () that is true if all values are finite. If it is false, the caller takes
-    the next pair, which is the last one; it is decoded in single precision, and None replaces its boolean tensor.
+    First yields the images and a boolean tensor () that is true if all values are finite. If it is false, the caller
+    asks for the second and last pair: the images decoded in single precision, and None.
     """
     with memory_errors("decoding the image"):
         dtype = _dtype(model)
@@ -111,12 +111,13 @@ def _finite(model: VaeHolder, compute: Callable[[], Tensor]) -> tuple[Tensor, to
 
 
 def _overflowed(model: VaeHolder, dtype: torch.dtype, done: str) -> tuple[str, ...]:
-    own = _dtype(model)
-    return () if dtype is own else (f"the VAE overflowed in {_name(own)}; {done} again in {_name(dtype)}",)
+    if dtype is (own := _dtype(model)):
+        return ()
+    return (f"the VAE overflowed in {_name(own)}, so the image was {done} again in {_name(dtype)}",)
 
 
 def folds_noise(vae: Any) -> bool:
-    """Whether a model with this VAE draws noise in folded form, with each 2×2 square of latents as channels.
+    """Whether noise for a model with this VAE is drawn in folded form: each 2×2 square of latents becomes channels.
 
     ComfyUI and diffusers do this for Flux.2.
     """
@@ -132,13 +133,13 @@ def latent_shape(vae: Any, width: int, height: int) -> tuple[int, int, int]:
 def _affine(vae: Any, like: Tensor) -> tuple[Any, Any]:
     """Return the (shift, scale) that convert a VAE's output to a model's latents: (output − shift) · scale."""
     config = vae.config
-    # for video VAEs, there is one mean and one deviation per channel
+    # a video VAE has a mean and a standard deviation for each channel
     if hasattr(config, "latents_mean") and config.latents_mean is not None:
         mean, deviation = (
             like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
         )
         return mean, 1 / deviation
-    if folds_noise(vae):  # each position in a square of 2×2 latents has its own mean and deviation
+    if folds_noise(vae):  # each position in a square of 2×2 latents has a separate mean and standard deviation
         deviations = torch.sqrt(vae.bn.running_var.float() + config.batch_norm_eps)
         rows, columns = like.shape[-2] // 2, like.shape[-1] // 2
         mean, deviation = (
@@ -176,7 +177,7 @@ def _decode(model: VaeHolder, latents: Tensor) -> Tensor:
 
 
 def _shifts(shift: Any) -> bool:
-    """Whether latents are shifted; if not, as in Stable Diffusion, not even a zero may be added to them."""
+    """Whether latents are shifted; if not (Stable Diffusion), nothing may be added, since adding 0 changes −0 to 0."""
     return not isinstance(shift, float) or shift != 0
 
 

@@ -155,7 +155,7 @@ def test_every_plan_runs_an_overflowing_vae_again_in_single_precision(
         (made,) = render(PLAIN, model, prompt(model))
 
         assert made.decoded_in == "float32"
-        assert made.notes == ("the VAE overflowed in float16; decoded again in float32",)
+        assert made.notes == ("the VAE overflowed in float16, so the image was decoded again in float32",)
 
 
 class Traveller(torch.nn.Linear):

@@ -189,7 +189,7 @@ def test_clip_skip_takes_an_earlier_layer_and_norms_it(sd1, words, clip_skip):
 
 @pytest.mark.parametrize("clip_skip", [0, -1, 4])
 def test_a_clip_skip_beyond_the_layers_is_an_error(sd1, clip_skip):
-    with pytest.raises(UsageError, match="between 1 and 3"):
+    with pytest.raises(UsageError, match="must be 1 to 3"):
         encode_sd1(sd1, "a cat", clip_skip)
 
 

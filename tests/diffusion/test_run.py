@@ -351,7 +351,7 @@ def test_a_vae_that_overflows_in_half_precision_is_run_again_in_single(tiny_file
     (made,) = render(PLAIN, model, prompt(model))
 
     assert made.decoded_in == "float32"
-    assert made.notes == ("the VAE overflowed in float16; decoded again in float32",)
+    assert made.notes == ("the VAE overflowed in float16, so the image was decoded again in float32",)
     assert next(model.vae.parameters()).dtype is torch.float16
 
 
@@ -363,7 +363,7 @@ def test_encoding_that_overflows_in_half_precision_is_run_again_and_said_so(tiny
 
     (made,) = render(recipe, model, prompt(model), inputs=Inputs(picture()))
 
-    assert made.notes == ("the VAE overflowed in float16; encoded again in float32",)
+    assert made.notes == ("the VAE overflowed in float16, so the image was encoded again in float32",)
     assert made.decoded_in == "float16"
 
 
