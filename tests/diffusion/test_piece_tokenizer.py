@@ -17,7 +17,7 @@ def model(name: str) -> bytes:
     return base64.b64decode(RECORDED[name]["model"])
 
 
-@pytest.mark.parametrize("name", ["gemma", "usual", "unused"])
+@pytest.mark.parametrize("name", ["gemma", "llama", "usual", "unused"])
 def test_the_ids_are_those_of_sentencepiece(name: str) -> None:
     tokenizer = read_pieces(model(name), "Gemma 2 text encoder", "tiny.safetensors")
 
@@ -28,11 +28,15 @@ def test_the_ids_are_those_of_sentencepiece(name: str) -> None:
     assert tokenizer.start == RECORDED[name]["start"]
 
 
-def test_the_three_models_divide_texts_differently() -> None:
-    gemma, usual, unused = (dict(map(tuple_of, RECORDED[name]["ids"])) for name in ("gemma", "usual", "unused"))
+def test_the_models_divide_texts_differently() -> None:
+    gemma, usual, unused, llama = (
+        dict(map(tuple_of, RECORDED[name]["ids"])) for name in ("gemma", "usual", "unused", "llama")
+    )
 
     assert sum(gemma[text] != unused[text] for text in gemma) > 50
     assert sum(len(gemma[text]) != len(usual[text]) for text in gemma) > 50
+    assert sum(len(gemma[text]) != len(llama[text]) for text in gemma) > 50
+    assert sum(len(usual[text]) != len(llama[text]) for text in gemma) > 10
 
 
 def tuple_of(row: list[object]) -> tuple[str, tuple[int, ...]]:
