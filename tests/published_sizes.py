@@ -41,6 +41,8 @@ PARTS: dict[str, Size] = {
                "head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4},
     "ministral": {"vocab_size": 131072, "hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 26,
                   "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "pile-t5": {"vocab_size": 32128, "d_model": 2048, "d_kv": 64, "num_heads": 32, "d_ff": 5120, "num_layers": 24},
+    "xl-vae": "own/vae-sd-ldm",
     "mistral": {"vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 32768, "num_hidden_layers": 30,
                 "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8, "final_norm": False},
 }  # fmt: skip
@@ -92,6 +94,7 @@ MODELS: dict[str, dict[str, Published]] = {
         {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288,
          "text_in_dim": 3072}, {"vae": "flux2-vae"},
     )},
+    "auraflow": {"": Published({"pos_embed_max_size": 9216}, {"vae": "xl-vae"})},
 }  # fmt: skip
 """Family → the name of a size, if there are several → what was published."""
 

@@ -33,6 +33,10 @@ KL = {
 FLUX2_KL = {key: value for key, value in KL.items() if key not in ("scaling_factor", "shift_factor")} | {
     "latent_channels": 32, "use_quant_conv": True, "use_post_quant_conv": True,
 }  # fmt: skip
+XL_KL = KL | {
+    "latent_channels": 4, "scaling_factor": 0.13025, "shift_factor": 0.0, "use_quant_conv": True,
+    "use_post_quant_conv": True,
+}  # fmt: skip
 SD3_KL = KL | {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 
 FLUX = {
@@ -103,6 +107,11 @@ MISTRAL = MINISTRAL | {
     "num_hidden_layers": 30, "final_norm": False, "sliding_window": None, "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e9}, "use_cache": False,
 }  # fmt: skip
+PILE_T5 = T5 | {"vocab_size": 800, "pad_token_id": 1, "eos_token_id": 2}
+AURAFLOW = {
+    "num_mmdit_layers": 2, "num_single_dit_layers": 2, "attention_head_dim": 256, "num_attention_heads": 1,
+    "joint_attention_dim": 24, "caption_projection_dim": 256, "pos_embed_max_size": 64,
+}  # fmt: skip
 QWEN_IMAGE = {
     "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 128, "in_channels": 64, "out_channels": 16,
 }  # fmt: skip
@@ -157,6 +166,10 @@ TINY = {
         "transformer": ("ErnieImageTransformer2DModel", ERNIE_IMAGE), "text_encoder": ("Ministral3Model", MINISTRAL),
         "vae": ("AutoencoderKLFlux2", FLUX2_KL),
     },
+    "auraflow": {
+        "transformer": ("AuraFlowTransformer2DModel", AURAFLOW), "text_encoder": ("UMT5EncoderModel", PILE_T5),
+        "vae": ("AutoencoderKL", XL_KL),
+    },
     "qwen-image": {
         "transformer": ("QwenImageTransformer2DModel", QWEN_IMAGE), "text_encoder": ("Qwen2Model", QWEN25),
         "vae": ("AutoencoderKLQwenImage", WAN_VAE),
@@ -178,9 +191,9 @@ def cases(layouts: Iterable[str]) -> list[Any]:
     ]
 
 
-def piece_model() -> bytes:
-    """A small SentencePiece model with Gemma's options."""
-    return base64.b64decode(recorded("pieces")["gemma"]["model"])
+def piece_model(name: str = "gemma") -> bytes:
+    """A small SentencePiece model with the options of Gemma or of LLaMA."""
+    return base64.b64decode(recorded("pieces")[name]["model"])
 
 
 def tekken_model() -> bytes:
@@ -193,8 +206,13 @@ def recorded(name: str) -> Any:
     return json.loads(gzip.decompress((Path(__file__).parent / "fixtures" / f"{name}.json.gz").read_bytes()))
 
 
-TOKENIZERS = {"spiece_model": piece_model, "tekken_model": tekken_model}
-"""Maps the name of a tokenizer's tensor to what makes its bytes."""
+def tokenizer_of(role: str) -> bytes:
+    """The small tokenizer of a text encoder: of a kind that the encoder's file may contain."""
+    return tekken_model() if "mistral" in role or "ministral" in role else piece_model(PIECES.get(role, "gemma"))
+
+
+PIECES = {"pile-t5": "llama"}
+"""Maps the role of a text encoder to the SentencePiece model that it has, if that is not Gemma's."""
 
 
 def byte_tensor(data: bytes) -> Tensor:
@@ -234,7 +252,7 @@ def original_tensors(name: str, family: Any, made: Mapping[str, nn.Module]) -> d
             prefix = kind.prefixes[0]
             sources = kind.sources(shapes, dict(TINY[name][component][1]))
             for key in kind.tokenizers[:1]:
-                tensors[f"text_encoders.{key}"] = byte_tensor(TOKENIZERS[key]())
+                tensors[f"text_encoders.{key}"] = byte_tensor(tokenizer_of(kind.role))
             if "CLIP" in kind.model:
                 prefix += "text_model."
         else:

@@ -19,7 +19,9 @@ from civman.diffusion.key_table import require_sources
 from civman.diffusion.loader import LoadedModel, fill, unfilled
 from civman.diffusion.mapped_weights import Weights
 
-_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model", "Ministral3Model", "MistralModel")
+_OVERFLOWING = (
+    "T5EncoderModel", "UMT5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model", "Ministral3Model", "MistralModel",
+)  # fmt: skip
 """The classes of text encoders whose activations overflow float16."""
 
 
@@ -71,7 +73,8 @@ def load_flow(
         wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         model.sources[name] = part.sources(wanted)
         require_sources(part.title, wanted, model.sources[name], model.files[name].shapes, model.files[name].path.name)
-        fill(model, name, module, _dtype(part, dtype), notes, {}, leaves)
+        overflows = part.model in _OVERFLOWING or (name == "vae" and family.vae_overflows)
+        fill(model, name, module, torch.float32 if overflows and dtype is torch.float16 else dtype, notes, {}, leaves)
         if name == TRANSFORMER and family.single_precision:
             _keep_single(module, family.single_precision)
     model.notes = tuple(notes)
@@ -89,10 +92,6 @@ def _keep_single(module: nn.Module, ends: tuple[str, ...]) -> None:
     for name, parameter in module.named_parameters():
         if name.endswith(ends):
             parameter.data = parameter.data.float()
-
-
-def _dtype(part: Placed, dtype: torch.dtype | None) -> torch.dtype | None:
-    return torch.float32 if dtype is torch.float16 and part.model in _OVERFLOWING else dtype
 
 
 def _unused(model: LoadedModel, family: FlowFamily, placed: Mapping[str, Placed]) -> tuple[str, ...]:

@@ -73,6 +73,24 @@ class FlowText:
         with torch.no_grad():
             return _moved(encoder(tokens).last_hidden_state, weights)
 
+    def masked_t5(self, component: str, parsed: ParsedPrompt, length: int) -> Tensor:
+        """Encode a prompt as (1, length, width), with zeros after the end token; a longer prompt is cut off before it.
+
+        The tokenizer is read from a file. No token attends to the padding after the end token, as in ComfyUI and in
+        diffusers' AuraFlow pipeline.
+        """
+        encoder: Any = self._components[component]
+        ids, weights = self.piece_ids(component, parsed, length - 1, starts=False)
+        end, padding = int(encoder.config.eos_token_id), int(encoder.config.pad_token_id)
+        texts = [[*ids, end]]
+        if any(weight != 1 for weight in weights):
+            texts.append([end])
+        tokens = torch.tensor([text + [padding] * (length - len(text)) for text in texts], device=self._device)
+        mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts], device=self._device)
+        with torch.no_grad():
+            states = encoder(tokens, attention_mask=mask).last_hidden_state
+        return _moved(states * mask[..., None], weights)
+
     @property
     def context_width(self) -> int:
         """The width of the text embeddings that the transformer takes as input."""

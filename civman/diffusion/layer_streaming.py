@@ -45,15 +45,17 @@ def _attend(
         with torch.no_grad():
             for number, key in enumerate(waiting):
                 empty[key] = module.get_parameter(key)
-                values = _values(model, (component, f"{name}.{key}"), empty[key].dtype, later, room.at(number))
+                values = _values(model, (component, start + key), empty[key].dtype, later, room.at(number))
                 setattr(module, key, nn.Parameter(values, requires_grad=False))
 
     def drop(module: nn.Module, _inputs: Any, _output: Any) -> None:
         while empty:
             key, weight = empty.popitem()
             setattr(module, key, weight)
-            model.forget(component, f"{name}.{key}")
+            model.forget(component, start + key)
 
+    # a model may have weights outside its layers, such as AuraFlow's register tokens
+    start = f"{name}." if name else ""
     empty: dict[str, nn.Parameter] = {}
     module.register_forward_pre_hook(fetch)
     module.register_forward_hook(drop, always_call=True)

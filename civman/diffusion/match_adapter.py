@@ -29,6 +29,7 @@ _PARTS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
 _COMPONENTS = {part: component for component, part in _PARTS.items()}
 TRANSFORMER = "transformer"
 _TEXT = "text_encoder"
+_SECOND_TABLE = "block.1.layer.0.SelfAttention.relative_attention_bias"
 _ON_BIAS = frozenset({"diff_b", "up_bias"})
 _SHOWN = 5
 """The maximum number of unmatched modules in an error message; the error's `facts` contain all of them."""
@@ -232,8 +233,11 @@ def _transformer_index(
 
 
 def _text_part(component: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the name by which adapter files refer to a text encoder, such as "te1"; T5 is always "te3", as in SD 3."""
-    if any(".SelfAttention." in name for name in shapes):
+    """Return the name by which adapter files refer to a text encoder, such as "te1"; T5 is always "te3", as in SD 3.
+
+    Pile-T5, which has a table of distances in every block, is a model's only text encoder.
+    """
+    if any(".SelfAttention." in name for name in shapes) and not any(_SECOND_TABLE in name for name in shapes):
         return "te3"
     return _PARTS.get(component, "te1")
 

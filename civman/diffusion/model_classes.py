@@ -82,6 +82,7 @@ def construct(component: str, config: dict[str, Any], *, for_diffusers: bool = F
 
 _CLASSES = {
     "FluxTransformer2DModel": "diffusers.models.transformers.transformer_flux",
+    "AuraFlowTransformer2DModel": "civman.diffusion.auraflow_transformer",
     "ChromaTransformer2DModel": "diffusers.models.transformers.transformer_chroma",
     "ZImageTransformer2DModel": "diffusers.models.transformers.transformer_z_image",
     "QwenImageTransformer2DModel": "diffusers.models.transformers.transformer_qwenimage",
@@ -98,6 +99,7 @@ _CLASSES = {
     "CLIPTextModel": "transformers.models.clip.modeling_clip",
     "CLIPTextModelWithProjection": "transformers.models.clip.modeling_clip",
     "T5EncoderModel": "transformers.models.t5.modeling_t5",
+    "UMT5EncoderModel": "transformers.models.umt5.modeling_umt5",
     "Gemma2Model": "transformers.models.gemma2.modeling_gemma2",
     "MistralModel": "transformers.models.mistral.modeling_mistral",
     "Ministral3Model": "transformers.models.ministral3.modeling_ministral3",

@@ -109,6 +109,11 @@ def _t5_config(shapes: Shapes) -> Config:
     }  # fmt: skip
 
 
+def _pile_t5_config(shapes: Shapes) -> Config:
+    # the ids of the special tokens are those of the tokenizer, LLaMA's
+    return _t5_config(shapes) | {"pad_token_id": 1, "eos_token_id": 2}
+
+
 def _t5_names(names: Iterable[str]) -> dict[str, str]:
     """Map both possible names of the token embeddings, `shared` and `encoder.embed_tokens`, to the one in the file."""
     found = {name: name for name in names if not name.startswith("decoder.")}
@@ -305,10 +310,16 @@ CLIP_G: Final = PartKind(
     "clip-g", "CLIP-G text encoder", "CLIPTextModelWithProjection", ("text_encoders.clip_g.transformer.", ""),
     (_CLIP_TABLE, "text_projection.weight"), _clip_config("gelu", 20), _clip_sources, _clip_names,
 )  # fmt: skip
+_T5_SECOND_BIAS: Final = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+"""The name of a tensor that UMT5 and Pile-T5 have, and T5 does not: a table of distances for the second block."""
 T5: Final = PartKind(
     "t5", "T5 text encoder", "T5EncoderModel", ("text_encoders.t5xxl.transformer.", ""),
     ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight"), _t5_config, _plainly,
-    _t5_names,
+    _t5_names, lacks=(_T5_SECOND_BIAS,),
+)  # fmt: skip
+PILE_T5: Final = PartKind(
+    "pile-t5", "Pile-T5 text encoder", "UMT5EncoderModel", ("text_encoders.pile_t5xl.transformer.", ""),
+    (_T5_SECOND_BIAS, "shared.weight"), _pile_t5_config, _plainly, _t5_names, tokenizers=(PIECES, JSON),
 )  # fmt: skip
 QWEN3: Final = PartKind(
     "qwen3", "Qwen3 text encoder", "Qwen3Model",

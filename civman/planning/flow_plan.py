@@ -66,6 +66,8 @@ class FlowChoice:
         pixels = max(width * height for width, height in sizes)
         shown = [image.width * image.height for image in recipe.edit_images]
         value = 4 if recipe.precision == "float32" else 2
+        # see `flow_model.load_flow`
+        vae_value = 4 if self.family.vae_overflows and recipe.precision == "float16" else value
         counted = {"transformer": 0, "vae": 0, "text": 0}
         for component, part in self.placed.items():
             role = component if component in counted else "text" if component.startswith("text") else "transformer"
@@ -75,9 +77,9 @@ class FlowChoice:
         channels = list(self.placed["vae"].config.get("block_out_channels", [96]))
         tokens = (pixels + sum(shown)) // 256 + 512
         return Estimate(
-            unet=counted["transformer"] * value, vae=counted["vae"] * value, text=counted["text"] * value,
+            unet=counted["transformer"] * value, vae=counted["vae"] * vae_value, text=counted["text"] * value,
             unet_work=recipe.at_a_time * tokens * width * _TRANSFORMER_FACTOR * value,
-            vae_work=max([pixels, *shown]) * int(channels[0]) * 10 * value,
+            vae_work=max([pixels, *shown]) * int(channels[0]) * 10 * vae_value,
             layer=layer_bytes((tensor for file in self._files() for tensor in file.header.tensors.values()), value),
         )  # fmt: skip
 

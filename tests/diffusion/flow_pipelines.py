@@ -10,6 +10,8 @@ from typing import Any
 import tiny_flows
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     ChromaPipeline,
     ClassifierFreeGuidance,
     ErnieImagePipeline,
@@ -27,6 +29,7 @@ from diffusers import (
 from diffusers.modular_pipelines.anima import AnimaAutoBlocks
 from tokenizers import Tokenizer, processors
 from transformers import (
+    BatchEncoding,
     Ministral3Config,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -344,8 +347,36 @@ def _flux2_dev(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, 
     return pipe(**common, num_inference_steps=len(common["sigmas"]), latents=latents, guidance_scale=3.5).images
 
 
+class PilePieces:
+    """The ids of the small SentencePiece model with LLaMA's options, as LLaMA's tokenizer returns them for Pile-T5."""
+
+    def __call__(self, text: Any, *, padding: str, truncation: bool = False, max_length: int = 0, **_: Any) -> Any:
+        model = read_pieces(tiny_flows.piece_model("llama"), "Pile-T5 text encoder", "tiny")
+        (one,) = [text] if isinstance(text, str) else text
+        row = [*model.encode(one)[: max_length - 1 if truncation else None], 2]
+        size = max_length if padding == "max_length" else len(row)
+        mask = [1] * len(row) + [0] * (size - len(row))
+        row += [1] * (size - len(row))
+        return BatchEncoding({"input_ids": torch.tensor([row]), "attention_mask": torch.tensor([mask])})
+
+    def batch_decode(self, rows: Any) -> list[str]:
+        return ["" for _ in rows]
+
+
+def auraflow(transformer: Any) -> Any:
+    """diffusers' own class with the weights of civman's, which is made from it."""
+    whole = AuraFlowTransformer2DModel.from_config(dict(transformer.config)).eval()
+    whole.load_state_dict(transformer.state_dict())
+    return whole
+
+
+def _auraflow(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    pipe = AuraFlowPipeline(PilePieces(), parts["text_encoder"], parts["vae"], auraflow(parts["transformer"]), plain)
+    return pipe(**common, latents=latents, guidance_scale=cfg, negative_prompt=negative).images
+
+
 _DRAW = {
     "flux1": _flux, "flux2-dev": _flux2_dev, "flux2": _flux2, "chroma": _chroma, "z-image": _z_image,
     "qwen-image": _qwen_image, "sd3": _sd3, "anima": _anima, "lumina2": _lumina2, "krea2": _krea2,
-    "ernie-image": _ernie_image,
+    "ernie-image": _ernie_image, "auraflow": _auraflow,
 }  # fmt: skip

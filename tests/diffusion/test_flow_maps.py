@@ -53,6 +53,7 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
             "text_in_dim": 3072,
         },
     ),
+    "auraflow": ("auraflow", {"num_mmdit_layers": 2, "num_single_dit_layers": 2, "pos_embed_max_size": 9216}),
     "krea2": ("krea2", {"num_layers": 2}),
     "lumina2": ("lumina2", {"num_layers": 2, "cap_feat_dim": 2304}),
     "sd3": ("sd3", {"num_layers": 3, "pos_embed_max_size": 192}),

@@ -18,7 +18,7 @@ pytest.importorskip("diffusers")
 
 from diffusion import flow_pipelines
 
-from civman.diffusion import run_recipe
+from civman.diffusion import run_recipe, vae_codec
 from civman.diffusion.denoiser import Conditioning
 from civman.diffusion.families.registry import FLOW_FAMILIES
 from civman.diffusion.flow_levels import FlowLevels, flow_table
@@ -101,7 +101,9 @@ def test_the_model_and_its_image_are_diffusers(
         for key, value in module.state_dict().items():
             assert torch.equal(value, theirs[key]), (component, key)
     assert [key for key in model.unused if "embed_tokens" not in key] == []
-    shape = (1, 128, 6, 4) if hasattr(model.vae, "bn") else (1, 16, 12, 8)
+    channels, rows, columns = vae_codec.latent_shape(model.vae, recipe.width, recipe.height)
+    folded = vae_codec.folds_noise(model.vae)
+    shape = (1, 4 * channels, rows // 2, columns // 2) if folded else (1, channels, rows, columns)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     assert recipe.flow is not None
     sigmas = flow_table(Schedule.SIMPLE, recipe.steps, FlowLevels(recipe.flow.shift, recipe.flow.entries))

@@ -42,6 +42,7 @@ FLOWS = (
     "lumina2",
     "krea2",
     "ernie-image",
+    "auraflow",
 )
 Models = Callable[[str], LoadedModel]
 
@@ -83,7 +84,7 @@ def flow_call(model: Any, name: str, seed: int) -> Any:
     if name == "krea2":
         width = 12 * config["text_hidden_dim"]
     pooled = torch.randn(1, config.get("pooled_projection_dim", 8), generator=made)
-    channels = 32 if name in ("flux2-dev", "flux2", "ernie-image") else 16
+    channels = {"flux2-dev": 32, "flux2": 32, "ernie-image": 32, "auraflow": 4}.get(name, 16)
     at = Instant(torch.randn(1, channels, 8, 8, generator=made), (1 / (seed + 1),), (seed + 0.5,))
     return FlowCall(model, at, FlowEncoded(torch.randn(1, 32, width, generator=made), pooled))
 

@@ -58,6 +58,13 @@ class Texts(Protocol):
         """
         ...
 
+    def masked_t5(self, component: str, parsed: ParsedPrompt, length: int) -> Any:
+        """Encode a prompt with a T5 encoder whose tokenizer is read from a file; return the states (1, length, width).
+
+        After the prompt's tokens, the states are zero. A prompt of more than `length` tokens is cut off.
+        """
+        ...
+
     context_width: int
     """The width of the text embeddings that the transformer takes as input."""
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from civman.diffusion.checkpoint_names import UNET, Shapes
 from civman.diffusion.families.anima import ANIMA
+from civman.diffusion.families.auraflow import AURAFLOW
 from civman.diffusion.families.chroma import CHROMA
 from civman.diffusion.families.ernie_image import ERNIE_IMAGE
 from civman.diffusion.families.flow_family import FlowFamily
@@ -33,6 +34,7 @@ has the tensor names by which the refiner is recognised.
 
 FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
     FLUX1, FLUX2_DEV, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2, ERNIE_IMAGE,
+    AURAFLOW,
 )  # fmt: skip
 
 

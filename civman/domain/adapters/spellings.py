@@ -71,7 +71,8 @@ _PARTS = {
     "model.diffusion_model.": "unet", "diffusion_model.": "unet", "unet.": "unet",
     "transformer.text_model.": "te1", "text_model.": "te1", "transformer.": "unet",
     **{f"text_encoders.{name}.": "te1" for name in (
-        "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen25_7b", "gemma2_2b", "mistral3_24b", "ministral3_3b")},
+        "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen25_7b", "gemma2_2b", "mistral3_24b", "ministral3_3b",
+        "pile_t5xl")},
     "net.": "unet",
     "base_model.model.": "",
 }  # fmt: skip
