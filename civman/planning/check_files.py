@@ -21,12 +21,12 @@ ROLES: Final = {
     "lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE, "control": Kind.CONTROLNET,
     "reference": Kind.IP_ADAPTER,
 }  # fmt: skip
-_FITS_UNET: Final = "its outputs and inputs have the sizes that the checkpoint's UNet has"
-_DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
+_FITS_UNET: Final = "the shapes of its inputs and outputs match the checkpoint's UNet"
+_UNET_FAMILIES = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
 
 
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
-    """Check how files fit a checkpoint. `parts`: each file's role, one of `ROLES`, or None to use the file's own kind.
+    """Check how files fit a checkpoint. `parts`: each file with its role from `ROLES`; None: the role of its kind.
 
     If civman supports the model family but cannot render with this checkpoint, the reason is added, and the verdict is
     at best "caution": the files may still work together in other programs. A VAE that prevents rendering with the
@@ -35,8 +35,8 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
     files = [in_role(file.part, role) for role, file in parts]
     found = check(checkpoint.part, files)
     number, vae = next(((number, file) for number, (role, file) in enumerate(parts) if role == "vae"), (0, None))
-    problem = _why_not_drawn(checkpoint, vae)
-    if vae is not None and problem and problem != _why_not_drawn(checkpoint, None):
+    problem = _why_not_rendered(checkpoint, vae)
+    if vae is not None and problem and problem != _why_not_rendered(checkpoint, None):
         parted = [*found.parts]
         parted[number] = replace(parted[number], verdict=Verdict.CANNOT, reasons=(problem, *parted[number].reasons))
         return replace(found, parts=tuple(parted), verdict=worst((found.verdict, Verdict.CANNOT)))
@@ -72,7 +72,7 @@ def _with_controls(found: Compatibility, checkpoint: Inspected, files: Sequence[
 
 
 def in_role(part: Part, role: str | None) -> Part:
-    """Return the part with the kind that belongs to `role` in `ROLES`; if `role` is None, return it unchanged."""
+    """Return `part` with the file kind that `ROLES` lists for `role`, or unchanged if `role` is None."""
     return replace(part, role=ROLES[role]) if role in ROLES else part
 
 
@@ -82,8 +82,8 @@ def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[st
     if checkpoint.header is None or family is None:
         return ()
     missing = tuple(
-        f"`{checkpoint.name}` contains no {need.kind.title}: `civman render` takes the one in the library that fits, "
-        f"or {option_of(need)}"
+        f"`{checkpoint.name}` contains no {need.kind.title}: `civman render` needs a separate file, either "
+        f"from the library or passed with {option_of(need)}"
         for need in missing_parts(family, checkpoint.header.shapes)
         if not need.is_optional
         and not any(each.header is not None and need.kind.prefix_in(each.header.shapes) is not None for each in given)
@@ -105,7 +105,7 @@ def _shapes(file: Inspected) -> Mapping[str, tuple[int, ...]]:
 
 
 def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
-    """Return a sentence if a checkpoint reads reference pictures without an IP-Adapter."""
+    """Return a sentence on how many reference pictures a checkpoint takes without an IP-Adapter; empty if none."""
     shapes = _shapes(checkpoint)
     family = flow_family_of(shapes)
     if family is None or not family.reads_images:
@@ -113,17 +113,17 @@ def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
     variant, _ = variant_of(family, checkpoint, family.variants(own_shapes(family, shapes)))
     most = family.reads_images.get(variant, 0)
     pictures = "one reference picture" if most == 1 else f"up to {most} reference pictures"
-    named = f"{family.title} {variant}".strip()
-    return (f"`{checkpoint.name}` is {named}, which reads {pictures} (--reference)",) if most else ()
+    model = f"{family.title} {variant}".strip()
+    return (f"`{checkpoint.name}` is {model}, which takes {pictures} (--reference)",) if most else ()
 
 
-def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
-    """Return the reason why civman cannot render with a checkpoint.
+def _why_not_rendered(checkpoint: Inspected, vae: Inspected | None) -> str:
+    """Return the reason why civman cannot render with an SD 1, SD 2 or SDXL checkpoint.
 
-    Returns an empty string if civman can render with it, and for model families that are not in `_DRAWN`.
+    Returns an empty string if civman can render with it, and for all other model families.
     """
     identity = checkpoint.identity
-    if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _DRAWN:
+    if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _UNET_FAMILIES:
         return ""
     try:
         base, other = _found("checkpoint", checkpoint), _found("vae", vae)

@@ -22,13 +22,12 @@ from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 _V_LABELS = ("SD 2.0 768", "SD 2.1 768")
-"""CivitAI's labels for SD 2 checkpoints with v-prediction (768 px). The files themselves do not state the prediction.
-"""
+"""CivitAI's labels for SD 2 checkpoints with v-prediction (768 px). The files do not contain the prediction type."""
 
 
 _ODD_INPUTS = {
-    5: "the latents and a depth map", 7: "the latents and a small picture to upscale",
-    8: "the latents and a picture to edit, like InstructPix2Pix",
+    5: "it also reads a depth map", 7: "it also reads a small picture to upscale",
+    8: "it also reads a picture to edit, like InstructPix2Pix",
 }  # fmt: skip
 
 
@@ -55,7 +54,7 @@ class Checkpoint:
 def read_checkpoint(
     found: Found, *, vae: Found | None = None, config: str = "", prediction: str | None = None
 ) -> Checkpoint:
-    """Read the facts about a checkpoint from its header. `prediction` and `config` override what the file states.
+    """Read the facts about a checkpoint from its header. `prediction` and `config` take precedence over the header.
 
     `vae`: another VAE to use instead of the checkpoint's own.
 
@@ -69,9 +68,10 @@ def read_checkpoint(
     require_parts(family, configs, found.inspected.name)
     channels = configs["unet"]["in_channels"]
     if channels not in (4, 9):
-        kind = _ODD_INPUTS.get(channels, "an unknown kind of input")
+        kind = _ODD_INPUTS.get(channels, "the additional input is of an unknown kind")
         raise CannotRender(
-            f"the UNet of `{found.inspected.name}` has {channels} input channels ({kind}); civman supports 4 and 9",
+            f"the UNet of `{found.inspected.name}` has {channels} input channels, because {kind}; civman supports 4 "
+            "and 9",
             code=Cause.ODD_INPUT,
             channels=channels,
         )
@@ -80,14 +80,14 @@ def read_checkpoint(
     flags, label = found.identity.flags, found.inspected.label
     notices: tuple[str, ...] = ()
     if left:
-        notices = (f"the UNet has {len(left)} tensors that are not used, such as `{left[0]}`",)
+        notices = (f"civman ignores {len(left)} of the UNet tensors in the file, such as `{left[0]}`",)
     is_silent = prediction is None and family.is_silent_about_prediction and "modelspec.prediction_type" not in metadata
     if prediction is None:
         prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else family.prediction
     if is_silent and prediction == "epsilon":
         notices = (
             *notices,
-            "the file does not state whether it predicts epsilon or v: assuming epsilon (--prediction overrides this)",
+            "the file does not contain its prediction type, so epsilon is assumed (--prediction changes this)",
         )
     native = native_size(metadata)
     if native is None:
@@ -100,10 +100,11 @@ def read_checkpoint(
     )  # fmt: skip
 
 
-def stated_dimensions(found: Found, folder: Path) -> str:
-    """Return, as canonical JSON, the values in `<component>/config.json` that differ from the file's shapes.
+def differing_config(found: Found, folder: Path) -> str:
+    """Return, as canonical JSON, the values in config files that differ from those that the checkpoint's shapes imply.
 
-    Raises: UsageError (`bad-config`): the files do not exist or cannot be read. CannotRender: as in `read_checkpoint`.
+    The files are `<component>/config.json` in `folder`. The text is empty if no value differs. Raises: UsageError
+    (`bad-config`): the files do not exist or cannot be read. CannotRender: as in `read_checkpoint`.
     """
     files = [(name, folder.expanduser() / name / "config.json") for name in
              ("unet", "vae", "text_encoder", "text_encoder_2")]  # fmt: skip

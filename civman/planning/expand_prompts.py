@@ -32,19 +32,19 @@ class Expansion:
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
             raise UsageError(
-                f"`{self.mode}` is not a mode of expanding prompts", hint=f"choose one of: {', '.join(MODES)}",
+                f"`{self.mode}` is not a mode of prompt expansion", hint=f"choose one of: {', '.join(MODES)}",
                 code=Cause.BAD_WILDCARDS,
             )  # fmt: skip
         if self.folder is not None and self.mode is None:
             raise UsageError(
-                "a folder of wildcards is given, but wildcards are not expanded without --dynamic",
+                "a wildcard folder was given, but wildcards are only expanded with --dynamic",
                 hint="add --dynamic random (one random expansion for each image) or --dynamic all (every "
                 "combination)",
                 code=Cause.BAD_WILDCARDS,
             )  # fmt: skip
         if self.styles and self.styles_file is None:
             raise UsageError(
-                f"the style `{self.styles[0]}` was requested without a file of styles",
+                f"the style `{self.styles[0]}` was requested without a styles file",
                 hint="pass the file with --styles FILE",
                 code=Cause.NO_STYLE,
             )  # fmt: skip

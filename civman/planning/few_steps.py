@@ -14,7 +14,7 @@ class _FewSteps:
     steps: tuple[int, int]
     cfg: tuple[float, float]
     usual: tuple[int, float]
-    """The steps and the CFG scale to use if the user gives none."""
+    """The default steps and CFG scale, for renders in which the user sets none."""
     options: str
 
 
@@ -67,12 +67,12 @@ def few_steps_defaults(
 
 
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
-    """Return the kind that the label or the file's name indicates, and a phrase that names the evidence."""
+    """Return the kind of few-step model that the label or the file's name indicates, and which of the two does so."""
     for kind in _KINDS:
         # match "lightning" anywhere, but other kinds only as whole words: their names may be parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"
         if re.search(word, (label or "").lower()):
             return kind, f"CivitAI says {label}"
         if re.search(word, name.lower()):
-            return kind, "the file's name says so"
+            return kind, "according to the file's name"
     return None

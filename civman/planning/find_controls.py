@@ -66,10 +66,10 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found, *, draws_re
 
 
 def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
-    """Return the kind of control image for a union ControlNet: as requested, or as the preprocessor makes it.
+    """Return the kind of control image for a union ControlNet: the requested kind, or else the preprocessor's.
 
-    Empty for control models of a single kind. Raises: UsageError (`bad-value`): the kind is unknown or not stated, the
-    model does not support it, or a kind was requested for a model of a single kind.
+    Returns an empty string for control models that take a single kind. Raises: UsageError (`bad-value`): the kind is
+    unknown or not specified, the model does not support it, or a kind was requested for a model of a single kind.
     """
     shapes = model.header.shapes
     known = (
@@ -78,17 +78,17 @@ def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
     kinds, name = CONTROL_TYPES[:known], model.inspected.name
     if not known and asked.control_type:
         raise UsageError(
-            f"`{name}` reads only one kind of control image, so no kind can be chosen",
+            f"`{name}` takes only one kind of control image, so no kind can be chosen",
             hint="leave out --control-type, which is only for union ControlNets", code=Cause.BAD_VALUE,
         )  # fmt: skip
     kind = control_type(asked.control_type) if asked.control_type else MAP_TYPES.get(preprocessor, "")
     if known and kind not in kinds:
         why = (
-            f"`{name}` does not read control images of the kind `{asked.control_type or kind}`"
+            f"`{name}` does not take control images of the kind `{asked.control_type or kind}`"
             if asked.control_type or kind
-            else f"`{name}` reads several kinds of control image, and nothing says which kind {asked.picture} is"
+            else f"`{name}` takes several kinds of control image, and the kind of {asked.picture} was not specified"
         )
-        raise UsageError(why, hint=f"state the kind with --control-type: {', '.join(kinds)}", code=Cause.BAD_VALUE)
+        raise UsageError(why, hint=f"specify the kind with --control-type: {', '.join(kinds)}", code=Cause.BAD_VALUE)
     return (kind or "") if known else ""
 
 
@@ -112,7 +112,7 @@ def require_fit(control: Inspected, checkpoint: Inspected) -> None:
     """
     theirs, ours = control.header, checkpoint.model_header()
     if theirs is None or ours is None:
-        raise AssertionError("a file has been inspected without its header")
+        raise AssertionError("both files must be inspected with their headers")
     _require_kind(control.part, checkpoint.part, control.name)
     if is_adapter(theirs.shapes):
         require_adapter_fits(ours.shapes, theirs.shapes, control.name)
@@ -144,17 +144,17 @@ def _require_kind(control: Part, checkpoint: Part, name: str) -> None:
         )  # fmt: skip
     why = _OTHER_KINDS.get(control.identity.variant, "") if control.identity else ""
     if control.architecture not in (*_BASES, Architecture.UNKNOWN):
-        why = f"a control model of {control.architecture}"
+        why = f"a control model for {control.architecture}"
     if why:
         raise CannotRender(
-            f"`{name}` is {why}: civman supports ControlNets, ControlLoRAs and T2I-Adapters of SD 1, "
+            f"`{name}` is {why}: civman supports ControlNets, ControlLoRAs and T2I-Adapters for SD 1, "
             "SD 2 and SDXL",
             hint="choose another control model, or render without one", code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
 
 
 def _control_image(picture: InputPicture, preprocessor: str, numbers: tuple[float, ...]) -> PlannedFile:
-    """Make the control image of a picture with a preprocessor. With "none", the picture itself is the control image."""
+    """Turn a picture into a control image with a preprocessor; with "none", the picture is used unchanged."""
     path = picture.path.expanduser().absolute()
     if preprocessor == "none":
         return PlannedFile("control image", path.name, picture.sha256, path)

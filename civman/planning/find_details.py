@@ -31,7 +31,7 @@ class FoundDetails:
     masks: tuple[PlannedFile, ...] = ()
 
     def texts(self) -> tuple[str, ...]:
-        """All prompts of the passes, without the placeholder for the image's own prompt."""
+        """All prompts of the detail passes, without the placeholder that stands for the image's prompt."""
         both = (text for made in self.passes for text in (*made.prompts, *made.negatives))
         return tuple(text.replace(WHOLE_PROMPT, " ") for text in both if text)
 
@@ -71,13 +71,17 @@ def _mask(region: str) -> PlannedFile:
     if not mask.pixels.any():
         raise UsageError(
             f"the mask `{region}` selects nothing: it is black or transparent everywhere",
-            hint="white areas of the mask are drawn again", code=Cause.EMPTY_MASK,
+            hint="white areas of the mask are rendered again", code=Cause.EMPTY_MASK,
         )  # fmt: skip
     return PlannedFile("mask", path.name, mask.sha256, path.expanduser().absolute())
 
 
 def _pass(asked: DetailRequest, request: RenderRequest, sampler: str, schedule: Schedule) -> DetailPass:
-    """Fill in the settings of a detail pass. A size or step count of 0 or a guidance of -1 means the image's value."""
+    """Fill in the settings of a detail pass.
+
+    In the result, a width, height or number of steps of 0, or a guidance scale of -1, means the value of the image
+    itself.
+    """
     prompts, negatives = texts_of(asked.prompt), texts_of(asked.negative_prompt)
     name, kind = sampler, schedule
     if asked.sampler is not None or asked.schedule is not None:
@@ -122,7 +126,7 @@ def _rules(prompts: Sequence[str], negatives: Sequence[str], request: RenderRequ
 
 
 def detail_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
-    """Find the masks of a recipe's detail passes among `pictures` by SHA-256.
+    """Find the mask files of a recipe's detail passes among `pictures`, by SHA-256.
 
     Raises: UsageError (`no-start-image`): a mask is missing; the message says which.
     """
@@ -153,12 +157,12 @@ def _held(digest: Sha256 | None, here: Mapping[Sha256, Path]) -> Path:
 
 
 def without_missing_detector(index: Index, request: RenderRequest) -> tuple[RenderRequest, tuple[str, ...]]:
-    """Remove the detail passes for faces, with a notice, if the face detector is not in the library."""
+    """Remove the detail passes for faces if the face detector is not in the library; the notice says so."""
     if not any(asked.region == FACE for asked in request.details):
         return request, ()
     try:
         face_detector(Finder(index, ignore))
     except NotFound as error:
         kept = tuple(asked for asked in request.details if asked.region != FACE)
-        return replace(request, details=kept), (f"faces are left as they were drawn: {error.message}",)
+        return replace(request, details=kept), (f"the faces are not rendered again: {error.message}",)
     return request, ()

@@ -1,4 +1,4 @@
-"""Finds the reference pictures that a model reads itself, and checks that it reads pictures and how many."""
+"""Finds the reference pictures of models that take them without an IP-Adapter, and checks how many the model takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,16 +17,19 @@ from civman.planning.plan_types import PlannedFile
 from civman.store.blobs import digest_of
 
 OWN = "own"
-"""The value of a reference's `size` that keeps the picture's own size."""
+"""The value of a reference's `size` that leaves the picture at its original size."""
 
 
 def edit_images_for(
     request: RenderRequest, choice: FlowChoice | None, checkpoint: Found
 ) -> list[tuple[EditImage, PlannedFile]]:
-    """Find the reference pictures that the checkpoint reads itself, as entries of the recipe and files of the plan.
+    """Find the reference pictures for a checkpoint that takes them without an IP-Adapter.
 
-    `choice` is None if the checkpoint is not a flow-matching model. Raises: UsageError: the model reads no pictures or
-        fewer (`bad-config`), a value is invalid (`bad-value`), or a picture cannot be read (`unreadable-picture`).
+    Returns each as an entry of the recipe and a file of the plan. `choice` is None if the checkpoint is not a
+    flow-matching model.
+
+    Raises: UsageError: the model takes no reference pictures or fewer than requested (`bad-config`), a value is invalid
+        (`bad-value`), or a picture cannot be read (`unreadable-picture`).
     """
     asked = request.references
     if choice is None:
@@ -36,13 +39,13 @@ def edit_images_for(
         _require_reading(choice, len(asked))
     if any(each.ref for each in asked):
         raise UsageError(
-            f"{choice.family.title} reads reference pictures itself, without an IP-Adapter",
+            f"{choice.family.title} takes reference pictures without an IP-Adapter",
             hint="write --reference FILE, without the name of an IP-Adapter", code=Cause.BAD_CONFIG,
         )  # fmt: skip
     if any((each.weight, each.start, each.end) != (1, 0, 1) for each in asked):
         raise UsageError(
-            f"{choice.family.title} reads reference pictures in all steps and without a weight",
-            hint="leave out weight, start and end of the reference", code=Cause.BAD_CONFIG,
+            f"{choice.family.title} uses reference pictures in all steps, with a fixed weight",
+            hint="leave out the weight, start and end of the reference picture", code=Cause.BAD_CONFIG,
         )  # fmt: skip
     return [_found(each, choice) for each in asked]
 
@@ -51,34 +54,38 @@ def _require_adapters(asked: Sequence[ReferenceRequest], checkpoint: Found) -> N
     for each in asked:
         if not each.ref:
             raise UsageError(
-                f"`{checkpoint.inspected.name}` reads a reference picture only through an IP-Adapter",
+                f"`{checkpoint.inspected.name}` can use a reference picture only with an IP-Adapter",
                 hint="add a colon and the IP-Adapter, such as --reference style.png:ip-adapter-plus_sd15",
                 code=Cause.BAD_VALUE,
             )  # fmt: skip
         if each.size:
             raise UsageError(
-                "an IP-Adapter resizes its reference picture by the rule of its encoder",
+                "--reference-size does not apply to the reference picture of an IP-Adapter, which is resized for "
+                "its encoder",
                 hint="leave out --reference-size", code=Cause.BAD_VALUE,
             )  # fmt: skip
 
 
 def _require_reading(choice: FlowChoice, number: int) -> None:
-    """Check that a model reads this many reference pictures. Raises: UsageError (`bad-config`)."""
+    """Check that a model takes this many reference pictures. Raises: UsageError (`bad-config`)."""
     family, variant = choice.family, choice.variant
-    most, named = family.reads_images.get(variant, 0), f"{family.title} {variant}".strip()
+    most, model = family.reads_images.get(variant, 0), f"{family.title} {variant}".strip()
     if not most and family.reads_images:
         others = " and ".join(family.reads_images)
         raise UsageError(
-            f"{named} reads no reference pictures: only the variant {others} of {family.title} does",
+            f"{model} takes no reference pictures: only the variant {others} of {family.title} does",
             hint=f"leave out --reference, or set --variant {next(iter(family.reads_images))} if the file is that model",
             code=Cause.BAD_CONFIG,
         )  # fmt: skip
     if not most:
-        raise UsageError(f"{named} reads no reference pictures", hint="leave out --reference", code=Cause.BAD_CONFIG)
+        raise UsageError(f"{model} takes no reference pictures", hint="leave out --reference", code=Cause.BAD_CONFIG)
     if number > most:
         pictures = "one reference picture" if most == 1 else f"at most {most} reference pictures"
-        raise UsageError(f"{named} reads {pictures}, not {number}", hint="leave out --reference for the others",
-                         code=Cause.BAD_CONFIG)  # fmt: skip
+        raise UsageError(
+            f"{model} takes {pictures}, not {number}",
+            hint=f"leave out {number - most} of the reference pictures",
+            code=Cause.BAD_CONFIG,
+        )
 
 
 def _found(asked: ReferenceRequest, choice: FlowChoice) -> tuple[EditImage, PlannedFile]:
@@ -106,7 +113,10 @@ def _found(asked: ReferenceRequest, choice: FlowChoice) -> tuple[EditImage, Plan
 
 
 def sized_like(request: RenderRequest, images: Sequence[EditImage], multiple: int) -> RenderRequest:
-    """Set an open size of a request to that of its first reference picture, rounded down to multiples."""
+    """Set the size of a request that specifies none to that of its first reference picture.
+
+    Both sides are rounded down to multiples of `multiple`.
+    """
     is_open = request.width is None and request.height is None and request.init_image is None
     if not images or not is_open:
         return request
@@ -115,10 +125,12 @@ def sized_like(request: RenderRequest, images: Sequence[EditImage], multiple: in
 
 
 def edit_files(recipe: Recipe, choice: FlowChoice | None, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
-    """Find the pictures that a recipe's model reads itself among `pictures` by SHA-256.
+    """Find the reference pictures of a recipe whose model takes them without an IP-Adapter.
+
+    The files are searched for among `pictures`, by SHA-256.
 
     Raises: UsageError: a picture is missing (`no-start-image`) or smaller than its crop (`bad-value`), or the model
-        reads no pictures (`bad-config`).
+        takes no reference pictures (`bad-config`).
     """
     if not recipe.edit_images:
         return {}
@@ -132,6 +144,6 @@ def edit_files(recipe: Recipe, choice: FlowChoice | None, pictures: Sequence[Pat
 
 
 def as_edit_reference(use: EditImage, pictures: Mapping[Sha256, Path]) -> ReferenceRequest:
-    """Convert an entry of a recipe back to a request. Raises: UsageError (`no-start-image`): its picture is missing."""
+    """Convert a recipe's reference picture back to a request. Raises: UsageError (`no-start-image`): it is missing."""
     path = input_file(ROLE_OF_PICTURE, use.sha256, pictures).path
     return ReferenceRequest(str(path), crop=use.crop, size=f"{use.width}x{use.height}")

@@ -34,14 +34,14 @@ def encoder_for(finder: Finder, adapter: IpAdapter, name: str, given: Sequence[F
         return found, ""
     if given:
         raise CannotRender(
-            f"`{given[0].inspected.name}` is not an encoder for `{name}`, which needs the "
+            f"`{given[0].inspected.name}` is not the encoder for `{name}`, which needs the "
             f"{adapter.encoder_title}",
             hint=f"pass the right encoder with --part {ROLE}=REF", code=Cause.MISMATCHED_PARTS, part=ROLE, file=name,
         )  # fmt: skip
     fitting = fitting_encoders(finder, adapter)
     if len(fitting) > 1:
         raise AmbiguousRef(
-            f"{len(fitting)} stored files fit as the {adapter.encoder_title}: "
+            f"{len(fitting)} stored files could be the {adapter.encoder_title}: "
             + ", ".join(f"`{each.inspected.name}` (sha256 {each.sha256[:12]}…)" for each in fitting),
             hint=f"choose one of these files with --part {ROLE}=REF",
         )  # fmt: skip
@@ -63,6 +63,6 @@ def _how_to_get(adapter: IpAdapter) -> str:
     if not known:
         return "add an encoder with `civman import FILE`"
     return (
-        f"`civman download {known[0].sha256}` fetches it if CivitAI has it; it is published as `{known[0].name}` "
-        f"({known[0].published}), and `civman import FILE` adds it"
+        f"download the encoder with `civman download {known[0].sha256}`; if CivitAI does not have it, get "
+        f"`{known[0].name}` ({known[0].published}) and add it with `civman import FILE`"
     )

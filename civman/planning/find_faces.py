@@ -12,7 +12,7 @@ from civman.manage.find_assets import ambiguous
 from civman.planning.find_files import Finder, Found
 
 _ROLES = {"retinaface": "face-detector", "parsenet": "face-parser"}
-_WORK = {"codeformer": "restores faces", "gfpgan": "restores faces", "retinaface": "finds faces",
+_PURPOSE = {"codeformer": "restores faces", "gfpgan": "restores faces", "retinaface": "finds faces",
          "parsenet": "separates a face from its background"}  # fmt: skip
 
 
@@ -39,7 +39,8 @@ def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
     method = restorer.identity.variant
     if method not in METHODS:
         raise UsageError(
-            f"`{restorer.inspected.name}` does not restore faces: it {_WORK.get(method, 'is another kind of model')}",
+            f"`{restorer.inspected.name}` does not restore faces: it "
+            f"{_PURPOSE.get(method, 'is another kind of model')}",
             hint="use a CodeFormer or GFPGAN model", code=Cause.WRONG_KIND,
         )  # fmt: skip
     detector, parser = (_held(finder, kind, role) for kind, role in _ROLES.items())
@@ -52,7 +53,7 @@ def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
 
 def face_detector(finder: Finder) -> Found:
     """Find the stored face detector. Raises: NotFound (`missing-files`): the library has none. AmbiguousRef."""
-    return _held(finder, "retinaface", _ROLES["retinaface"], "a detail pass of faces")
+    return _held(finder, "retinaface", _ROLES["retinaface"], "a detail pass for faces")
 
 
 def _notices(restorer: Found) -> list[str]:
@@ -66,12 +67,12 @@ def _notices(restorer: Found) -> list[str]:
     if not licence.is_commercial:
         told.append(f"the licence of CodeFormer ({licence.licence}) excludes commercial use")
     if method == "gfpgan":
-        told.append("A1111 adds random noise within GFPGAN, which civman replaces by the noise in its file")
+        told.append("A1111 runs GFPGAN with random noise; civman uses the noise in GFPGAN's file instead")
     return told
 
 
 def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") -> Found:
-    """Find the stored model of a kind: a published file if the library has one, else the only stored file of this kind.
+    """Find the stored model of a kind: a published file if the library has one, else the only file of this kind.
 
     `user`: the feature that needs the model, for the error message. Raises: NotFound, AmbiguousRef.
     """
@@ -84,9 +85,9 @@ def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") 
     if held:
         raise ambiguous(kind, [found.asset for found in held if found.asset is not None])
     raise NotFound(
-        f"{user} needs `{known[0].files[0]}.pth`, which {_WORK[kind]} and is not in the library",
-        hint="add the file with `civman import FILE`; web UIs that have restored faces keep a copy in "
-        "their models folder",
+        f"{user} needs `{known[0].files[0]}.pth`, which {_PURPOSE[kind]} and is not in the library",
+        hint="add the file with `civman import FILE`; a web UI that has restored faces keeps a copy in "
+        "its models folder",
         code=Cause.MISSING_FILES,
     )  # fmt: skip
 
@@ -94,13 +95,12 @@ def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") 
 def faces_of(index: Index, wanted: FaceRestoration) -> tuple[str | None, tuple[str, ...]]:
     """Return the face restoration of a recipe as the text of a request, and notices.
 
-    The text is None if the models are not in the library. The image is then rendered without restoring faces, which a
-    notice reports.
+    The text is None if the models are not in the library; a notice then says that the faces are not restored.
     """
     finder = Finder(index, ignore)
     try:
         for kind, role in ((wanted.method, "face-restorer"), *_ROLES.items()):
             _held(finder, kind, role)
     except NotFound as error:
-        return None, (f"faces are left as they were drawn: {error.message}",)
+        return None, (f"the faces are not restored: {error.message}",)
     return wanted.method + (f":{wanted.weight:g}" if wanted.method == "codeformer" else ""), ()

@@ -32,7 +32,7 @@ _WANTED = {
 }  # fmt: skip
 
 _PART = (Kind.TEXT_ENCODER,)
-"""The kind of file for all roles that are not listed in `_WANTED`, such as "t5" or "clip-l"."""
+"""The file kind for roles that `_WANTED` does not list, such as "t5" or "clip-l"."""
 
 _TYPES = {
     "checkpoint": (ModelType.CHECKPOINT,),
@@ -109,9 +109,8 @@ class Finder:
         `file` selects one of a version's files, like `--file`.
 
         Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): the file is of
-        another
-            kind. HashMismatch: a stored file was changed. InvalidModelFile, Refused: the file's weights cannot be
-                loaded.
+            another kind. HashMismatch: a stored file was changed. InvalidModelFile, Refused: the file's weights cannot
+            be loaded.
         """
         path = path_of(ref)
         if path is not None:
@@ -138,7 +137,8 @@ class Finder:
         if len({asset.blob.sha256 for asset in assets}) > 1:
             error = ambiguous(name, assets)
             error.hint = (
-                f"use --lora with a ref, or give one of them an alias (`civman edit REF --alias NAME`); {error.hint}"
+                "use --lora with a ref, or give one of the files an alias (`civman edit REF --alias NAME`); "
+                f"{error.hint}"
             )
             raise error
         return self.of_asset(role, assets[0])
@@ -167,7 +167,7 @@ class Finder:
         )  # fmt: skip
 
     def stored(self, role: str) -> list[Found]:
-        """List all stored files of the kind that a role needs, each once."""
+        """List all stored files that can be used in a role, each once."""
         kinds = tuple(kind.value for kind in _WANTED.get(role, _PART))
         found: dict[Sha256, Found] = {}
         for asset in self._index.assets(AssetFilter(kinds=kinds)):
@@ -186,7 +186,7 @@ class Finder:
         _require_kind(role, inspected)
         known = next(iter(self._index.held_files([asset.blob.sha256])), None)
         seen, kept_path = (known.seen, known.kept_path) if known is not None else (None, None)
-        # the copy that was read last is at another path, so look up when the file at this path was last read
+        # `known` describes a copy at another path, so look up when the file at this path was last read
         if known is not None and known.path != asset.path:
             seen, kept_path = self._index.seen_files([asset.path]).get(asset.path), None
         now = seen_now(asset.path, asset.blob.sha256, kept_path=kept_path)
@@ -218,7 +218,7 @@ class Finder:
 
     def _found(self, role: str, path: Path, sha256: Sha256, inspected: Inspected, asset: Asset | None) -> Found:
         if inspected.header is None or inspected.identity is None:
-            raise AssertionError("a file has been inspected without its header")
+            raise AssertionError("the file must be inspected with its header")
         version = self._index.version(asset.version_id) if asset and asset.version_id else None
         air = str(air_of(version)) if version else None
         autov3 = (self._index.hashes(sha256).autov3 or "") if asset else ""
@@ -275,16 +275,19 @@ def _require_kind(role: str, inspected: Inspected) -> None:
     if kind not in (*_WANTED.get(role, _PART), Kind.UNKNOWN):
         raise UsageError(
             f"`{inspected.name}` is not {_article(_title(role))}: its tensors are those of {_article(kind.value)}",
-            hint=_OPTIONS.get(kind, "`civman inspect` shows what a file is"), code=Cause.WRONG_KIND, kind=kind.value,
+            hint=_OPTIONS.get(kind, "`civman inspect` shows what kind of file it is"),
+            code=Cause.WRONG_KIND, kind=kind.value,
         )  # fmt: skip
 
 
 _OPTIONS = {
-    Kind.ADAPTER: "pass it with --lora", Kind.EMBEDDING: "pass it with --embedding", Kind.VAE: "pass it with --vae",
-    Kind.CHECKPOINT: "pass it as the checkpoint", Kind.UPSCALER: "pass it with --upscaler",
-    Kind.FACE_MODEL: "pass it with --face-restoration", Kind.IP_ADAPTER: "pass it with --reference",
-    Kind.CLIP_VISION: "pass it with --part clip-vision=REF", Kind.TOKENIZER: "pass it with --part tokenizer=REF",
-    Kind.CONTROLNET: "pass it with --control",
+    Kind.ADAPTER: "pass the file with --lora", Kind.EMBEDDING: "pass the file with --embedding",
+    Kind.VAE: "pass the file with --vae",
+    Kind.CHECKPOINT: "pass the file as the checkpoint", Kind.UPSCALER: "pass the file with --upscaler",
+    Kind.FACE_MODEL: "pass the file with --face-restoration", Kind.IP_ADAPTER: "pass the file with --reference",
+    Kind.CLIP_VISION: "pass the file with --part clip-vision=REF",
+    Kind.TOKENIZER: "pass the file with --part tokenizer=REF",
+    Kind.CONTROLNET: "pass the file with --control",
 }  # fmt: skip
 
 

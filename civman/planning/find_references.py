@@ -42,8 +42,7 @@ def references_for(
 
     Raises: NotFound: a file or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is of another kind,
         or a crop exceeds its picture. Incompatible (`cannot-work`): an IP-Adapter does not fit the checkpoint.
-        CannotRender: civman cannot use an IP-Adapter, or its encoder is missing. AmbiguousRef: several encoders
-            fit.
+        CannotRender: civman cannot use an IP-Adapter, or its encoder is missing. AmbiguousRef: several encoders fit.
     """
     given = [part.partition("=")[2] for part in request.parts if part.startswith(f"{ROLE}=")]
     if given and not request.references:
@@ -53,7 +52,7 @@ def references_for(
     if is_adaptive and any((each.start, each.end) != (0, 1) for each in request.references):
         raise UsageError(
             "an adaptive sampler chooses its number of steps while it runs, so a reference cannot "
-            "start or end at a share of the steps",
+            "start or end at a fraction of the steps",
             hint="choose another sampler, or leave out START-END of the reference", code=Cause.BAD_VALUE,
         )  # fmt: skip
     encoders = [finder.find(ROLE, ref) for ref in given]
@@ -82,7 +81,7 @@ def require_fit(adapter: Found, checkpoint: Found) -> None:
     """Check that an IP-Adapter fits the checkpoint's cross-attention. Raises: Incompatible (`cannot-work`)."""
     problem = attention_problem(checkpoint.header.shapes, adapter.header.shapes)
     if not cross_attention(checkpoint.header.shapes):
-        problem = "the checkpoint shows no cross-attention of a UNet of SD 1, SD 2 or SDXL"
+        problem = "the checkpoint contains no cross-attention layers of an SD 1, SD 2 or SDXL UNet"
     if problem:
         raise Incompatible(
             f"the IP-Adapter `{adapter.inspected.name}` does not fit the checkpoint: {problem}",
@@ -96,7 +95,7 @@ def cropped(picture: InputPicture, crop: Sequence[int]) -> InputPicture:
         return picture
     if len(crop) != 4 or min(crop) < 0 or min(crop[2:]) < 1:
         raise UsageError(
-            f"`{','.join(map(str, crop))}` is not a valid crop of a picture",
+            f"`{','.join(map(str, crop))}` is not a valid crop of a reference picture",
             hint="write the crop as left edge, top edge, width and height in pixels, such as "
             "100,40,256,256",
             code=Cause.BAD_VALUE,

@@ -9,8 +9,8 @@ from civman.domain.known_parts import parts_for
 from civman.errors import AmbiguousRef, CannotRender, Cause
 from civman.planning.find_files import Finder, Found
 
-_LEAST_SHARE = 0.9
-"""The least share of an encoder's embeddings that its tokenizer uses; some encoders have a few unused embeddings."""
+_LEAST_FRACTION = 0.9
+"""The least fraction of an encoder's embeddings that its tokenizer must use: encoders may have a few unused ones."""
 
 
 def with_tokenizer(family: FlowFamily) -> Need | None:
@@ -34,8 +34,8 @@ def tokenizer_for(
 ) -> tuple[Found | None, str]:
     """Find the tokenizer file of a checkpoint's text encoder: the requested one, else the only stored one that fits.
 
-    `named`: the parts found so far by role, with the requested tokenizer. The result is None if no separate tokenizer
-    is needed, or if none is stored. Also returns a notice for the user, which may be empty.
+    `named`: maps roles to the parts found so far, including the requested tokenizer. The result is None if no separate
+    tokenizer is needed, or if none is stored. Also returns a notice for the user, which may be empty.
 
     Raises: CannotRender (`mismatched-parts`): the requested one does not fit. AmbiguousRef: several stored files fit.
     """
@@ -57,7 +57,7 @@ def tokenizer_for(
     fitting = [each for each in fitting if each.sha256 in published] or fitting
     if len(fitting) > 1:
         raise AmbiguousRef(
-            f"{len(fitting)} stored files fit as the tokenizer of the {need.kind.title}: "
+            f"{len(fitting)} stored files could be the tokenizer of the {need.kind.title}: "
             + ", ".join(f"`{each.inspected.name}` (sha256 {each.sha256[:12]}…)" for each in fitting),
             hint=f"choose one of these files with --part {TOKENIZER}=REF",
         )  # fmt: skip
@@ -70,7 +70,7 @@ def tokenizer_for(
 def _why_unfit(need: Need, encoder: Found, tokenizer: Found) -> str:
     """Return why a tokenizer does not fit a text encoder; empty if it fits, or if the encoder is invalid."""
     if need.kind.tokenizer_in(tokenizer.header.shapes) is None:
-        return f"this encoder needs {' or '.join(need.kind.tokenizers)}"
+        return f"this text encoder needs a tokenizer of the kind {' or '.join(need.kind.tokenizers)}"
     shapes = encoder.header.shapes
     prefix = need.kind.prefix_in(shapes)
     if prefix is None:
@@ -80,4 +80,6 @@ def _why_unfit(need: Need, encoder: Found, tokenizer: Found) -> str:
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         return ""
     tokens = int(tokenizer.header.metadata.get(TOKENS, rows))
-    return "" if _LEAST_SHARE * rows < tokens <= rows else f"it has {tokens:,} tokens, but the encoder {rows:,}"
+    if _LEAST_FRACTION * rows < tokens <= rows:
+        return ""
+    return f"it has {tokens:,} tokens, but the text encoder has {rows:,} embeddings"

@@ -35,13 +35,13 @@ def last_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | N
 def input_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
     """Find the model that enlarges the input image before img2img; None if none is needed.
 
-    Raises: the errors of `upscaler_for`. UsageError: the request enlarges the image in two ways.
+    Raises: the errors of `upscaler_for`. UsageError: several options of the request enlarge the image.
     """
     ways = (request.tiled_upscale, request.ultimate_upscale, request.init_upscale)
     asked = [each.upscaler for each in ways if each is not None]
     if len(asked) > 1:
         raise UsageError(
-            "the input image can be enlarged in only one way",
+            "the input image can be enlarged only once",
             hint="leave out all but one of the options that enlarge the input image",
             code=Cause.BAD_VALUE,
         )  # fmt: skip
@@ -68,15 +68,15 @@ def scale_of(found: Found | None) -> int | None:
 def upscaler_model(finder: Finder, ref: str, *, own: Sequence[str]) -> tuple[Found, tuple[str, ...]]:
     """Find an upscaler model by a ref or by A1111's name for it. Also returns notices about the model.
 
-    `own`: the names of the built-in upscalers, which the error message lists. Raises: NotFound. UsageError
-    (`wrong-kind`).
-        Refused.
+    `own`: the names of the built-in upscalers, which the error message lists.
+
+    Raises: NotFound. UsageError (`wrong-kind`). Refused.
     """
     known = known_upscaler(ref)
     try:
         found = _published(finder, known) or finder.find("upscaler", ref)
     except NotFound as error:
-        error.hint = f"civman's own upscalers are {', '.join(own)}; `civman import` adds models"
+        error.hint = f"the built-in upscalers are {', '.join(own)}; `civman import` adds upscaler models"
         if known is not None:
             error.hint = f"its file is usually called `{known.files[0]}.pth`; `civman import` adds it to the library"
         raise

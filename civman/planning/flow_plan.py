@@ -18,14 +18,14 @@ from civman.planning.find_files import Finder, Found
 from civman.planning.find_tokenizer import tokenizer_for, with_tokenizer
 
 _TRANSFORMER_FACTOR = 30
-"""A rule of thumb for the memory of a transformer's activations, in values per token and channel."""
+"""An estimate of the memory that a transformer's activations take: the number of values per token and channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlowChoice:
     """A flow-matching checkpoint with its variant and parts.
 
-    `parts`: the files by role, with a separate tokenizer and without the VAE.
+    `parts`: maps each role to its file, including a separate tokenizer but not the VAE.
     """
 
     family: FlowFamily
@@ -52,7 +52,7 @@ class FlowChoice:
         return Flow(float(shift), self.family.entries, float(guidance) if self.defaults.guidance else 0.0)
 
     def facts(self) -> Checkpoint:
-        """Return the facts about the checkpoint in the form that plans of all model families use."""
+        """Return the facts about the checkpoint in the form that all model families share."""
         family = self.family
         return Checkpoint(
             family, family.title, native_size(self.checkpoint.header.metadata, family.multiple) or family.native_size,
@@ -189,10 +189,10 @@ def _chosen(
 def variant_of(
     family: FlowFamily, file: Inspected, possible: Sequence[str], asked: str | None = None
 ) -> tuple[str, tuple[str, ...]]:
-    """Choose the variant: the requested one, else the one that CivitAI's label or the file's name states.
+    """Choose the variant of a file: the requested one, else the one that CivitAI's label or the file's name indicates.
 
-    If neither states one, the family's most common variant is chosen, with a notice. `possible`: the variants that the
-    tensors allow. Returns the variant and the notices.
+    If neither indicates one, the family's most common variant is chosen, with a notice. `possible`: the variants that
+    the tensors allow. Returns the variant and the notices.
     """
     if asked is not None:
         if asked not in possible:
@@ -204,19 +204,20 @@ def variant_of(
     if len(possible) == 1:
         return possible[0], ()
     label, name = (file.label or "").casefold(), file.name.casefold()
-    for words, witness in ((label, f"CivitAI says {file.label}"), (name, "the file's name says so")):
+    for words, witness in ((label, f"CivitAI says {file.label}"), (name, "according to the file's name")):
         # try the most common variant last, because the other variants' names begin with its name
         for variant in reversed(possible):
             if any(word in words for word in family.variant_words[variant]):
-                return variant, (f"taken for the variant {variant} of {family.title}: {witness}",)
+                return variant, (f"the file is read as the variant {variant} of {family.title} ({witness})",)
     words = (
-        f"taken for the variant {possible[0]} of {family.title}, as its tensors cannot tell: --variant overrides this"
+        f"the file is read as the variant {possible[0]} of {family.title}, because its tensors do not show the variant "
+        "(--variant changes this)"
     )
     return possible[0], (words,)
 
 
 def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
-    """Parse `--part ROLE=REF`. Raises: UsageError: the text has a different form, or the family has no such role."""
+    """Parse `--part ROLE=REF`. Raises: UsageError: a text has another form, or the family has no part of this role."""
     roles = [need.kind.role for need in family.needs if need.component != "vae"]
     roles += [TOKENIZER] if with_tokenizer(family) is not None else []
     found: dict[str, str] = {}
@@ -224,7 +225,8 @@ def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
         role, equals, ref = text.partition("=")
         if not equals or role not in roles or not ref:
             raise UsageError(
-                f"`{text}` is not a part of {family.title}", hint="write ROLE=REF, where ROLE is " + " or ".join(roles)
+                f"`{text}` does not specify a part of {family.title}",
+                hint="write ROLE=REF, where ROLE is " + " or ".join(roles),
             )
         found[role] = ref
     return found
@@ -260,7 +262,7 @@ def _stored(finder: Finder, need: Need, family: FlowFamily, found: Found) -> Fou
     fitting = fitting_files(finder, need, family, found)
     if len(fitting) > 1:
         raise AmbiguousRef(
-            f"{len(fitting)} stored files fit as the {need.kind.title}: "
+            f"{len(fitting)} stored files could be the {need.kind.title}: "
             + ", ".join(f"`{each.inspected.name}` (sha256 {each.sha256[:12]}…)" for each in fitting),
             hint=f"choose one of these files with {option_of(need)}",
         )  # fmt: skip

@@ -9,7 +9,7 @@ from civman.planning.flow_plan import FlowChoice, with_defaults
 
 
 def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest, samplers.Sampler, Schedule]:
-    """Fill in a flow-matching family's defaults. Raises: UsageError: the family does not support an option."""
+    """Fill in the family's defaults for what a request leaves open. Raises: UsageError: an option is not supported."""
     unknown = {
         "--embedding": request.embeddings, "--hypernetwork": request.hypernetworks,
         "--prediction": request.prediction not in (None, choice.family.prediction),

@@ -17,9 +17,9 @@ _ALPHA: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class StartMask:
-    """The mask of an input image: its file, the channel to read, and by how much VAEEncodeForInpaint grows it.
+    """The mask of an input image: its file, the channel to read, and by how many pixels it is grown.
 
-    `grow` is None for masks that are not grown.
+    `grow` is the value of VAEEncodeForInpaint's `grow_mask_by`; None if the mask is not grown.
     """
 
     source: SourceImage
@@ -62,14 +62,15 @@ class Given:
             found = [each for each in self.images if not each.node]
         if found:
             return found[0]
+        file = "FILE" if len(loaded) == 1 else f"{node.id}={plain[:80]}"
         raise Stopped(
-            f"{node} loads an image that the graph does not contain, `{plain[:80]}`: "
-            + ("`civman replay GRAPH --picture FILE`" if len(loaded) == 1 else
-               f"`civman replay GRAPH --picture {node.id}={plain[:80]}`") + " passes it", Drawable.NEEDS_INPUT,
-        )  # fmt: skip
+            f"{node} loads the image `{plain[:80]}`, which the graph does not contain: pass it with "
+            f"`civman replay GRAPH --picture {file}`",
+            Drawable.NEEDS_INPUT,
+        )
 
     def mask(self, reader: Reader, link: object, grow: int | None = None) -> StartMask:
-        """Return the mask to which a link leads: an image's transparency, or one channel. Raises: Stopped."""
+        """Return the mask to which a link leads: an image's transparency or one of its channels. Raises: Stopped."""
         node = reader.node(link, "the mask")
         if node.kind == "LoadImage" and isinstance(link, Link) and link.output == _ALPHA:
             return StartMask(self.of(reader, node), "alpha", grow)
@@ -77,5 +78,5 @@ class Given:
             raise reader.unknown(node, "the mask")
         channel = reader.text(node, "channel")
         if channel not in ("alpha", "red", "green", "blue"):
-            raise Stopped(f"{node} takes the channel `{channel[:40]}`, which civman does not know")
+            raise Stopped(f"{node} reads the channel `{channel[:40]}`, which civman does not support")
         return StartMask(self.of(reader, node), channel, grow)

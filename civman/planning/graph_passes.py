@@ -24,9 +24,9 @@ SCHEDULES: Final = {
 """The schedules that civman supports, by ComfyUI's names."""
 _MOST_STEPS: Final = 10000
 _MOST_RESIZED: Final = 200
-"""The maximum number of resizing nodes in a row that are followed, so that reading a circular graph ends."""
+"""The maximum number of resizing nodes in a row, which ends the reading of a circular graph."""
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
-"""Samplers without state between steps: one pass may be split between two nodes after any step."""
+"""Samplers that keep no state between steps, so two nodes may share a pass without changing its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,11 @@ class Sampled:
 
 @dataclass(slots=True)
 class Passes:
-    """The passes of a graph, with the first pass's size, the image's position in its batch, the VAEs and the reasons.
+    """The passes of a graph, and everything else that its sampler nodes determine.
 
-    Each pass comes with the enlargement before it, if there is one. The reasons name what cannot be rendered exactly.
+    `passes`: each pass with the enlargement before it, or None. `width`, `height`: the size of the first pass in
+    pixels. `slice`: the position of the image in its batch; empty without a batch. `vaes`: the names of a checkpoint
+    and of a VAE file for each node with a VAE; one name is empty. `reasons`: what cannot be rendered exactly.
     """
 
     width: int = 0
@@ -92,7 +94,9 @@ class _PassReader:
 
     def read(self) -> None:
         saving = self._saving()
-        node = self._reader.node(saving.inputs.get("images", saving.inputs.get("image")), f"the image of {saving}")
+        node = self._reader.node(
+            saving.inputs.get("images", saving.inputs.get("image")), f"the image that {saving} saves"
+        )
         self._reader.seen.add(saving.id)
         self._image_of_end(node)
 
@@ -102,12 +106,12 @@ class _PassReader:
         found = [node for node in found if node.kind != "PreviewImage"] or found
         if not found:
             other = next((node for node in self._reader.graph.values() if "save" in node.kind.casefold()), None)
-            raise Stopped(f"{other} saves something that civman does not follow" if other else
+            raise Stopped(f"{other} saves the result in a way that civman does not support" if other else
                           "the graph saves no image")  # fmt: skip
         found.sort(key=lambda node: (len(node.id), node.id))
         sources = {(node.inputs.get("images") or node.inputs.get("image")) for node in found}
         if len(sources) > 1:
-            self._add(Drawable.DIFFERS, f"the graph saves {len(sources)} images; the one of {found[-1]} is rendered")
+            self._add(Drawable.DIFFERS, f"the graph saves {len(sources)} images; civman renders the one of {found[-1]}")
         return found[-1]
 
     def _add(self, verdict: Drawable, words: str) -> None:
@@ -117,7 +121,7 @@ class _PassReader:
         if node.kind in ("VAEDecode", "VAEDecodeTiled"):
             self._decoded(node)
         elif node.kind in ("ImageUpscaleWithModel", "ImageScale", "ImageScaleBy"):
-            raise Stopped(f"{node} enlarges the finished image; civman renders it before that (`civman upscale`)")
+            raise Stopped(f"{node} enlarges the finished image, which civman does not support (see `civman upscale`)")
         elif "LoadImage" in node.kind:
             raise Stopped(f"{node} loads an image that the graph does not contain", Drawable.NEEDS_INPUT)
         else:
@@ -125,21 +129,21 @@ class _PassReader:
 
     def _decoded(self, node: Node) -> None:
         if node.kind == "VAEDecodeTiled":
-            self._add(Drawable.DIFFERS, f"{node} decodes in tiles, whose seams civman does not have")
+            self._add(Drawable.DIFFERS, f"{node} decodes the image in tiles; civman decodes the whole image at once")
         self.found.vaes.append(self._reader.vae(node.inputs.get("vae")))
         self._sampled(node.inputs.get("samples"))
 
     def _sampled(self, link: object) -> None:
-        """Read the pass to which a link leads, preceded by the pass before it, so that the passes are in order."""
+        """Read the pass to which a link leads, after the pass that it continues, so that all passes are in order."""
         node = self._reader.node(link, "the latents")
         if node.kind == "LatentFromBatch":
             index, length = self._reader.whole(node, "batch_index"), self._reader.whole(node, "length")
             if length != 1 or self.found.slice or self.found.passes:
-                raise Stopped(f"{node} takes {length} of the batch's images, and civman renders one")
+                raise Stopped(f"{node} selects {length} images of a batch, but civman renders only one")
             self.found.slice = str(index + 1)
             node = self._reader.node(node.inputs.get("samples"), "the latents")
         if len(self.found.passes) > 1:
-            raise Stopped(f"{node} is a third pass, which civman does not support")
+            raise Stopped(f"{node} is one of more than two passes, but civman supports at most two")
         read = {
             "KSampler": self._ksampler, "KSamplerAdvanced": self._advanced, "SamplerCustom": self._custom,
             "SamplerCustomAdvanced": self._custom_advanced,
@@ -157,14 +161,14 @@ class _PassReader:
 
         Returns the enlargement of the previous pass's latents; None if the pass is the first one.
         """
-        node = self._reader.node(link, f"the latents of {made.node}")
+        node = self._reader.node(link, f"the latents from which {made.node} starts")
         if node.kind == "EmptyLatentImage":
             self._empty(node)
             return None
         if self._loads(node):
             return None
         if len(self.found.passes) > 1:
-            raise Stopped(f"{made.node} is the third pass before the end, which civman does not support")
+            raise Stopped(f"{made.node} is one of more than two passes, but civman supports at most two")
         if node.kind in ("LatentUpscale", "LatentUpscaleBy"):
             self._sampled(node.inputs.get("samples"))
             return self._latent_size(node)
@@ -180,14 +184,15 @@ class _PassReader:
         mask, read = None, self._reader
         if node.kind == "SetLatentNoiseMask":
             mask = self._given.mask(read, node.inputs.get("mask"))
-            node = read.node(node.inputs.get("samples"), f"the latents of {node}")
+            node = read.node(node.inputs.get("samples"), f"the latents that {node} masks")
             if node.kind != "VAEEncode":
-                raise read.unknown(node, "the latents beneath a mask")
+                raise read.unknown(node, "the masked latents")
         if node.kind not in ("VAEEncode", "VAEEncodeForInpaint"):
             return False
         steps, image = self._resized(node)
         if image.kind != "LoadImage":
-            return self._is_drawn(node, image, has_mask=mask is not None)
+            self._require_unmasked(node, image, has_mask=mask is not None)
+            return False
         if node.kind == "VAEEncodeForInpaint":
             grow = read.whole(node, "grow_mask_by") if "grow_mask_by" in node.inputs else 6
             mask = self._given.mask(read, node.inputs.get("mask"), grow)
@@ -196,21 +201,20 @@ class _PassReader:
         self.found.width, self.found.height = source.size
         enlarged = self._between(node, steps) if steps else None
         if enlarged is not None and enlarged.model:
-            raise Stopped(f"{steps[0]} enlarges the loaded image by a model, which civman does not follow")
+            raise Stopped(f"{steps[0]} enlarges the input image with a model, which civman does not support")
         size = (enlarged.width, enlarged.height) if enlarged else source.size
         self.found.width, self.found.height = size[0] // 8 * 8, size[1] // 8 * 8
         if self.found.slice not in ("", "1"):
-            raise Stopped(f"{node} makes one image, and another one is taken from it")
+            raise Stopped(f"{node} makes a single image, but the graph selects another image of its batch")
         self.found.slice, resize = "", enlarged.upscaler if enlarged else "crop"
         self.found.start = StartPixels(source, resize, mask)
         return True
 
     @staticmethod
-    def _is_drawn(node: Node, image: Node, *, has_mask: bool) -> bool:
-        """Check that no mask is used to encode the result of a pass again. Always returns False. Raises: Stopped."""
+    def _require_unmasked(node: Node, image: Node, *, has_mask: bool) -> None:
+        """Check that a node encodes the result of a pass without a mask. Raises: Stopped."""
         if has_mask or node.kind == "VAEEncodeForInpaint":
-            raise Stopped(f"{node} encodes what {image} makes, beneath a mask, which civman does not follow")
-        return False
+            raise Stopped(f"{node} encodes the output of {image} with a mask, which civman does not support")
 
     def _empty(self, node: Node) -> None:
         width, height = self._reader.whole(node, "width"), self._reader.whole(node, "height")
@@ -218,11 +222,14 @@ class _PassReader:
         self.found.width, self.found.height = width // 8 * 8, height // 8 * 8
         if count > 1:
             if not self.found.slice:
-                words = f"{node} makes {count} images at once, and the file does not say which one this is: the first"
-                self._add(Drawable.DIFFERS, f"{words} is rendered (--noise-slice)")
+                self._add(
+                    Drawable.DIFFERS,
+                    f"{node} makes {count} images at once, and the graph does not show which of them this is: civman "
+                    "renders the first one (--noise-slice selects another)",
+                )
             self.found.slice = f"{self.found.slice or 1}/{count}"
         elif self.found.slice not in ("", "1"):
-            raise Stopped(f"{node} makes one image, and another one is taken from it")
+            raise Stopped(f"{node} makes a single image, but the graph selects another image of its batch")
         else:
             self.found.slice = ""
 
@@ -245,13 +252,13 @@ class _PassReader:
         height = height or max(1, round(self.found.height * width / self.found.width))
         is_cropped = self._reader.value(node, "crop") == "center"
         if is_cropped and width * self.found.height != height * self.found.width:
-            raise Stopped(f"{node} crops the image to another shape, which civman does not follow")
+            raise Stopped(f"{node} crops the image to another aspect ratio, which civman does not support")
         return width, height
 
     def _filter(self, node: Node) -> str:
         way = self._reader.text(node, "upscale_method")
         if way not in _FILTERS:
-            raise Stopped(f"{node} enlarges by `{way}`, which civman does not know")
+            raise Stopped(f"{node} enlarges with the method `{way}`, which civman does not support")
         return way
 
     def _encoded(self, node: Node) -> Enlarged:
@@ -266,39 +273,43 @@ class _PassReader:
     def _resized(self, node: Node) -> tuple[list[Node], Node]:
         """Return the nodes, in order, that resize the image encoded by `node`, and the node that makes this image."""
         steps: list[Node] = []
-        image = self._reader.node(node.inputs.get("pixels"), f"the image of {node}")
+        image = self._reader.node(node.inputs.get("pixels"), f"the image that {node} encodes")
         while image.kind in ("ImageScale", "ImageScaleBy", "ImageUpscaleWithModel") and len(steps) < _MOST_RESIZED:
             steps.insert(0, image)
-            image = self._reader.node(image.inputs.get("image"), f"the image of {image}")
+            image = self._reader.node(image.inputs.get("image"), f"the image that {image} enlarges")
         return steps, image
 
     def _between(self, node: Node, steps: Sequence[Node]) -> Enlarged:
         models = [step for step in steps if step.kind == "ImageUpscaleWithModel"]
         scales = [step for step in steps if step.kind != "ImageUpscaleWithModel"]
         if len(models) > 1 or len(scales) > 1 or (models and steps[0] is not models[0]):
-            raise Stopped(f"{steps[-1]} enlarges the image in several steps, which civman does not follow")
+            raise Stopped(f"{steps[-1]} is one of several enlargements in a row, which civman does not support")
         name = ""
         if models:
-            loader = self._reader.node(models[0].inputs.get("upscale_model"), f"the model of {models[0]}")
+            loader = self._reader.node(
+                models[0].inputs.get("upscale_model"), f"the upscaler model that {models[0]} uses"
+            )
             if loader.kind != "UpscaleModelLoader":
                 raise self._reader.unknown(loader, "the upscaler model")
             name = self._reader.text(loader, "model_name")
         if not scales:
             if name:
-                raise Stopped(f"{models[0]} enlarges to a size that only its model shows: civman needs an ImageScale")
+                raise Stopped(f"{models[0]} has no ImageScale node after it, so the new size depends on its model")
             return Enlarged(self.found.width, self.found.height, "nearest-exact")
         [scale] = scales
         way = self._filter(scale)
         if scale.kind == "ImageScaleBy":
             if name:
-                raise Stopped(f"{scale} enlarges to a size that only the upscaler model shows")
+                raise Stopped(
+                    f"{scale} changes the size that an upscaler model makes, so the final size depends on that model"
+                )
             factor = self._reader.number(scale, "scale_by")
             across, down = round(self.found.width * factor), round(self.found.height * factor)
         else:
             across, down = (self._reader.whole(scale, name) for name in ("width", "height"))
             across, down = self._kept_shape(scale, across, down)
         if across % 8 or down % 8:
-            raise Stopped(f"{node} crops an image of {across}x{down} pixels to multiples of 8, which civman does not")
+            raise Stopped(f"{node} crops {across}x{down} pixels to multiples of 8, which civman does not support")
         return Enlarged(across, down, "model", name, way) if name else Enlarged(across, down, way)
 
     # ---------------------------------------------------------------- samplers
@@ -321,7 +332,7 @@ class _PassReader:
         """Read a node's number of steps. Raises: Stopped: the number is outside ComfyUI's limits."""
         found = self._reader.whole(node, "steps")
         if not 1 <= found <= _MOST_STEPS:
-            raise Stopped(f"{node} has {found} steps, and ComfyUI takes 1 to {_MOST_STEPS}")
+            raise Stopped(f"{node} has {found} steps, but ComfyUI allows only 1 to {_MOST_STEPS}")
         return found
 
     def _schedule(self, node: Node, name: str) -> Schedule:
@@ -331,28 +342,28 @@ class _PassReader:
         return SCHEDULES[found]
 
     def _advanced(self, node: Node) -> Sampled:
-        """Read a KSamplerAdvanced node, joined with the previous one if both compute parts of the same pass."""
+        """Read a KSamplerAdvanced node; if it continues an earlier one, both together are read as one pass."""
         read = self._reader
         start, end, steps = (read.whole(node, name) for name in ("start_at_step", "end_at_step", "steps"))
         self._steps(node)
         cfg, sampler = read.number(node, "cfg"), read.text(node, "sampler_name")
         schedule = self._schedule(node, "scheduler")
         if end < steps:
-            raise Stopped(f"{node} ends after {end} of {steps} steps, and no pass of the same settings finishes it")
+            raise Stopped(f"{node} ends after {end} of {steps} steps, and no node with the same settings continues it")
         if read.value(node, "add_noise") in ("disable", False):
             return self._finishing(node, start, steps, (cfg, sampler, schedule))
         # skipping the first `start` steps of the schedule is the same as img2img with this strength
         strength = 1.0 if start == 0 else (steps - start) / (steps + 0.5)
         if start >= steps:
-            raise Stopped(f"{node} starts after its last step")
+            raise Stopped(f"{node} starts at or after its last step, so it does nothing")
         return self._made(node, read.whole(node, "noise_seed"), steps - start, cfg, sampler, schedule, strength)
 
     def _finishing(self, node: Node, start: int, steps: int, settings: tuple[float, str, Schedule]) -> Sampled:
-        """Join a KSamplerAdvanced node that adds no noise with the node whose pass it finishes."""
+        """Join a KSamplerAdvanced node that adds no noise with the earlier node that began the pass."""
         read = self._reader
-        before = read.node(node.inputs.get("latent_image"), f"the latents of {node}")
+        before = read.node(node.inputs.get("latent_image"), f"the latents that {node} continues")
         if before.kind != "KSamplerAdvanced":
-            raise Stopped(f"{node} adds no noise and does not continue another KSamplerAdvanced")
+            raise Stopped(f"{node} adds no noise, but does not continue another KSamplerAdvanced either")
         same = (read.number(before, "cfg"), read.text(before, "sampler_name"), self._schedule(before, "scheduler"))
         links = [(node.inputs.get(name), before.inputs.get(name)) for name in ("model", "positive", "negative")]
         is_same = same == settings and self._steps(before) == steps and all(a == b for a, b in links)
@@ -360,25 +371,27 @@ class _PassReader:
         leaves = read.value(before, "return_with_leftover_noise") in ("enable", True)
         adds = read.value(before, "add_noise") in ("enable", True)
         if not is_same or begun != (0, start) or not leaves or not adds:
-            raise Stopped(f"{node} continues {before} with another model, prompt or settings (a refiner), which civman "
-                          "does not support")  # fmt: skip
+            raise Stopped(f"{node} continues {before} with another model, prompt or settings (like a refiner), which "
+                          "civman does not support")  # fmt: skip
         if settings[1] not in _MEMORYLESS:
-            raise Stopped(f"{node} continues {before}, and the sampler `{settings[1]}` begins anew there, which civman "
-                          "does not support")  # fmt: skip
+            raise Stopped(
+                f"{node} continues {before}, where the sampler `{settings[1]}` loses its state from the earlier "
+                "steps, which civman does not support"
+            )
         cfg, sampler, schedule = settings
         return self._made(before, read.whole(before, "noise_seed"), steps, cfg, sampler, schedule)
 
     def _custom(self, node: Node) -> Sampled:
         if self._reader.value(node, "add_noise") is False:
-            raise Stopped(f"{node} adds no noise, which civman does not follow")
+            raise Stopped(f"{node} adds no noise, which civman does not support")
         seed, cfg = self._reader.whole(node, "noise_seed"), self._reader.number(node, "cfg")
         return self._with_sigmas(node, node, seed, cfg)
 
     def _custom_advanced(self, node: Node) -> Sampled:
-        noise = self._reader.node(node.inputs.get("noise"), f"the noise of {node}")
+        noise = self._reader.node(node.inputs.get("noise"), f"the noise that {node} adds")
         if noise.kind != "RandomNoise":
             raise self._reader.unknown(noise, "the noise")
-        guider = self._reader.node(node.inputs.get("guider"), f"the guider of {node}")
+        guider = self._reader.node(node.inputs.get("guider"), f"the guider that {node} uses")
         if guider.kind == "BasicGuider":
             inputs, cfg = {**guider.inputs, "positive": guider.inputs.get("conditioning")}, 1.0
         elif guider.kind == "CFGGuider":
@@ -389,7 +402,7 @@ class _PassReader:
         return self._with_sigmas(node, whole, self._reader.whole(noise, "noise_seed"), cfg)
 
     def _with_sigmas(self, node: Node, whole: Node, seed: int, cfg: float) -> Sampled:
-        named = self._reader.node(node.inputs.get("sampler"), f"the sampler of {node}")
+        named = self._reader.node(node.inputs.get("sampler"), f"the sampler that {node} uses")
         sampler, more = self._sampler_node(named)
         schedule, steps, strength, sigmas = self._sigmas(node.inputs.get("sigmas"), sampler)
         return self._made(whole, seed, steps, cfg, sampler, schedule, strength, sigmas=sigmas, **more)
@@ -437,7 +450,7 @@ class _PassReader:
             return table_of(self._schedule(node, "scheduler"), whole, levels)[-(steps + 1) :]
         if node.kind == "BetaSamplingScheduler":
             if (read.number(node, "alpha", 0.6), read.number(node, "beta", 0.6)) != (0.6, 0.6):
-                raise Stopped(f"{node} uses another beta distribution than civman's")
+                raise Stopped(f"{node} uses a beta distribution with other parameters than civman's")
             return table_of(Schedule.BETA, steps, levels)
         if node.kind == "SDTurboScheduler":
             begin = 10 - int(10 * read.number(node, "denoise", 1.0))
@@ -452,7 +465,7 @@ class _PassReader:
 def table_of(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]:
     """Compute a schedule's noise levels as ComfyUI does. Raises: Stopped: the number of steps is not supported."""
     if not 1 <= steps <= _MOST_STEPS:
-        raise Stopped(f"a schedule of {steps} steps; civman takes 1 to {_MOST_STEPS}")
+        raise Stopped(f"the graph has a schedule of {steps} steps, but civman supports only 1 to {_MOST_STEPS}")
     try:
         return table(schedule, steps, levels)
     except (ValueError, ZeroDivisionError, UsageError) as error:
@@ -462,7 +475,7 @@ def table_of(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]
 def _spaced(kind: str, steps: int, low: float, high: float, rho: float) -> list[float]:
     """Compute Karras, exponential or polyexponential noise levels, rounded to single precision as in k-diffusion."""
     if not 0 < low < high or rho <= 0:
-        raise Stopped("the graph's noise levels do not fall")
+        raise Stopped("the graph's noise levels do not decrease")
     if kind == "KarrasScheduler":
         ends = [sigma ** (1 / rho) for sigma in (low, high)]
         width = single(ends[0] - ends[1])

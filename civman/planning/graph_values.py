@@ -22,14 +22,14 @@ _VALUES: Final = re.compile(
     r"Text Multiline|CR (Text|Prompt Text|Seed|Integer|Float)( .*)?|Seed \(rgthree\)|easy (seed|int|float|string)|"
     r"(INT|FLOAT|STRING)Constant"
 )
-"""The classes of nodes that provide a single value, as a regular expression."""
+"""Matches the classes of nodes that provide a single value."""
 _VALUE_NAMES: Final = ("value", "string", "text", "Text", "prompt", "int", "float", "number", "seed", "Value")
 _LOADERS: Final = ("CheckpointLoaderSimple", "CheckpointLoader", "CheckpointLoader|pysssss")
 _SEPARATE: Final = re.compile(r"UNETLoader|Unet.*Loader|.*CLIPLoader.*|DiffusersLoader|Load Diffusion Model")
 
 
 class Stopped(Exception):
-    """The graph contains something that civman cannot follow, or needs an image that it does not contain."""
+    """Raised if a graph contains something that civman cannot follow, or needs an image that it does not contain."""
 
     def __init__(self, words: str, verdict: Drawable = Drawable.NO) -> None:
         """`words`: the reason, which names the node that civman cannot follow."""
@@ -60,7 +60,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A conditioning: its text, further texts joined to it, the text encoders, and SDXL's six size values if stated."""
+    """A conditioning: its text, the texts combined with it, the text encoders, and SDXL's six size values or none."""
 
     text: str
     clip: Clip
@@ -80,16 +80,16 @@ class Reader:
     """The ids of the nodes that were read so far."""
 
     def node(self, link: object, what: str) -> Node:
-        """Return the node at the other end of a link, skipping reroute nodes."""
+        """Return the node at the other end of a link, skipping reroute nodes. `what`: what the link provides."""
         for _ in range(_DEEPEST):
             if not isinstance(link, Link) or link.node not in self.graph:
-                raise Stopped(f"the graph leaves {what} open")
+                raise Stopped(f"no node of the graph provides {what}")
             found = self.graph[link.node]
             self.seen.add(found.id)
             if found.kind not in _PASSING:
                 return found
             link = next((item for item in found.inputs.values() if isinstance(item, Link)), None)
-        raise Stopped(f"the graph leads {what} in a circle")
+        raise Stopped(f"the links to {what} form a circle in the graph")
 
     def value(self, node: Node, name: str) -> Any:
         """Return the value of a node's input, read through primitive nodes; None if the input is missing."""
@@ -99,12 +99,12 @@ class Reader:
                 return item
             found = self.node(item, f"the input `{name}` of {node}")
             if not _VALUES.fullmatch(found.kind):
-                raise Stopped(f"{found} computes the input `{name}` of {node}, which civman does not follow")
+                raise Stopped(f"{found} computes the input `{name}` of {node} in a way that civman does not support")
             names = [each for each in _VALUE_NAMES if each in found.inputs]
             if len(names) != 1:
-                raise Stopped(f"{found} has no single value for the input `{name}` of {node}")
+                raise Stopped(f"{found} provides no value, or several, for the input `{name}` of {node}")
             item = found.inputs[names[0]]
-        raise Stopped(f"the graph leads the input `{name}` of {node} in a circle")
+        raise Stopped(f"the links to the input `{name}` of {node} form a circle in the graph")
 
     def text(self, node: Node, name: str) -> str:
         """Return the string in a node's input."""
@@ -117,7 +117,7 @@ class Reader:
         """Return the integer in a node's input."""
         found = whole(self.value(node, name))
         if found is None:
-            raise Stopped(f"{node} has no whole number in its input `{name}`")
+            raise Stopped(f"{node} has no integer in its input `{name}`")
         return found
 
     def number(self, node: Node, name: str, usual: float | None = None) -> float:
@@ -134,7 +134,7 @@ class Reader:
         if node.kind in _LOADERS:
             return Model(self.text(node, "ckpt_name"))
         if _SEPARATE.fullmatch(node.kind):
-            raise Stopped(f"{node} loads a UNet from a file of its own; civman renders whole checkpoints")
+            raise Stopped(f"{node} loads a UNet from a separate file; civman supports only whole checkpoints")
         read = _MODEL_NODES.get(node.kind)
         if read is None:
             raise self.unknown(node, "the model")
@@ -147,7 +147,7 @@ class Reader:
         if node.kind in _LOADERS:
             return Clip(self.text(node, "ckpt_name"))
         if _SEPARATE.fullmatch(node.kind):
-            raise Stopped(f"{node} loads text encoders from files of their own; civman renders whole checkpoints")
+            raise Stopped(f"{node} loads text encoders from separate files; civman supports only whole checkpoints")
         if node.kind not in ("LoraLoader", "CLIPSetLastLayer"):
             raise self.unknown(node, "the text encoder")
         inner = self.clip(node.inputs.get("clip"), depth + 1)
@@ -165,7 +165,7 @@ class Reader:
             raise self.unknown(node, "the VAE")
         name = self.text(node, "vae_name")
         if name.startswith(("taesd", "pixel_space")):
-            raise Stopped(f"{node} loads `{name}`, an approximation that civman does not support")
+            raise Stopped(f"{node} loads `{name}`, an approximate VAE that civman does not support")
         return "", name
 
     def conditioning(self, link: object, depth: int = 0) -> Text:
@@ -179,15 +179,17 @@ class Reader:
         names = _JOINED.get(node.kind)
         if names is None:
             if "ControlNet" in node.kind or "control_net" in node.inputs:
-                words = f"{node} follows a control image that the graph does not contain"
+                words = f"{node} uses a control image that the graph does not contain"
                 raise Stopped(words, Drawable.NEEDS_INPUT)
             raise self.unknown(node, "the prompt")
         how, first, second = names
         base, other = (self.conditioning(node.inputs.get(name), depth + 1) for name in (first, second))
         if other.parts:
-            raise Stopped(f"{node} joins prompts that are themselves joined, which civman does not follow")
+            raise Stopped(f"{node} combines a prompt with one that is itself combined, which civman does not support")
         if base.clip != other.clip or base.sizes != other.sizes:
-            raise Stopped(f"{node} joins prompts of different text encoders or sizes, which civman does not follow")
+            raise Stopped(
+                f"{node} combines prompts with different text encoders or sizes, which civman does not support"
+            )
         kept = self.number(node, "conditioning_to_strength", 1.0) if how == "average" else 1.0
         return replace(base, parts=(*base.parts, PromptPart(how, other.text, kept)))
 
@@ -199,12 +201,12 @@ class Reader:
         return Text(first, self.clip(node.inputs.get("clip")), sizes=tuple(self.whole(node, name) for name in names))
 
     def unknown(self, node: Node, what: str) -> Stopped:
-        """Return the error for a node that civman does not follow."""
-        return Stopped(f"{node} changes {what} in a way that civman does not follow")
+        """Return the error for a node that civman does not support. `what`: what the node determines."""
+        return Stopped(f"{node} determines {what} in a way that civman does not support")
 
     def _require_shallow(self, depth: int, node: Node) -> None:
         if depth > _DEEPEST:
-            raise Stopped(f"the graph leads in a circle at {node}")
+            raise Stopped(f"the links to {node} form a circle in the graph")
 
     def lora(self, node: Node, model: Model) -> Model:
         """Return the model with the file of a LoRA node added."""
@@ -214,7 +216,7 @@ class Reader:
     def freeu(self, node: Node, model: Model) -> Model:
         """Return the model with a FreeU node applied."""
         if model.freeu is not None:
-            raise Stopped(f"{node} applies FreeU a second time, which civman does not follow")
+            raise Stopped(f"{node} applies FreeU a second time, which civman does not support")
         factors = [self.number(node, name) for name in ("b1", "b2", "s1", "s2")]
         version = "v2" if node.kind.endswith("V2") else "v1"
         return replace(model, freeu=FreeU(version, factors[0], factors[1], factors[2], factors[3]))
@@ -228,7 +230,7 @@ class Reader:
         kind = self.text(node, "sampling")
         named = {"eps": "epsilon", "v_prediction": "v_prediction"}
         if kind not in named:
-            raise Stopped(f"{node} samples as `{kind}` models do, which civman does not support")
+            raise Stopped(f"{node} selects the sampling type `{kind}`, which civman does not support")
         return replace(model, prediction=named[kind], is_zero_snr=bool(self.value(node, "zsnr")))
 
 

@@ -15,7 +15,7 @@ _SMALLEST_SHARE = 0.02
 def likely_causes(prepared: Prepared, recipe: Recipe, size: tuple[int, int]) -> tuple[str, ...]:
     """List at most three likely causes of a difference. `size`: the original's width and height in pixels."""
     found = tuple(dict.fromkeys(_causes(prepared, recipe, size)))[:_MOST]
-    return found or ("the settings are not those of this image, or it was changed afterwards",)
+    return found or ("the settings belong to another image, or the image was edited afterwards",)
 
 
 def final_size(recipe: Recipe) -> tuple[int, int]:
@@ -30,7 +30,7 @@ def values_of_noise(recipe: Recipe) -> int:
 
 
 def depends_on_card(recipe: Recipe) -> bool:
-    """Whether the noise depends on the GPU that made the image, while the recipe does not state the GPU."""
+    """Whether the image's noise depends on the model of the GPU, and the recipe does not specify the GPU."""
     return recipe.rng == "nv" and values_of_noise(recipe) > min(THREADS.values())
 
 
@@ -54,12 +54,12 @@ def _causes(prepared: Prepared, recipe: Recipe, size: tuple[int, int]) -> Iterat
     width, height = final_size(recipe)
     if abs(width * size[1] / (height * size[0]) - 1) > _SMALLEST_SHARE:
         yield (
-            f"the original has {size[0]}x{size[1]} pixels and the settings say {width}x{height}: it was cropped or"
-            " joined with others, or the settings are not its own"
+            f"the original has {size[0]}x{size[1]} pixels, but its settings give {width}x{height}: it was cropped or"
+            " joined with other images, or the settings belong to another image"
         )
     if depends_on_card(recipe):
         yield (
-            "the noise came from a graphics card that the settings do not name: `--set rng=CARD` states it, and"
-            " --try-cards tries the common ones"
+            "the noise depends on the graphics card, which the settings do not name: specify the card with"
+            " `--set rng=CARD`, or try the common ones with --try-cards"
         )
     yield from prepared.found.reasons

@@ -23,7 +23,7 @@ from civman.errors import Cause, Incompatible
 from civman.index import Index
 from civman.planning import comfyui_embeddings, prompt_references, prompt_stages
 from civman.planning.check_files import in_role
-from civman.planning.checkpoint_facts import read_checkpoint, stated_dimensions
+from civman.planning.checkpoint_facts import differing_config, read_checkpoint
 from civman.planning.fast_precision import with_precision
 from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_details import detail_files, details_for
@@ -134,7 +134,7 @@ def plan(
         require_no_flow_options(request, found)
         edited = edit_images_for(request, None, found)
         request, usual = with_few_steps(request, found)
-        config = _dimensions(found, request.config)
+        config = _config_json(found, request.config)
         checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
     further = requested_checkpoints(
         finder, request, found, checkpoint, vae=vae, config=config, is_flow=choice is not None
@@ -346,14 +346,14 @@ def _named_second_pass(request: RenderRequest, sampler: samplers.Sampler) -> Ren
     return replace(request, hires=hires, steps=steps_of(request)[0] if request.sigmas else request.steps)
 
 
-def _dimensions(found: Found, config: str | None) -> str:
-    """Return the model dimensions that override the file's, as JSON; empty if none are given.
+def _config_json(found: Found, config: str | None) -> str:
+    """Return the config values to use instead of those that the file's shapes imply, as JSON; empty if there are none.
 
     `config`: a folder with config files, or JSON from a recipe, which is returned unchanged.
     """
     if config is None or config.startswith("{"):
         return config or ""
-    return stated_dimensions(found, Path(config))
+    return differing_config(found, Path(config))
 
 
 _NOISE_OPTIONS = {

@@ -59,16 +59,22 @@ _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Ot
 _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 
+_ENCODED_AGAIN: Final = (
+    "between the passes, A1111 encodes the image to a random sample of the VAE's distribution; civman uses the mean"
+)
+
+
 class _Missing(Exception):
-    """The settings lack a value without which no image can be rendered."""
+    """Raised if the settings lack a value without which no image can be rendered."""
 
 
 def redraw(row: dict[str, Any]) -> Redraw:
-    """Plan one row: an object with `id`, `meta` (settings as in CivitAI's API) and `baseModel`.
+    """Convert the settings in a row to a recipe, or to the reasons why there is none.
 
-    `meta` may also contain a ComfyUI graph (`comfy`). Instead of `meta` and `baseModel`, `foreign` may contain the JSON
-    text that another program wrote into an image. `by_comfyui`: whether the settings follow ComfyUI's rules. The files
-    that the row names are assumed to be present.
+    A row is an object with `id`, `meta` (settings as in CivitAI's API, perhaps with a ComfyUI graph as `comfy`) and
+    `baseModel`. Instead of `meta` and `baseModel`, it may contain `foreign`: the JSON text that another program wrote
+    into an image. With `by_comfyui`, the settings follow ComfyUI's rules. The files that the row names are assumed to
+    be present.
     """
     if isinstance(text := row.get("foreign"), str):
         return redraw_program(text, row.get("id"), row.get("source"))
@@ -107,7 +113,7 @@ def _graph_in(meta: object) -> Graph | None:
 
 
 def redraw_file(path: Path) -> Iterator[Redraw]:
-    """Plan each line of a file of settings (JSON Lines), in order.
+    """Convert each line of a file of settings (JSON Lines) as `redraw` does, in order.
 
     Raises: UsageError (`bad-value`): the file cannot be read.
     """
@@ -155,7 +161,7 @@ class _Reader:
         self._found += reasons(self._entries)
         if self.made is not None and (unknown := self._entries.unused()):
             listed = ", ".join(f"`{name[:40]}`" for name in unknown[:8]) + (" …" if len(unknown) > 8 else "")
-            self.add(Drawable.DIFFERS, f"entries that are not known are left out: {listed}")
+            self.add(Drawable.DIFFERS, f"these settings are unknown to civman and are ignored: {listed}")
         return self._found
 
     def recipe(self) -> dict[str, Any]:
@@ -181,7 +187,7 @@ class _Reader:
             )
             hires = counted_for_own_sampler(hires, prompt, rules, sampler)
         elif self._entries.take(SECOND_ENTRIES):
-            self.add(Drawable.DIFFERS, "the settings give a second pass values of its own, but describe no second pass")
+            self.add(Drawable.DIFFERS, "the settings contain values for a second pass, but no second pass")
         made = Recipe(
             checkpoint=stand_in("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
             schedule=schedule.value, steps=steps,
@@ -218,19 +224,20 @@ class _Reader:
         """
         entries = self._entries
         seed, steps, scale = entries.whole("Seed"), entries.whole("Steps"), entries.number("CFG scale")
-        seed = None if seed is not None and seed < 0 else seed  # -1 asks for a random seed and does not state any
+        seed = None if seed is not None and seed < 0 else seed  # -1 means a random seed, which is unknown
         found = {"sampler": entries.text("Sampler") or None, "seed": seed, "steps": steps, "CFG scale": scale}
         missing = [] if isinstance(entries.value("prompt"), str) else ["no prompt"]
         missing += [f"no {name}" for name, value in found.items() if value is None]
         if missing or seed is None or steps is None or scale is None:
-            raise _Missing(f"the settings contain {' and '.join(filter(None, (', '.join(missing[:-1]), missing[-1])))}")
+            listed = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+            raise _Missing(f"the settings contain {listed}")
         return seed, steps, scale
 
     def _require_family(self) -> None:
         if not self._base_model.startswith(_FAMILIES[:-1]) and self._base_model:
             raise _Missing(
-                f"the image was made with a model for {self._base_model}, and civman renders images again from such "
-                "settings only with Stable Diffusion models"
+                f"the image was made with a model for {self._base_model}; civman renders images again from other "
+                "programs' settings only with Stable Diffusion models"
             )
 
     def _prompts(self) -> tuple[str, str, list[TaggedLora], list[tuple[str, float]]]:
@@ -258,12 +265,12 @@ class _Reader:
         texts = read.text, unwanted
         text, unwanted = (as_in_version(each, self._entries, self._emphasis()) for each in texts)
         if (text, unwanted) != texts:
-            self.add(Drawable.EXACT, "A1111 before 1.6 read some numbers of the prompts as words, not as weights or "
-                                     "times; a backslash keeps them words")  # fmt: skip
+            self.add(Drawable.EXACT, "A1111 before 1.6 read some numbers in the prompts as plain text, not as weights "
+                                     "or times; a backslash before the number preserves this")  # fmt: skip
         return text, unwanted, loras, networks
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
-        """Limit the LoRAs among the files to those that the prompts use, and add their weights."""
+        """Remove the LoRAs that no prompt uses from the list of files, and add the weights of the remaining ones."""
         weights = {each.name: each.unet for each in loras}
         known: dict[tuple[str, str], NamedFile] = {}
         for each in self.resources:
@@ -306,12 +313,12 @@ class _Reader:
             larger = int(width * scale), int(height * scale)
         upscaler, model = self._upscaler(entries.text("Hires upscaler") or "Latent")
         if not upscaler.startswith("latent"):
-            self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
+            self.add(Drawable.DIFFERS, _ENCODED_AGAIN)
             if any(side % 8 for side in larger):
                 self.add(Drawable.DIFFERS, "the size of the second pass is rounded down to multiples of 8")
         strength = entries.number("Denoising strength")
         if strength is None:
-            self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 is A1111's default")
+            self.add(Drawable.DIFFERS, "the settings lack the second pass's strength; A1111's default of 0.7 is used")
         made = Hires(
             larger[0] // 8 * 8, larger[1] // 8 * 8, entries.whole("Hires steps") or steps,
             0.7 if strength is None else strength, upscaler, model, second_ratio(entries),
@@ -335,11 +342,11 @@ class _Reader:
         size, trim = old_first_pass(first, final)
         strength = self._entries.number("Denoising strength")
         if schedule is Schedule.KARRAS and not self._is_own:
-            self.add(Drawable.DIFFERS, "A1111 before 2023 ran the schedule Karras from level 10 to 0.1; civman runs it "
-                                       "over all levels that the model was trained on")  # fmt: skip
-        self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
+            self.add(Drawable.DIFFERS, "A1111 before 2023 used the schedule Karras for noise levels from 10 to 0.1; "
+                                       "civman uses it for all levels that the model was trained on")  # fmt: skip
+        self.add(Drawable.DIFFERS, _ENCODED_AGAIN)
         if strength is None:
-            self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 was A1111's default")
+            self.add(Drawable.DIFFERS, "the settings lack the second pass's strength; A1111's default of 0.7 is used")
         return size, Hires(
             final[0] // 8 * 8, final[1] // 8 * 8, self._entries.whole("Hires steps") or steps,
             0.7 if strength is None else strength, "lanczos", None, second_ratio(self._entries),
@@ -363,14 +370,14 @@ class _Reader:
             return None
         weight = self._entries.number("CodeFormer weight") if self._is_own else None
         if method == "gfpgan":
-            self.add(Drawable.DIFFERS, "A1111 adds random noise within GFPGAN, which restored the faces")
+            self.add(Drawable.DIFFERS, "GFPGAN restored the faces, which adds random noise in A1111")
         elif not self._is_own:
             self.add(
                 Drawable.DIFFERS,
-                f"faces were restored by CodeFormer with a weight that is not stated; {WEIGHT:g} is A1111's default",
+                f"CodeFormer restored the faces with an unknown weight; A1111's default of {WEIGHT:g} is used",
             )
         if self._version < (1, 8):
-            self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded restored faces in another way")
+            self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded the pixels of restored faces differently")
         return FaceRestoration(
             method, stand_in(method), stand_in("retinaface"), stand_in("parsenet"), WEIGHT if weight is None else weight
         )
@@ -381,10 +388,10 @@ class _Reader:
         settings = extras_in({name: self._entries.text(name) for name in KEYS if name in self._entries})
         if settings is None:
             if "Postprocess upscaler" in self._entries:
-                self.add(Drawable.NO, "the finished image was upscaled, and the settings do not say to which size")
+                self.add(Drawable.NO, "the finished image was upscaled, but the settings do not contain the new size")
             return None
         if settings.others:
-            self.add(Drawable.NO, "a second upscaler was mixed in, and A1111 does not record how strongly")
+            self.add(Drawable.NO, "a second upscaler was blended in, but A1111 does not record how strongly")
         method, model = self._upscaler(settings.upscaler)
         if method not in METHODS:
             raise _Missing(f"the finished image was upscaled with `{settings.upscaler}`, which civman does not support")
@@ -405,7 +412,7 @@ class _Reader:
         return found.recipe
 
     def _control(self, started: dict[str, Any]) -> None:
-        """Read the units of the ControlNet extension, and record why they cannot be repeated exactly.
+        """Read the units of the ControlNet extension, and record why they are not reproduced exactly.
 
         `started`: the result of `_start`.
         """
@@ -423,7 +430,7 @@ class _Reader:
         return "comfyui" if self.by_comfyui else self._entries.text("Emphasis").casefold() or "original"
 
     def _fits_negative(self, sampler: samplers.Sampler) -> bool:
-        """Whether A1111 cut or padded the negative prompt to the length of the prompt."""
+        """Whether A1111 cut or padded the negative prompt to as many tokens as the prompt has."""
         if self._entries.is_on("Pad conds"):
             return False
         return self._entries.is_on("Pad conds v0") or (self._version < (1, 6) and sampler.name in _PADDED)
@@ -431,22 +438,22 @@ class _Reader:
     def _differences(self, made: Recipe) -> None:
         from_card = made.step_rng == "nv" or (made.rng == "nv" and "RNG" not in self._entries)
         if from_card and max(4 * (w // 8) * (h // 8) for w, h in made.drawn_sizes) > SMALLEST_CARD:
-            self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
-                                       " size it depends on the card: `--set rng=CARD` states it")  # fmt: skip
+            self.add(Drawable.DIFFERS, "at this size, the noise depends on the graphics card, which the settings do not"
+                                       " name: `--set rng=CARD` specifies the card")  # fmt: skip
         if self.by_comfyui:
-            self.add(Drawable.DIFFERS, "ComfyUI made the image, perhaps in CivitAI's generator: its rules are used; "
-                                       "the settings do not state them")  # fmt: skip
+            self.add(Drawable.DIFFERS, "the image was made with ComfyUI, perhaps by CivitAI's generator, so civman uses"
+                                       " ComfyUI's rules, which the settings do not mention")  # fmt: skip
         elif not any(each.role == "vae" for each in self.resources) and self._version < (1, 6):
-            self.add(Drawable.DIFFERS, "A1111 before 1.6 did not state the VAE; the checkpoint's own is used")
+            self.add(Drawable.DIFFERS, "A1111 before 1.6 did not record the VAE; the one in the checkpoint is used")
         texts = [part.text for each in (made.prompt, *self._own.texts) for part in editing.parts(each)]
         if "Version" not in self._entries and any(map(editing.changes, (*texts, made.negative_prompt))):
-            self.add(
-                Drawable.DIFFERS, "the prompt changes during the steps, and no version is stated: counted as in 1.2"
-            )
+            self.add(Drawable.DIFFERS, "the prompt changes during the steps, and the settings contain no version: the "
+                                       "steps are counted as in A1111 1.2")  # fmt: skip
         self._found += enlarged_afterwards(self._entries, made, self._pixels)
         for each in (each for each in self.resources if not each.hash and each.role != "embedding"):
             role = "checkpoint of the second pass" if each.role == HIRES_CHECKPOINT else each.role
-            words = f"the {role} `{each.name}` is named without a hash" if each.name else "no checkpoint is named"
+            words = f"the settings name the {role} `{each.name}` without a hash"
+            words = words if each.name else "the settings name no checkpoint"
             self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)
 
     def _value(self, made: Recipe, loras: list[TaggedLora], networks: list[tuple[str, float]]) -> dict[str, Any]:

@@ -31,10 +31,10 @@ _TORN: Final = {
         "Control Mode|Union Control Type)$"
     ),
 }
-"""The first name of a torn entry, and a pattern for the names of its parts.
+"""Maps the first name in a torn entry to a pattern for the names of all its parts.
 
-If several units were torn, the parts of only one are left. In the current form, the entry for the unit's model is named
-`Model`, so it overwrites the checkpoint's name.
+If several units were torn, the parts of only one are left. In the current form, the unit's model has the name `Model`,
+so it replaces the checkpoint's name.
 """
 _ANY: Final = re.compile("ControlNet")
 _MODEL: Final = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]{8,64})\])?", re.DOTALL)
@@ -73,7 +73,7 @@ class Controls:
 
 
 def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[str, Any]) -> Controls:
-    """Read the ControlNet units. `source`: the pictures that the user passes, the start image first if there is one.
+    """Read the ControlNet units. `source`: the pictures that the user passed, the start image first if there is one.
 
     `started`: the fields of the recipe that describe the start image and the tiles.
     """
@@ -95,7 +95,9 @@ def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[s
         else:
             requests.append((request, file))
     if units and started.keys() & {"tiled", "ultimate", "tiled_diffusion"}:
-        reasons.append(Reason(Drawable.NO, "a ControlNet acted on an image in tiles, which civman does not support"))
+        reasons.append(
+            Reason(Drawable.NO, "a ControlNet was used for an image in tiles, which civman does not support")
+        )
     return Controls(
         tuple(request for request, _ in requests), tuple(file for _, file in requests), tuple(reasons),
         tuple(request for request, _ in references), tuple(file for _, file in references),
@@ -112,7 +114,7 @@ def _units(entries: Entries) -> list[dict[str, str]]:
             found.setdefault(int(match[1] or 0), {})[match[2].casefold()] = entries.text(name)
     if not found and (first := next((name for name in _TORN if name in entries), None)):
         found[0] = {name.strip('"').casefold(): entries.text(name) for name in entries.take(_TORN[first])}
-    # leave out units that are switched off, which only the oldest form lists
+    # leave out disabled units, which only the oldest form contains
     units = [unit for _, unit in sorted(found.items()) if unit.get("enabled", "True").casefold() != "false"]
     return [unit for unit in units if _field(unit, "model", "module", "preprocessor")]
 
@@ -137,9 +139,9 @@ def _number(unit: Mapping[str, str], usual: float, *names: str) -> float:
 def _control(
     unit: Mapping[str, str], number: int, given: Sequence[SourceImage], *, is_own: bool
 ) -> tuple[tuple[ControlRequest | ReferenceRequest, NamedFile] | None, list[Reason]]:
-    """Convert a unit to a request and the model that the request names.
+    """Convert a unit to a request, and return it with its model and the reasons why it is not exact.
 
-    If no picture was given for the unit, the request's path is empty and a reason says so.
+    If no picture was given for the unit, the request's path is empty, which is one of the reasons.
     """
     module = _field(unit, "module", "preprocessor") or "none"
     model = _MODEL.fullmatch(_field(unit, "model"))
@@ -147,7 +149,7 @@ def _control(
     is_reference = module.casefold().startswith(_IP_ADAPTERS)
     unknown = not is_reference and module.casefold().startswith(("reference", "ip-adapter", "revision", "inpaint"))
     if unknown or name.casefold() in ("", "none"):
-        words = f"a unit of the ControlNet extension ran the module `{module}`, which civman does not support"
+        words = f"the ControlNet extension used the module `{module}`, which civman does not support"
         return None, [Reason(Drawable.NO, words)]
     shares = _NUMBER.findall(_field(unit, "starting/ending"))
     start = _number(unit, float(shares[0]) if shares else 0.0, "guidance start", "starting step")
@@ -162,8 +164,8 @@ def _control(
     if number >= len(given):
         reasons.append(Reason(
             Drawable.NEEDS_INPUT,
-            f"a ControlNet (`{name}`, module `{module}`) followed an image that the settings do not contain: "
-            "`civman replay IMAGE --picture CONTROL` passes it",
+            f"the ControlNet `{name}` (module `{module}`) used a control image that the settings do not contain: pass "
+            "it with `civman replay IMAGE --picture CONTROL`",
         ))  # fmt: skip
     return (request, NamedFile("controlnet", name, digest)), reasons
 
@@ -174,19 +176,16 @@ def _reference(
     """Convert a unit that uses an IP-Adapter to a request and the IP-Adapter's name."""
     weight = _SIGNED.match(_field(unit, "weight"))
     request = ReferenceRequest(str(picture.path) if picture else "", name, float(weight[0]) if weight else 1.0, *share)
-    words = (
-        "A1111 may read another part of the picture of an IP-Adapter, or prepare it in another way; civman follows "
-        "diffusers"
-    )
+    words = "A1111 may crop or prepare the picture for an IP-Adapter differently; civman does it like diffusers"
     reasons = [Reason(Drawable.DIFFERS, words)]
     if _mode(unit) != "balanced":
-        words = f"the control mode of the IP-Adapter `{name}` has no counterpart in civman"
+        words = f"civman does not support the control mode of the IP-Adapter `{name}`"
         reasons.append(Reason(Drawable.DIFFERS, words))
     if picture is None:
         reasons.append(Reason(
             Drawable.NEEDS_INPUT,
-            f"an IP-Adapter (`{name}`) read a picture that the settings do not contain: "
-            "`civman replay IMAGE --picture PICTURE` passes it",
+            f"the IP-Adapter `{name}` used a picture that the settings do not contain: pass it with "
+            "`civman replay IMAGE --picture PICTURE`",
         ))  # fmt: skip
     return (request, NamedFile("ip-adapter", name, digest)), reasons
 
@@ -223,14 +222,18 @@ def _differences(unit: Mapping[str, str], module: str, request: ControlRequest) 
     if map_named(module) is None:
         return [Reason(
             Drawable.DIFFERS,
-            f"civman does not have the ControlNet module `{module}`: the picture for it is used as it is, so it must "
-            "be the processed one",
+            f"civman does not support the ControlNet module `{module}`: pass a picture that has already been processed "
+            "with it",
         )]  # fmt: skip
-    words = ["A1111 resizes a control image by a method that depends on its content; civman uses Lanczos"]
+    words = [
+        "A1111 chooses the filter with which it resizes a control image by the image's content; civman uses Lanczos"
+    ]
     if request.control_map.partition(":")[0] in _SIZED:
-        words.append(f"the ControlNet module `{module}` works at the picture's own size, in A1111 at another one")
+        words.append(
+            f"civman runs the ControlNet module `{module}` at the picture's original size; A1111 may use another size"
+        )
     if "starting/ending" in unit and len(_NUMBER.findall(unit["starting/ending"])) < 2:
-        words.append("the share of the steps in which a ControlNet acts is cut off; it acts until the end")
+        words.append("the settings lack the end of a ControlNet's range of steps; it acts until the last step")
     return [Reason(Drawable.DIFFERS, each) for each in words]
 
 

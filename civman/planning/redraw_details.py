@@ -26,46 +26,51 @@ OWN_DETECTOR: Final = "retinaface"
 _FACES: Final = re.compile(r"(face|mediapipe_face(?!_mesh_eyes))", re.IGNORECASE)
 _ANY: Final = re.compile("ADetailer ")
 _LEFT_OUT: Final = {
-    "model classes": "detected only some classes", "mask only top k": "drew only the largest regions",
+    "model classes": "detected only some classes", "mask only top k": "rendered only the largest regions",
     "mask min ratio": "left out small regions", "mask max ratio": "left out large regions",
     "mask merge invert": "merged the regions", "use separate checkpoint": "used another checkpoint",
     "use separate VAE": "used another VAE", "use separate CLIP skip": "used another clip skip",
     "restore face": "restored the face afterwards", "ControlNet model": "followed a ControlNet",
 }  # fmt: skip
 _COMMON: Final = (
-    "civman's detector may find other faces than ADetailer's, or other edges of them, and A1111 encodes the image from "
-    "a distribution, of which civman takes the mean"
+    "ADetailer rendered the faces again: civman's detector may find other faces or other edges of them, and civman "
+    "encodes the image to the mean of the VAE's distribution, A1111 to a random sample"
 )
 
 
 def with_details(made: Recipe, entries: Entries, found: list[Reason]) -> Recipe:
-    """Add ADetailer's passes to a recipe, and append to `found` the reasons why they are not exact."""
+    """Add ADetailer's passes to a recipe; `found` receives the reasons why they are not reproduced exactly."""
     passes = []
     for suffix in _suffixes(entries):
         name = entries.text(f"ADetailer model{suffix}")
         if not _FACES.match(name) and name != OWN_DETECTOR:
             found.append(Reason(
-                Drawable.DIFFERS, f"ADetailer drew again what the detector `{name[:40]}` found; civman has no such "
-                "detector and leaves it as it was drawn",
+                Drawable.DIFFERS, f"ADetailer rendered again what the detector `{name[:40]}` found; civman does not "
+                "support this detector and leaves these regions unchanged",
             ))  # fmt: skip
             continue
         try:
             one, words = _pass(made, entries, suffix)
             replace(made, details=(one,))
         except (UsageError, ValueError) as error:
-            message = error.message if isinstance(error, UsageError) else "a number cannot be read"
-            found.append(Reason(Drawable.DIFFERS, f"faces are left as they were drawn, without ADetailer: {message}"))
+            message = error.message if isinstance(error, UsageError) else "one of its settings is not a number"
+            found.append(
+                Reason(
+                    Drawable.DIFFERS,
+                    f"faces are not rendered again, because ADetailer's settings are invalid: {message}",
+                )
+            )
             continue
         passes.append(one)
         found += [Reason(Drawable.DIFFERS, each) for each in words]
         if name != OWN_DETECTOR:
-            found.append(Reason(Drawable.DIFFERS, f"ADetailer drew faces again: {_COMMON}"))
+            found.append(Reason(Drawable.DIFFERS, _COMMON))
     entries.take(_ANY)
     return replace(made, details=tuple(passes))
 
 
 def _suffixes(entries: Entries) -> Iterator[str]:
-    """Return the suffixes of each pass's keys, such as "", " 2nd" and " 3rd"."""
+    """Return the suffix of the entry names for each pass: "", " 2nd", " 3rd" and so on."""
     for number in range(1, 31):
         ending = {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")
         if f"ADetailer model{ending}" in entries:
@@ -73,7 +78,7 @@ def _suffixes(entries: Entries) -> Iterator[str]:
 
 
 def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list[str]]:
-    """Return one pass, and reasons why it is not exact. Raises: UsageError, ValueError: a setting is invalid."""
+    """Return the pass with this suffix, and why it is not exact. Raises: UsageError, ValueError: an invalid setting."""
 
     def text(name: str) -> str:
         return _unquoted(str(entries.value(f"ADetailer {name}{suffix}") or "").strip())
@@ -86,9 +91,9 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
         return entries.is_on(f"ADetailer {name}{suffix}") if f"ADetailer {name}{suffix}" in entries else usual
 
     if f"ADetailer prompt{suffix}" not in entries and entries.ending('>"'):
-        raise UsageError("the settings contain only the end of a prompt of ADetailer")
+        raise UsageError("the settings contain only the end of an ADetailer prompt")
     words = [
-        f"ADetailer {what}, which civman does not do" for name, what in _LEFT_OUT.items()
+        f"ADetailer {action}, which civman does not do" for name, action in _LEFT_OUT.items()
         if text(name).casefold() not in ("", "false", "none", "0", "0.0", "1.0")
     ]  # fmt: skip
     prompts, negatives = texts_of(text("prompt")), texts_of(text("negative prompt"))
@@ -97,15 +102,17 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
     words += [reason.words for _, found in kept for reason in found]
     tags = re.compile(r"<\w+:[^>]*>")
     if any(tags.search(each) for each in prompts):
-        words.append("ADetailer's prompt has tags for adapters; the regions are drawn with the adapters of the image")
+        words.append(
+            "ADetailer's prompt contains adapter tags; civman renders the regions with the image's adapters instead"
+        )
         prompts = tuple(tags.sub("", each).strip() for each in prompts)
     elif made.loras and any(each and WHOLE_PROMPT not in each for each in prompts):
-        words.append("A1111 drew the regions without LoRAs; civman draws them with those of the image")
+        words.append("A1111 rendered the regions without LoRAs; civman renders them with the image's LoRAs")
     sampler, schedule = made.sampler, made.schedule
     if is_on("use separate sampler") and text("sampler").casefold() not in ("", "use same sampler"):
         given, kind = sampler_names.parse(text("sampler"), text("scheduler") or None)
         if kind is Schedule.AUTOMATIC and not text("scheduler") and "Schedule type" in entries:
-            # ADetailer does not write "Use same scheduler", so a missing scheduler means that of the image
+            # ADetailer does not write "Use same scheduler", so a missing scheduler means the one of the image
             given, kind = sampler_names.parse(text("sampler"), made.schedule)
         kind = given.automatic if kind is Schedule.AUTOMATIC and not given.own_table else kind
         sampler, schedule = given.name, kind.value
@@ -132,9 +139,9 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
 
 
 def _replaces_samplers(entries: Entries) -> bool:
-    """Whether ADetailer drew with Euler where the image's sampler was PLMS or UniPC, as it did before version 23.9.
+    """Whether ADetailer used Euler instead of the image's sampler PLMS or UniPC, as it did before version 23.9.
 
-    ADetailer 23.9 appeared with A1111 1.6, so A1111's version decides if the settings do not state ADetailer's.
+    ADetailer 23.9 was released with A1111 1.6, so A1111's version decides if the settings do not contain ADetailer's.
     """
     found = re.match(r"v?([0-9]+)\.([0-9]+)", entries.text("ADetailer version"))
     return (int(found[1]), int(found[2])) < (23, 9) if found else entries.is_before((1, 6))

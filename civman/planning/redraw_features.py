@@ -1,7 +1,7 @@
-"""Features in other programs' settings beyond a plain render: unsupported ones, and ones without effect.
+"""Lists features in other programs' settings that affect whether civman can reproduce the image.
 
-Each row of `_FEATURES` has a pattern for names of entries, the condition under which they count, and the consequence
-for rendering the image.
+Each row of `_FEATURES` has a pattern for entry names, a condition on the entries, and what the feature means for
+rendering the image again.
 """
 
 import re
@@ -18,7 +18,7 @@ class Drawable(StrEnum):
     """Whether an image with these settings can be rendered.
 
     `EXACT`: every setting is expressed exactly. `DIFFERS`: the image can be rendered, with differences that the reasons
-    name. `NEEDS_INPUT`: an image is needed that no metadata contains. `NO`: civman cannot render it.
+    name. `NEEDS_INPUT`: an input image is needed, which no metadata contains. `NO`: civman cannot render it.
     """
 
     EXACT = "exact"
@@ -33,7 +33,7 @@ RANK: Final = (Drawable.EXACT, Drawable.DIFFERS, Drawable.NEEDS_INPUT, Drawable.
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an image cannot be rendered exactly; with the verdict `EXACT`, a remark about something without effect."""
+    """Why an image cannot be reproduced exactly; with the verdict `EXACT`, a remark on something that has no effect."""
 
     verdict: Drawable
     words: str
@@ -60,44 +60,43 @@ def face_method(entries: Entries) -> str | None:
 
 
 def _is_switched_on(entries: Entries, pattern: re.Pattern[str]) -> bool:
-    """Whether an extension with these entries was on: one of its `…_enabled` is, or it has no such entry."""
+    """Whether an extension was enabled: true if one of its `…_enabled` entries is on, or if it has no such entry."""
     switches = [name for name in entries.names() if pattern.match(name) and name.endswith("_enabled")]
     return any(map(entries.is_on, switches)) if switches else True
 
 
 NO, FINE = Drawable.NO, Drawable.EXACT
-_SD_NEXT: Final = "the image was made by SD.Next, a fork of A1111; civman draws it by A1111's rules"
-_GRID: Final = "a script made several images in one"
+_SD_NEXT: Final = "the image was made by SD.Next, a fork of A1111; civman renders it by A1111's rules"
+_GRID: Final = "a script combined several images into one"
 _GRID_SCRIPT: Final = re.compile(r"plot|grid|matri(x|ces)|X/Y|prompts? from (text )?file", re.IGNORECASE)
-"""A regular expression for the titles of scripts that make several images."""
+"""Matches the titles of scripts that make several images."""
 _DETECTORS: Final = "(DDetailer|YOLO) "
-"""A regular expression for the entries of the script DDetailer and of its successors."""
+"""Matches the entries of the script DDetailer and its successors."""
 _OWN_VALUES: Final = "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)"
-"""A regular expression for settings of A1111 that civman lacks; 0 and False mean that A1111 did not use them."""
+"""Matches settings of A1111 that civman does not support; with the value 0 or False, they had no effect."""
 _CHANGES_MODEL: Final = (
     "(?i:FreeU|HyperTile|Kohya|PAG |pagi_|sag_|dynthres_|latent_modifier_|multidiffusion_|stylealign_)"
 )
-"""A regular expression for entries of extensions and of Forge that change the model or the sampling."""
+"""Matches entries of Forge and of extensions that change the model or the sampling."""
 _CODERS: Final = ("Decoder", "Encoder")
 _FULL_PRECISION: Final = re.compile("$|disable|false|none|automatic|b?float(16|32)", re.IGNORECASE)
-"""A regular expression for what A1111 and Forge state if they do not round weights to 8 bits."""
+"""Matches the precision settings of A1111 and Forge that do not round the weights to 8 bits or fewer."""
 _STATED: Final = re.compile(
     r"(f[0-9.]*)?v?[0-9]+\.[0-9]|[0-9a-f]{7,40}$|(classic|neo)\b|civman|comfyui|swarmui|stable-diffusion\.cpp|.*fooocus",
     re.IGNORECASE,
 )
-"""A regular expression for what `Version` is in images of programs that civman knows."""
+"""Matches the value of `Version` in images of all programs that civman knows."""
 _FEATURES: Final = (
     _feature(
         "Face restoration$",
         Drawable.DIFFERS,
-        "faces were restored by a model that civman does not know; they are left as they were drawn",
+        "faces were restored by a model that civman does not support; civman leaves the faces unchanged",
         lambda entries: entries.is_on("Face restoration") and face_method(entries) is None,
     ),
     _feature(
         _DETECTORS,
         Drawable.DIFFERS,
-        "a detector found faces or hands, which were then drawn again (DDetailer and others); civman leaves "
-        "them as they are before that",
+        "DDetailer or a similar script rendered faces or hands again; civman leaves them unchanged",
     ),
     _feature(
         "Hypernetworks",
@@ -135,7 +134,7 @@ _FEATURES: Final = (
     _feature(
         "Hires (Distilled CFG|Module)",
         NO,
-        "the second pass used other modules or a guidance that civman does not support",
+        "the second pass used additional modules or a distilled guidance, which civman does not support",
         lambda entries: any(
             entries.text(name).casefold() not in ("", "use same choices", "built in", "0", "0.0")
             for name in entries.names()
@@ -151,7 +150,7 @@ _FEATURES: Final = (
     _feature(
         "Tiling$",
         NO,
-        "the image was made to be repeated as a tile, which civman does not support",
+        "the image was made seamless for tiling, which civman does not support",
         lambda entries: entries.is_on("Tiling"),
     ),
     _feature(
@@ -163,7 +162,7 @@ _FEATURES: Final = (
     _feature(
         "VAE (Decoder|Encoder)$",
         Drawable.DIFFERS,
-        "a small stand-in of the VAE decoded or encoded the image (TAESD and others); civman uses the VAE itself",
+        "an approximate VAE such as TAESD decoded or encoded the image; civman uses the full VAE",
         lambda entries: any(entries.text(f"VAE {name}").casefold() not in ("", "full") for name in _CODERS),
     ),
     _feature(
@@ -179,7 +178,7 @@ _FEATURES: Final = (
     _feature(
         "(GFPGAN|CodeFormer) (visibility|weight)",
         Drawable.DIFFERS,
-        "faces were restored afterwards in A1111's Extras tab; civman leaves them as they were drawn",
+        "faces were restored afterwards in A1111's Extras tab; civman leaves the faces unchanged",
     ),
     _feature(
         "Version$",
@@ -190,7 +189,7 @@ _FEATURES: Final = (
     _feature(
         "RNG$",
         NO,
-        "the noise came from a generator of the C++ library, which civman does not have",
+        "the noise came from the random number generator of C++, which civman does not support",
         lambda entries: entries.text("RNG") == "std_default",
     ),
     _feature(
@@ -202,7 +201,7 @@ _FEATURES: Final = (
     _feature(
         "Version$",
         Drawable.DIFFERS,
-        "`Version` names a program that civman does not know; A1111's rules of 1.2 are used",
+        "`Version` names a program that civman does not know; civman uses the rules of A1111 1.2",
         lambda entries: bool(entries.text("Version")) and not _STATED.match(entries.text("Version")),
     ),
     _feature(
@@ -227,7 +226,7 @@ _FEATURES: Final = (
     _feature(
         "Parser$",
         NO,
-        "the image was made by SD.Next with another rule for emphasis, which civman does not follow",
+        "the image was made by SD.Next with another rule for emphasis, which civman does not support",
         lambda entries: entries.text("Parser") not in ("Full parser", "A1111 parser"),
     ),
     _feature("[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, _GRID),
@@ -235,13 +234,13 @@ _FEATURES: Final = (
     _feature(
         _OWN_VALUES,
         NO,
-        "a setting of A1111 that civman does not support",
+        "the image was made with a setting of A1111 that civman does not support",
         lambda entries: any(entries.is_on(name) for name in entries.take(re.compile(_OWN_VALUES))),
     ),
     _feature(
         "Beta schedule (alpha|beta)$",
         NO,
-        "the schedule Beta had another shape than civman's",
+        "the schedule Beta had other parameters than civman's",
         lambda entries: any(entries.number(f"Beta schedule {name}") not in (None, 0.6) for name in ("alpha", "beta")),
     ),
     _feature(
@@ -263,10 +262,10 @@ _FEATURES: Final = (
 
 
 def reasons(entries: Entries) -> Iterator[Reason]:
-    """Return the reasons for features in the settings beyond a plain render, and mark their entries as used."""
+    """Return the reasons that follow from the features in `_FEATURES`, and mark their entries as used."""
     for feature in _FEATURES:
         if entries.take(feature.entries) and feature.words and feature.counts(entries):
             yield Reason(feature.verdict, feature.words)
     name = entries.text("Script")
     if entries.is_on("Script") and not _GRID_SCRIPT.search(name) and not entries.take(re.compile(_DETECTORS)):
-        yield Reason(Drawable.DIFFERS, f"the script `{name[:40]}` may have changed the image; civman leaves it out")
+        yield Reason(Drawable.DIFFERS, f"the script `{name[:40]}` may have changed the image; civman does not run it")

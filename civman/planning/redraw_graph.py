@@ -23,10 +23,10 @@ from civman.planning.redraw_tiles import SourceImage
 from civman.prompts import comfyui_syntax
 
 _SAMPLERS: Final = {"ddim": "Euler"}
-"""Samplers with different names in ComfyUI and civman: ComfyUI's name, then civman's."""
+"""Maps ComfyUI's names of samplers to civman's, where the two differ."""
 _TREES: Final = ("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE")
 _NOISELESS: Final = ("DPM fast", "DPM adaptive")
-"""Samplers that add noise in A1111, but not in ComfyUI (eta 0)."""
+"""Samplers that add noise in A1111, but not in ComfyUI, where their eta is 0."""
 _FULL: Final = 0.9999
 _OTHER_FAMILIES: Final = re.compile(
     r"flux[._ -]?[12]|sd[_ ]?3(\.5|_medium)|qwen[._ -]image|z[._ -]image|hunyuan|wan2|lumina|auraflow|pixart|"
@@ -35,7 +35,7 @@ _OTHER_FAMILIES: Final = re.compile(
 
 
 def redraw_graph(graph: Graph, name: object = None, source: SourceImage | None = None) -> Redraw:
-    """Plan the image of a ComfyUI graph; the model files that the graph names are assumed to be present.
+    """Convert a ComfyUI graph to a recipe; the model files that the graph names are assumed to be present.
 
     `source`: the first of the images given for nodes that load images; its `others` are the remaining ones.
     """
@@ -51,7 +51,7 @@ def redraw_graph(graph: Graph, name: object = None, source: SourceImage | None =
 def redraw_passes(
     found: Passes, name: object, *, reasons: Sequence[Reason], digests: Mapping[str, str] = {}
 ) -> Redraw:  # fmt: skip
-    """Plan an image from its passes by ComfyUI's rules. `digests`: the hashes of model files, by name."""
+    """Convert the passes of an image to a recipe by ComfyUI's rules. `digests`: the hashes of model files, by name."""
     builder = _Builder(list(reasons), digests)
     recipe: dict[str, Any] = {}
     try:
@@ -73,7 +73,7 @@ class _Builder:
     digests: Mapping[str, str]
     files: dict[tuple[str, str], NamedFile] = field(default_factory=dict)
     leaves: list[str] = field(default_factory=lambda: list(OPEN))
-    """The fields of a request that the graph does not set, so that they depend on the checkpoint."""
+    """The fields of a request that depend on the checkpoint, because the graph does not set them."""
     made: Recipe | None = None
 
     def add(self, verdict: Drawable, words: str) -> None:
@@ -89,8 +89,8 @@ class _Builder:
         plain = self._file("checkpoint", checkpoint)
         if other := _OTHER_FAMILIES.search(plain):
             raise Stopped(
-                f"by its name, the checkpoint `{plain}` is no Stable Diffusion model ({other[0]}); civman reads graphs "
-                "and settings of ComfyUI for SD 1, SD 2 and SDXL"
+                f"the name of the checkpoint `{plain}` contains {other[0]}, so it is not a Stable Diffusion model; "
+                "civman reads ComfyUI's graphs and settings only for SD 1, SD 2 and SDXL"
             )
         loras = self._loras(first.model, clip)
         sampler = self._sampler(first)
@@ -122,25 +122,30 @@ class _Builder:
 
     def _require_same(self, first: Sampled, second: Sampled | None) -> None:
         if first.negative and first.negative.clip != first.positive.clip:
-            raise Stopped(f"{first.node} takes its two prompts from different text encoders, which civman does not do")
+            raise Stopped(f"{first.node} has prompts from two different text encoders, which civman does not support")
         if first.model.checkpoint != first.positive.clip.checkpoint:
-            raise Stopped(f"{first.node} takes UNet and text encoders from two checkpoints, which civman does not do")
+            raise Stopped(
+                f"{first.node} uses the UNet and the text encoders of two checkpoints, which civman does not support"
+            )
         if second is None:
             return
         if second.model != first.model:
-            raise Stopped(f"{second.node} uses another model, LoRA or setting of the model than the pass before it")
+            raise Stopped(f"{second.node} uses another model, LoRA or model setting than the first pass")
         same = second.positive == first.positive and (second.negative or first.negative) == first.negative
         if not same and first.negative is not None:
-            raise Stopped(f"{second.node} uses another prompt than the pass before it, which civman does not support")
+            raise Stopped(f"{second.node} uses another prompt than the first pass, which civman does not support")
         if first.negative is None and (second.positive != first.positive or second.negative is not None):
-            raise Stopped(f"{second.node} is guided by a negative prompt that the pass before it does not have")
+            raise Stopped(f"{second.node} uses a negative prompt that the first pass does not have")
         adds = [self._sampler(each).name not in _NOISELESS for each in (first, second)]
         kinds = [self._sampler(each).noise for each in (first, second)]
         if adds[0] != adds[1] and samplers.Kind.NONE not in kinds:
-            raise Stopped(f"of {first.node} and {second.node}, one adds noise in its steps and one does not, which "
-                          "civman does not support")  # fmt: skip
+            raise Stopped(f"only one of {first.node} and {second.node} adds noise in its steps, which civman does not "
+                          "support")  # fmt: skip
         if second.sigmas or (second.eta, second.s_noise) != (first.eta, first.s_noise):
-            raise Stopped(f"{second.node} has noise levels or eta of its own, which civman does not support there")
+            raise Stopped(
+                f"{second.node} has other noise levels or another eta than the first pass, which civman does not "
+                "support"
+            )
 
     def _file(self, role: str, name: str, weight: float | None = None) -> str:
         plain = stem(name)
@@ -162,8 +167,8 @@ class _Builder:
     def _sampler(self, sampled: Sampled) -> samplers.Sampler:
         plain = sampled.sampler.removesuffix("_gpu")
         if plain.startswith("uni_pc"):
-            raise Stopped(f"{sampled.node} uses `{plain}`, whose noise levels end at 0.001 in ComfyUI; civman has only "
-                          "A1111's UniPC")  # fmt: skip
+            raise Stopped(f"{sampled.node} uses `{plain}`, whose noise levels end at 0.001 in ComfyUI; civman supports "
+                          "only A1111's version of UniPC")  # fmt: skip
         try:
             sampler, _ = sampler_names.parse(_SAMPLERS.get(plain, plain), "Normal")
         except UsageError as error:
@@ -171,7 +176,7 @@ class _Builder:
         return sampler
 
     def _step_rng(self, first: Sampled, second: Sampled | None) -> str:
-        """Return where the noise of the steps is generated: "nv" for a GPU, "cpu", or "" if the samplers add no noise.
+        """Return the source of the noise of the steps: "nv" for a GPU, "cpu", or "" if the samplers add no noise.
 
         The SDE samplers in `_TREES` use the CPU unless their names end with `_gpu`.
         """
@@ -183,8 +188,8 @@ class _Builder:
             and sampler.name not in _NOISELESS
         ]
         if len(set(sources)) > 1:
-            raise Stopped("the steps of one pass take their noise from the CPU and those of the other from a graphics "
-                          "card, which civman does not support")  # fmt: skip
+            raise Stopped("one pass uses noise from the CPU and the other from a graphics card, which civman does not "
+                          "support")  # fmt: skip
         return sources[0] if sources else ""
 
     def _eta(self, first: Sampled, second: Sampled | None) -> float:
@@ -203,21 +208,21 @@ class _Builder:
             self.leaves.remove("is_zero_snr")
 
     def _vae(self, found: Passes, checkpoint: str) -> str:
-        """Return the VAE's own file, or an empty string if the VAE is the checkpoint's."""
+        """Return the name of the VAE's separate file, or an empty string if the VAE is part of the checkpoint."""
         used = set(found.vaes)
         if len(used) > 1:
             raise Stopped("the graph uses two VAEs, which civman does not support")
         [(own, file)] = used
         if own and own != checkpoint:
-            raise Stopped("the VAE is part of another checkpoint, which civman does not support")
+            raise Stopped("the graph uses the VAE of another checkpoint, which civman does not support")
         return self._file("vae", file) if file else ""
 
     def _sizes(self, texts: Sequence[Text], found: Passes) -> str:
-        """Return SDXL's size conditioning; empty if it is missing, or the same as the image's size implies."""
+        """Return SDXL's size conditioning; empty if there is none, or if it equals the default for the image's size."""
         stated = {text.sizes for text in texts}
         if len(stated) > 1:
             raise Stopped(
-                "the SDXL sizes of the prompt and of the negative prompt differ, which civman does not support"
+                "the prompt and the negative prompt have different SDXL size values, which civman does not support"
             )
         [sizes] = stated
         plain = (found.height, found.width, 0, 0, found.height, found.width)
@@ -242,11 +247,11 @@ class _Builder:
 
     def _differences(self, made: Recipe) -> None:
         if made.step_rng == "nv" and _values(made) > SMALLEST_CARD:
-            self.add(Drawable.DIFFERS, "the steps' noise came from a graphics card that the graph does not name, and "
-                                       "at this size it depends on the card: --step-rng CARD")  # fmt: skip
+            self.add(Drawable.DIFFERS, "at this size, the noise of the steps depends on the graphics card, which the "
+                                       "graph does not name: --step-rng CARD specifies the card")  # fmt: skip
         for each in self.files.values():
             if each.role != "embedding" and not each.hash and not each.name.startswith("urn:air:"):
-                self.add(Drawable.DIFFERS, f"the {each.role} `{each.name}` is named without a hash")
+                self.add(Drawable.DIFFERS, f"the settings name the {each.role} `{each.name}` without a hash")
 
     def _value(self, made: Recipe, loras: Sequence[LoraUse], vae: str) -> dict[str, Any]:
         """Return the recipe as JSON, with names instead of digests, and without checkpoint-dependent values."""
@@ -292,14 +297,12 @@ def _start(found: Passes, first: Sampled, *, has_second: bool) -> StartImage | N
     if start is None:
         return None
     if first.sigmas:
-        raise Stopped(f"{first.node} draws from an image with noise levels of its own, which civman does not follow")
+        raise Stopped(f"{first.node} starts from an image with custom noise levels, which civman does not support")
     if first.strength <= 0:
-        raise Stopped(f"{first.node} adds no noise and does nothing")
+        raise Stopped(f"{first.node} has a denoising strength of 0, so it does nothing")
     mask = start.mask
     if mask is not None and has_second:
-        raise Stopped(
-            f"{first.node} draws beneath a mask and is followed by a second pass, which civman does not follow"
-        )
+        raise Stopped(f"{first.node} inpaints and is followed by a second pass, which civman does not support")
     return StartImage(
         start.source.sha256, first.strength, mask.source.sha256 if mask else None, 0, f"comfyui {start.resize}",
         mask_channel=mask.channel if mask else "", grow_mask=mask.grow if mask else None,
@@ -316,7 +319,7 @@ def _with_levels(first: Sampled) -> Sampled:
     plain = first.sampler.removesuffix("_gpu")
     drops = plain in ("dpm_2", "dpm_2_ancestral")
     if first.strength <= 0:
-        raise Stopped(f"{first.node} adds no noise and does nothing")
+        raise Stopped(f"{first.node} has a denoising strength of 0, so it does nothing")
     whole = table_of(first.schedule, int(first.steps / first.strength) + drops, NoiseLevels.of_model(program="comfyui"))
     whole = [*whole[:-2], whole[-1]] if drops else whole
     return replace(first, sigmas=tuple(whole[-(first.steps + 1) :]))

@@ -14,7 +14,7 @@ _THRESHOLDING = re.compile(
 )
 
 NOT_FROM_IMAGES: Final = ("PLMS", "UniPC")
-"""The samplers that A1111 before 1.6 replaced with another one when it started from an image."""
+"""The samplers that A1111 before 1.6 did not use for img2img: it replaced them with another sampler."""
 
 
 def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _thresholding(entries: Entries, version: tuple[int, int]) -> Thresholding | 
         return None
     mimic = entries.number("Mimic scale")
     if mimic is None:
-        raise ValueError("dynamic thresholding without a scale")
+        raise ValueError("the settings contain dynamic thresholding without its scale")
 
     def number(name: str, usual: float) -> float:
         found = entries.number(name)

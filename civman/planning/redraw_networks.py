@@ -15,13 +15,13 @@ def old_hypernetworks(entries: Entries) -> Iterator[tuple[str, float]]:
         yield re.sub(r"\([0-9a-fA-F]{8}\)$", "", name).strip(), 1.0 if strength is None else strength
 
     name, strength = entries.text("Hypernetworks"), entries.number("Hypernetworks Strengths")
-    # read the entry of an extension: with a single hypernetwork, it means the same as A1111's own entry
+    # an extension wrote this entry; with a single hypernetwork, it means the same as A1111's entry
     if name and "," not in name:
         yield name, 1.0 if strength is None else strength
 
 
 def network_hash(entries: Entries, name: str) -> str:
-    """Return the hash of a hypernetwork if the settings state one, in old or new entries; else ""."""
+    """Return the hash of a hypernetwork from an old or new entry of the settings; "" if they contain none."""
     digest = entries.text("Hypernet hash")
     found = digest.casefold() if name == entries.text("Hypernet") else ""
     if re.fullmatch("[0-9a-f]{8,64}", found):
@@ -31,7 +31,7 @@ def network_hash(entries: Entries, name: str) -> str:
 
 
 def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedFile], list[Reason]]:
-    """Read the LoRAs of the extension Additional Networks, their files, and why they cannot be expressed."""
+    """Return the LoRAs of the extension Additional Networks, their files, and why some are not supported."""
     loras: list[TaggedLora] = []
     files: list[NamedFile] = []
     reasons: list[Reason] = []
@@ -46,7 +46,9 @@ def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedF
         if not entries.is_on("AddNet Enabled") or unet is None:
             continue
         if kind.casefold() not in ("lora", ""):
-            reasons.append(Reason(Drawable.NO, f"additional networks of the kind {kind} are not supported"))
+            reasons.append(
+                Reason(Drawable.NO, f"the extension Additional Networks used a {kind}, which civman does not support")
+            )
         found = re.fullmatch(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)", entries.text(key))
         name, digest = (found[1], found[2].casefold()) if found else (entries.text(key), "")
         if name.casefold() in ("none", ""):
@@ -60,9 +62,9 @@ def additional_networks(entries: Entries) -> tuple[list[TaggedLora], list[NamedF
 
 
 def _listed_in_order(entries: Entries, number: int) -> list[NamedFile]:
-    """Return the LoRAs that the API lists for this number of Additional Networks; none if the numbers differ.
+    """Return the LoRAs that the API lists for Additional Networks, if it lists `number` of them; else an empty list.
 
-    CivitAI's reader lists those LoRAs in their order, without weights and with the extension's hash of twelve digits.
+    CivitAI's reader lists these LoRAs in order, without weights and with the extension's hash of twelve digits.
     """
     found = [each for each in entries.listed("lora") if each.weight is None and len(each.hash) == 12]
     return found if len(found) == number else []
@@ -71,7 +73,7 @@ def _listed_in_order(entries: Entries, number: int) -> list[NamedFile]:
 def _listed_with(entries: Entries, weight: float, name: str, at_place: NamedFile | None) -> tuple[str, str]:
     """Return the name and hash of the only LoRA in the API's list with this weight, else those of `at_place`.
 
-    `at_place`: the LoRA that is listed without a weight at this place, or None. Without it, `name` is returned.
+    `at_place`: the LoRA that the list contains in this place without a weight; if it is None, `name` is returned.
     """
     found = [each for each in entries.listed("lora") if each.weight == weight]
     if not found and at_place is not None:
@@ -82,11 +84,11 @@ def _listed_with(entries: Entries, weight: float, name: str, at_place: NamedFile
 def listed_without_tags(
     entries: Entries, named: Sequence[TaggedLora], negative: str
 ) -> tuple[list[TaggedLora], list[NamedFile], list[Reason]]:
-    """Return the LoRAs that CivitAI lists with a weight although the prompt does not name them any more.
+    """Return the LoRAs that CivitAI lists with a weight, but that the prompt no longer contains.
 
     CivitAI lists a LoRA with a weight if the prompt contained its tag when the image was uploaded; users can edit the
-    prompt afterwards. Also return hashes of LoRAs that the list spells differently from their tags, which have the
-    same weight. `named`: the LoRAs in the prompts. Tags in the prompt `negative` have no effect.
+    prompt afterwards. Also return the hashes of LoRAs whose name in the list differs from that in the tag, which have
+    the same weight. `named`: the LoRAs in the prompts. Tags in the prompt `negative` have no effect.
     """
     listed = [each for each in entries.listed("lora") if each.weight is not None]
     spelled = {each.name for each in listed}
@@ -105,8 +107,8 @@ def listed_without_tags(
             free.remove(same)
     reasons = [
         Reason(
-            Drawable.DIFFERS, f"CivitAI lists the LoRA `{each.name}` with the weight {each.unet:g}, and the prompt "
-            "does not name it any more: it is used with this weight",
+            Drawable.DIFFERS, f"the prompt does not contain the LoRA `{each.name}`, but CivitAI lists it with the "
+            f"weight {each.unet:g}, which is used",
         )
         for each in loras
     ]  # fmt: skip

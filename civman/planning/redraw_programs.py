@@ -1,7 +1,7 @@
-"""Turns the JSON that programs other than A1111 write into images into recipes, or says why that is impossible.
+"""Turns the JSON that other programs than A1111 write into images into recipes, or explains why that is impossible.
 
-ComfyUI's graphs and SwarmUI's settings are converted. The other programs sample, guide or read prompts by rules that
-civman does not have; their images are refused with an error that names these rules.
+ComfyUI's graphs and SwarmUI's settings are converted. All other programs sample, guide or read prompts by rules that
+civman does not support; an error names these rules.
 """
 
 import json
@@ -22,13 +22,13 @@ from civman.planning.redraw_tiles import SourceImage
 _TEXTS: Final = ("prompt", "workflow", "invokeai_metadata", "sd-metadata", "Comment", "parameters")
 _INVOKE: Final = (
     "InvokeAI samples with diffusers' schedulers, whose noise levels differ from those of A1111 and ComfyUI, and "
-    "weights prompts with compel; civman follows neither"
+    "weights prompts with compel; civman supports neither"
 )
 _REFUSED: Final = {
     "InvokeAI": _INVOKE,
-    "Fooocus": "Fooocus changes the guidance in each step (sharpness, adaptive CFG), tells SDXL sizes that differ from "
-    "the image's, and may switch models during the steps; civman follows none of it",
-    "RuinedFooocus": "RuinedFooocus adds its styles to the prompt and does not write the result into the image",
+    "Fooocus": "Fooocus changes the guidance in each step (sharpness, adaptive CFG), gives SDXL other sizes than the "
+    "image's, and may switch models during the steps; civman supports none of this",
+    "RuinedFooocus": "RuinedFooocus adds its styles to the prompt and does not save the resulting prompt in the image",
     "NovelAI": "NovelAI renders with models of its own, which cannot be downloaded",
 }
 _SWARM_READ: Final = {
@@ -63,7 +63,7 @@ def is_known(text: str) -> bool:
 
 
 def redraw_program(text: str, name: object = None, source: SourceImage | None = None) -> Redraw:
-    """Plan the image that a program's JSON describes; the model files that it names are assumed to be present.
+    """Convert a program's JSON to a recipe; the model files that it names are assumed to be present.
 
     `source`: the first of the images given for a ComfyUI graph that loads images; its `others` are the remaining ones.
     """
@@ -74,7 +74,7 @@ def redraw_program(text: str, name: object = None, source: SourceImage | None = 
         return Redraw(name, Drawable.NO, (_REFUSED[program],))
     graph = graph_of(text)
     if graph is None:
-        return Redraw(name, Drawable.NO, ("the image's metadata were written by a program that civman does not know",))
+        return Redraw(name, Drawable.NO, ("the image's metadata was written by a program that civman does not know",))
     return redraw_graph(graph, name, source)
 
 
@@ -96,9 +96,14 @@ def _program(text: str) -> str:
 
 
 def _swarm(value: Loose, name: object) -> Redraw:
-    """Plan an image of SwarmUI by ComfyUI's rules, because SwarmUI samples with ComfyUI."""
+    """Convert SwarmUI's settings to a recipe by ComfyUI's rules, because SwarmUI samples with ComfyUI."""
     params = value.inner("sui_image_params")
-    reasons = [Reason(Drawable.DIFFERS, "SwarmUI is rendered by the rules of ComfyUI, which it samples with")]
+    reasons = [
+        Reason(
+            Drawable.DIFFERS,
+            "civman renders images of SwarmUI by ComfyUI's rules, because SwarmUI samples with ComfyUI",
+        )
+    ]
     reasons += _swarm_reasons(params)
     digests = {
         stem(entry.text("name")): (a1111.hex_of(entry.text("hash")) or "")[:12]
@@ -116,11 +121,11 @@ def _swarm_reasons(params: Loose) -> Iterator[Reason]:
         if key in _SWARM_READ | _SWARM_IDLE:
             continue
         if _SWARM_NEEDS.match(key):
-            yield Reason(Drawable.NEEDS_INPUT, f"the setting `{key}` needs an image that the metadata do not contain")
+            yield Reason(Drawable.NEEDS_INPUT, f"the setting `{key}` uses an image that the metadata does not contain")
         else:
             yield Reason(Drawable.NO, f"civman does not support SwarmUI's setting `{key[:40]}`")
     if "sampler" not in params:
-        yield Reason(Drawable.DIFFERS, "no sampler is stated; SwarmUI's default, Euler, is used")
+        yield Reason(Drawable.DIFFERS, "the settings contain no sampler; SwarmUI's default, Euler, is used")
 
 
 def _swarm_passes(params: Loose, reasons: list[Reason]) -> Passes:

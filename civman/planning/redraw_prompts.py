@@ -16,17 +16,17 @@ from civman.prompts.emphasis import tags_as_words
 
 _TAG: Final = re.compile(r"<(\w+):([^>]+)>")
 _SPACED: Final = re.compile(r":(?:\s+[+-]?[.0-9]+\s*\)|[+-]?[.0-9]+\s+\)|\s*[+-]?[.0-9]+(?:[eE][+-]?[0-9]+)?\s+\])")
-"""A regular expression for a colon and a number beside a space at the end of brackets."""
+"""Matches a colon and a number at the end of brackets with a space before or after the number."""
 _AND: Final = re.compile(r"(\bAND\b)")
 _PART_WEIGHT: Final = re.compile(r"\s*:\s*[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)\s*$")
-"""A regular expression for the weight at the end of one of the prompts that `AND` combines."""
+"""Matches the weight at the end of one of the prompts that `AND` combines."""
 _LAST_DIGIT: Final = re.compile(r"[.0-9](?=\s*[\])]?$)")
 _NAMED: Final = re.compile(r"\s*(te|unet|dyn|\w+)\s*=\s*(.*)")
 
 
 @dataclass(frozen=True, slots=True)
 class TaggedLora:
-    """A LoRA that a prompt names, with its scales for the UNet and for the text encoders."""
+    """A LoRA with its scales for the UNet and for the text encoders, as a tag in a prompt specifies them."""
 
     name: str
     unet: float
@@ -54,7 +54,7 @@ class _Scales:
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """A prompt without its tags, the LoRAs and hypernetworks in the tags, and why some tags cannot be expressed."""
+    """A prompt without its tags, the LoRAs and hypernetworks in the tags, and why some tags are not supported."""
 
     text: str
     loras: tuple[TaggedLora, ...]
@@ -77,7 +77,7 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
                 networks.append((parts[0].strip(), strength))
             continue
         if kind not in ("lora", "lyco", "loractl"):
-            words = f"the tag `{tag[0][:60]}` names nothing that civman or A1111 knows"
+            words = f"the tag `{tag[0][:60]}` is of a kind that neither civman nor A1111 knows"
             reasons.append(Reason(Drawable.EXACT, words))
             continue
         blocks, unknown = "", ""
@@ -90,11 +90,14 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
                 break
         if "," in unknown:
             reasons.append(
-                Reason(Drawable.NO, f"the tag `{tag[0][:60]}` has a list of block weights of unknown length")
+                Reason(
+                    Drawable.NO,
+                    f"the tag `{tag[0][:60]}` has a list of block weights whose length civman does not support",
+                )
             )
         elif unknown:
-            reasons.append(Reason(Drawable.DIFFERS, f"the block weights `{unknown}` are a preset of the author's own, "
-                                  f"so `{parts[0].strip()[:40]}` is applied to all blocks equally"))  # fmt: skip
+            reasons.append(Reason(Drawable.DIFFERS, f"the block weights `{unknown}` are a preset that civman does not "
+                                  f"know, so `{parts[0].strip()[:40]}` is applied to all blocks equally"))  # fmt: skip
         found = _scales(parts[1:], takes_both=kind == "lyco" or version >= (1, 5))
         if isinstance(found, str):
             reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {found}"))
@@ -105,18 +108,18 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
             if found.text_changes:
                 reasons.append(Reason(
                     Drawable.DIFFERS, f"the text encoders' scale of `{parts[0].strip()[:40]}` changes over the steps; "
-                    "which scale A1111 used depends on the images that it made before, and the first one is taken",
+                    "the scale that A1111 used depends on earlier images, so civman uses the first scale",
                 ))  # fmt: skip
     return Tags(_TAG.sub("", prompt), tuple(loras), tuple(networks), tuple(reasons))
 
 
 def as_in_version(prompt: str, entries: Entries, emphasis: str) -> str:
-    r"""Return a prompt so that the newest rules of A1111 read it as the version did that made the image.
+    r"""Change a prompt so that A1111's newest rules read it as the version that made the image did.
 
-    Before 1.6, a number beside a space was no weight in `(x: 1.5)` and no time in `[x:y: 0.5 ]`, and up to 1.5.0, a
-    number at the end of a part of several lines was no weight of that part. A backslash before the last digit, which
-    every version drops, makes such a number text: `(x: 1.\5)`. `emphasis`: the recipe's rule for emphasis; only
-    "original" is A1111's of that time.
+    Before 1.6, a number next to a space was plain text: no weight in `(x: 1.5)`, and no time in `[x:y: 0.5 ]`. Up to
+    1.5.0, a number at the end of a part with several lines was not the weight of that part. A backslash before its
+    last digit turns a number into plain text, as in `(x: 1.\5)`; every version removes the backslash. `emphasis`: the
+    recipe's rule for emphasis; the prompt is changed only for "original", the rule that A1111 had at that time.
     """
     if emphasis != "original":
         return prompt
@@ -137,18 +140,18 @@ def _as_text(found: re.Match[str]) -> str:
 
 
 def negative_words(prompt: str, emphasis: str) -> tuple[str, tuple[Reason, ...]]:
-    """Return a negative prompt whose tags are read as words, as in A1111 and ComfyUI, and why this is not exact.
+    """Return a negative prompt with its tags escaped as plain text, and why this is not exact.
 
-    A1111 removes tags only from the (positive) prompts of the first and the second pass. `emphasis`: the recipe's rule
-    for emphasis.
+    A1111 and ComfyUI read tags in negative prompts as plain text: A1111 removes them only from the (positive) prompts
+    of the first and the second pass. `emphasis`: the recipe's rule for emphasis.
     """
     words = prompt if emphasis == "comfyui" else tags_as_words(prompt)
     if words == prompt or emphasis != "none":
         return words, ()
     reason = (
-        "the tags in the negative prompt are read with a backslash, since `Emphasis: None` has no other way to keep"
+        "the tags in the negative prompt are escaped with a backslash, which is part of the text with `Emphasis: None`"
     )
-    return words, (Reason(Drawable.DIFFERS, f"{reason} them as words"),)
+    return words, (Reason(Drawable.DIFFERS, reason),)
 
 
 def _blocks(words: str) -> tuple[str, str]:
@@ -160,13 +163,13 @@ def _blocks(words: str) -> tuple[str, str]:
 
 
 def _scales(arguments: list[str], *, takes_both: bool) -> _Scales | str:
-    """Return the scales for the UNet and for the text encoders, or the reason why they cannot be expressed."""
+    """Return the scales of a tag for UNet and text encoders, or the reason why civman does not support them."""
     if any(is_changing(each) or each.strip().startswith("hr") for each in arguments):
         return _changing_scales(arguments)
     named = {match[1]: match[2] for each in arguments if (match := _NAMED.fullmatch(each))}
     positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
     if "dyn" in named or len(positional) > 2:
-        return "has a dynamic rank or more numbers, which civman does not support"
+        return "has a dynamic rank or more than two numbers, which civman does not support"
     values = [number(each) for each in positional]
     first = values[0] if values else 1.0
     if first is None:
@@ -186,7 +189,7 @@ def _scales(arguments: list[str], *, takes_both: bool) -> _Scales | str:
 
 
 def _changing_scales(arguments: list[str]) -> _Scales | str:
-    """Read the scales of a tag for the extension sd-webui-loractl, or return why they cannot be expressed."""
+    """Read the scales of a tag for the extension sd-webui-loractl, or return why civman does not support them."""
     named = {match[1]: match[2].strip() for each in arguments if (match := _NAMED.fullmatch(each))}
     positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
     text_words = named.get("te", positional[0] if positional else "1")

@@ -62,7 +62,7 @@ def settings_in(index: Index | None, path: Path) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The settings of an image as civman understands them, and the files that they name.
+    """The settings of an image, converted as far as possible, and the files that they name.
 
     The recipe in `found` has placeholders for the digests of files. `version_ids`: the versions on CivitAI that the
     image lists.
@@ -84,8 +84,8 @@ def prepare(index: Index | None, settings: "str | SiteImage", source: SourceImag
     found = prepared.found
     if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
         raise CannotRender(
-            f"the image cannot be drawn again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
-            hint="to render an image without these features, pass the other settings to `civman render`",
+            f"the image cannot be rendered again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
+            hint="to render a similar image without these features, pass the remaining settings to `civman render`",
         )  # fmt: skip
     return prepared
 
@@ -121,7 +121,7 @@ def request_of(
     Raises: NotFound (`missing-files`): files that the settings name are not in the library.
     """
     found = prepared.found
-    assert found.made is not None, "`prepare` has checked that there is a recipe"
+    assert found.made is not None, "`prepared` must contain a recipe, which `prepare` has checked"
     require_held(prepared.files)
     digests = {stand_in_of(each.file): each.held.blob.sha256 for each in prepared.files if each.held is not None}
     request = as_request(found.made, {each.sha256: each.path for each in source.all} if source is not None else {})
@@ -185,7 +185,7 @@ def _with_files(asked: HiresRequest, made: Hires, ref: Callable[[Sha256], str]) 
 
 
 def require_held(files: Sequence[Wanted]) -> None:
-    """Check that all files are in the library except embeddings, whose names are read as words if missing.
+    """Check that all files but embeddings are in the library; a missing embedding's name is read as plain text.
 
     Raises: NotFound (`missing-files`): the message lists the missing files.
     """

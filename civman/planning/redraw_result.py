@@ -16,7 +16,7 @@ from civman.planning.redraw_features import RANK, Drawable, Reason
 from civman.prompts import emphasis
 
 SMALLEST_CARD: Final = 20480
-"""The thread count of the smallest common GPU. Noise with at most this many values is the same on all GPUs."""
+"""The thread count of the smallest common GPU. Noise with at most this many values is the same on every GPU."""
 OPEN: Final = ("prediction", "is_zero_snr", "precision", "config")
 """The fields of a request that depend only on the checkpoint and the machine."""
 
@@ -53,7 +53,7 @@ class Redraw:
 
 
 def verdict_of(found: Sequence[Reason]) -> tuple[Drawable, tuple[str, ...]]:
-    """Return the worst verdict among the reasons, and the reasons as sentences, the most serious ones first."""
+    """Return the worst verdict among the reasons, and the text of each reason, worst first."""
     ordered = sorted(found, key=lambda each: -RANK.index(each.verdict))
     verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
     return verdict, tuple(dict.fromkeys(each.words for each in ordered))

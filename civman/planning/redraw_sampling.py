@@ -13,15 +13,15 @@ from civman.pictures.site_settings import Entries
 from civman.planning.redraw_features import Drawable, Reason
 
 SIZE: Final = re.compile(r"(-?[0-9]{1,5})\s*[xX×]\s*(-?[0-9]{1,5})")
-"""A regular expression for a width and a height in pixels as settings state them."""
+"""Matches a width and a height in pixels, such as 512x768."""
 _PRIVATE: Final = re.compile(r"[ ,]+(alt|MOD|Test|Sharp|New|v2)\b(?=[ ,]*( Karras)?$)", re.IGNORECASE)
-"""A regular expression for the endings of sampler names that come from users' own changes to A1111."""
+"""Matches endings of sampler names that come from users' modified copies of A1111."""
 _AFTER_SCHEDULE: Final = re.compile(r"(.*\b(?:Karras|Exponential))\b(?! (?:Exponential|Dynamic)$).+", re.IGNORECASE)
-"""A regular expression for sampler names with more words after the schedule, which users added themselves."""
+"""Matches sampler names with additional words after the schedule, which come from users' modified copies of A1111."""
 _UNIPC: Final = {
     "UniPC variant": "bh1", "UniPC order": "3", "UniPC skip type": "time_uniform", "UniPC lower order final": "true",
 }  # fmt: skip
-"""A1111's settings of UniPC with the values that civman's has."""
+"""A1111's settings for UniPC, with the only values that civman supports."""
 _NAMES: Final = {
     "eta": "Eta", "eta_ddim": "Eta DDIM", "s_churn": "Sigma churn", "s_tmin": "Sigma tmin", "s_tmax": "Sigma tmax",
     "noise_scale": "Sigma noise",
@@ -31,7 +31,7 @@ _NAMES: Final = {
 def sampler_named(
     entries: Entries, name: str, version: tuple[int, int]
 ) -> tuple[samplers.Sampler, Schedule, list[Reason]]:
-    """Return the sampler `name` and its schedule in this version of A1111, and why they may differ.
+    """Return the sampler `name` and its schedule in this version of A1111, and the reasons why the result may differ.
 
     Raises: UsageError: the sampler or the schedule is unknown.
     """
@@ -39,7 +39,7 @@ def sampler_named(
     plain = _without_additions(name)
     if plain != name:
         reasons.append(Reason(
-            Drawable.DIFFERS, f"`{name}` is a sampler that only its author had; `{plain}` is used, with which at best "
+            Drawable.DIFFERS, f"`{name}` is a sampler of a modified A1111; civman uses `{plain}`, with which at best "
             "the composition is the same",
         ))  # fmt: skip
     named = entries.text("Schedule type") or None
@@ -63,7 +63,7 @@ def _without_additions(name: str) -> str:
 
 
 def sampling_of(entries: Entries, sampler: samplers.Sampler) -> Sampling:
-    """Return the settings of the sampler that the settings state."""
+    """Return the sampler settings, such as eta and s_churn, that the entries contain."""
     stated: dict[str, Any] = {name: value for name, key in _NAMES.items() if (value := entries.number(key)) is not None}
     if sampler.name == "DDIM" and "eta" in stated:
         stated.setdefault("eta_ddim", stated.pop("eta"))

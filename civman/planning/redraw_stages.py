@@ -1,4 +1,4 @@
-"""Reads, from other programs' settings, a refiner and the values that only the second pass uses.
+"""Reads the refiner and the separate values of the second pass from other programs' settings.
 
 Source: A1111 1.3 (prompts of the second pass), 1.5 (the second pass's LoRAs are those in its own prompt), 1.6 (a
 checkpoint for the second pass, and refiners) and 1.8 (switches to the refiner at a noise level); Forge switches after a
@@ -24,15 +24,15 @@ HIRES_CHECKPOINT: Final = "hires-checkpoint"
 REFINER: Final = "refiner"
 """The role of a refiner's checkpoint among the files that settings name."""
 SECOND_ENTRIES: Final = re.compile("Hires (checkpoint|prompt|negative prompt)$")
-"""A regular expression for the entries of settings that only concern the second pass."""
+"""Matches the entries that only concern the second pass."""
 _NAMED: Final = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
 
 
 @dataclass(slots=True)
 class OwnTexts:
-    """The second pass's own prompts without tags, and its own LoRAs and hypernetworks.
+    """The prompts, LoRAs and hypernetworks that only the second pass uses; prompts are without tags.
 
-    None means that the first pass's are used.
+    A value of None means that the second pass uses that of the first pass.
     """
 
     prompt: str | None = None
@@ -88,8 +88,8 @@ def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
     if not isinstance(text, str) or not text:
         return None
     if text.startswith('"'):
-        words = f"CivitAI's reader cut off the {name.partition(' ')[2]} of the second pass at its first comma"
-        found.reasons.append(Reason(Drawable.NO, f"{words}; the image's own file has all of it"))
+        words = f"CivitAI cut off the second pass's {name.partition(' ')[2]} at its first comma"
+        found.reasons.append(Reason(Drawable.NO, f"{words}; download the image to use the complete prompt in its file"))
         return None
     return text
 
@@ -111,9 +111,9 @@ def second_checkpoint(entries: Entries) -> NamedFile | None:
 
 
 def refiner(entries: Entries, version: tuple[int, int], *, has_hires: bool) -> tuple[NamedFile, Refiner] | None:
-    """Return the refiner's checkpoint and when it takes over; None if there is no refiner.
+    """Return the refiner's checkpoint, and its entry in the recipe; None if there is no refiner.
 
-    The second value contains a placeholder for the checkpoint's digest.
+    The entry contains a placeholder for the checkpoint's digest.
     """
     entries.take(re.compile("Refiner|Hires refiner$"))
     file = _named(entries.text("Refiner"), REFINER)

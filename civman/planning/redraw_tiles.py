@@ -27,13 +27,13 @@ _FACTORS: Final = tuple(number / 20 for number in range(20, 81))
 _SD: Final = re.compile("SD upscale ")
 _ULTIMATE: Final = re.compile("Ultimate SD upscale ")
 _OF_MASK: Final = re.compile("Mask blur|Inpaint area|Masked area padding|Masked content")
-"""A1111's entries for a mask. Ultimate SD upscale causes them, too, because it makes masks for its tiles."""
+"""Matches A1111's entries for a mask; Ultimate SD upscale, which uses masks for its tiles, causes them as well."""
 _OF_IMAGE: Final = re.compile(
     "Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG|Resize mode"
 )
-"""A1111's entries for an input image and a mask."""
+"""Matches A1111's entries for an input image or a mask."""
 _INPAINTED: Final = ("Inpaint area", "Masked content", "Masked area padding", "Conditional mask weight")
-"""A1111's entries that only images with a user's mask have."""
+"""A1111's entries that occur only if the user passed a mask."""
 _NOISE: Final = "Noise multiplier"
 _RESIZE: Final = "Resize mode"
 
@@ -42,9 +42,9 @@ _RESIZE: Final = "Resize mode"
 class SourceImage:
     """An image given for a redraw: its input image or a control image. Sizes are width and height in pixels.
 
-    `final_size`: the size of the image that is drawn again, None if unknown. `node`: the id of the node in a ComfyUI
-    graph that loads this image, or the file name in that node; "" if the user stated neither. `others`: further images,
-    in the order in which the user passed them.
+    `final_size`: the size of the image that is rendered again; None if unknown. `node`: the id of the node in a ComfyUI
+    graph that loads this image, or the file name in that node; "" if the user specified neither. `others`: further
+    images, in the order in which the user passed them.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Tiles:
 FindUpscaler = Callable[[str], tuple[str, Sha256 | None]]
 """A function that maps A1111's name of an upscaler to civman's name and a placeholder for its model's digest."""
 _ENCODED: Final = Reason(
-    Drawable.DIFFERS, "A1111 encodes the input image from a distribution, and civman takes the mean of that"
+    Drawable.DIFFERS, "A1111 encodes the input image to a random sample of the VAE's distribution; civman uses the mean"
 )
 
 
@@ -79,9 +79,10 @@ def started(
     entries: Entries, source: SourceImage | None, upscaler: FindUpscaler, version: tuple[int, int],
     size: tuple[int, int], *, has_passes: bool,
 ) -> Tiles:  # fmt: skip
-    """Read from which input image an image of this size was made, and how the input image was enlarged.
+    """Return the recipe's fields for the image's input image, and how the input image was enlarged.
 
-    `has_passes`: the image has a second pass, so a stated strength may be that of the second pass.
+    `size`: the size of the image in pixels. `has_passes`: the image has a second pass, so the denoising strength may
+    belong to that pass.
     """
     tiles = redraw_in_tiles(entries, source, upscaler)
     if tiles.reasons:
@@ -94,10 +95,10 @@ def started(
     name = found.get("upscaler", "None")
     is_larger = name.casefold() != "none"
     from_image = entries.take(_OF_IMAGE)
-    has_strength = entries.number("Denoising strength") not in (None, 0)  # A1111's API states 0 without an input image
+    has_strength = entries.number("Denoising strength") not in (None, 0)  # A1111's API writes 0 without an input image
     if not is_larger and (has_passes or not (from_image or has_strength)):
         if from_image:
-            words = "the settings describe a second pass, so those of an input image are left out"
+            words = "the image has a second pass, so its settings for an input image are ignored"
             reasons.append(Reason(Drawable.DIFFERS, f"{words}: {_listed(from_image)}"))
         return Tiles(recipe, tuple(reasons))
     needed = _needed(entries, source)
@@ -106,11 +107,12 @@ def started(
     reasons.append(_ENCODED)
     if "Mask blur" in entries:
         words = (
-            "if the image was inpainted, its mask is missing: A1111 stated a mask blur, at first also without a mask"
+            "the settings contain a mask blur, which old versions of A1111 wrote even without a mask: if the image was "
+            "inpainted, its mask is missing"
         )
         reasons.append(Reason(Drawable.DIFFERS, words))
     if unused := [name for name in from_image if name not in ("Mask blur", _NOISE, _RESIZE)]:
-        reasons.append(Reason(Drawable.DIFFERS, f"settings of the input image that are not used: {_listed(unused)}"))
+        reasons.append(Reason(Drawable.DIFFERS, f"civman ignores these settings of the input image: {_listed(unused)}"))
     recipe["start"], begun = _resized(entries, _begun(entries, source, reasons), reasons), source.size
     if is_larger:
         recipe["input_upscale"] = made = _larger(found, source.size, upscaler(name), version, size)
@@ -118,28 +120,34 @@ def started(
     if _RESIZE not in entries and abs(begun[0] * size[1] - begun[1] * size[0]) > max(*begun, *size):
         reasons.append(Reason(
             Drawable.DIFFERS,
-            "the input image has another aspect ratio, and the settings do not say how it was resized; `just resize` "
-            "is A1111's default",
+            "the input image has another aspect ratio, and the settings contain no resize mode; A1111's default, "
+            "`just resize`, is used",
         ))  # fmt: skip
     return Tiles(recipe, tuple(reasons))
 
 
 def _needed(entries: Entries, source: SourceImage | None) -> Reason | None:
-    """Return why the image cannot be drawn from `source` alone; None if it can."""
+    """Return why the image cannot be rendered again with only `source` as its input; None if it can."""
     if "Image CFG scale" in entries:
-        words = "a model that edits images by instructions changed another image, which civman does not support"
+        words = "the image was made with a model that edits images by instructions, which civman does not support"
         return Reason(Drawable.NO, words)
     if _is_inpainted(entries):
-        words = "the image was inpainted, and the settings do not contain its mask"
-        return Reason(Drawable.NEEDS_INPUT, f"{words}: `civman render` takes --init and --mask")
+        words = "the image was inpainted, and the settings do not contain its mask: use `civman render --init --mask`"
+        return Reason(Drawable.NEEDS_INPUT, words)
     if source is None:
-        words = "the image was made from another image, which the settings do not contain"
-        return Reason(Drawable.NEEDS_INPUT, f"{words}: `civman replay IMAGE --picture SOURCE` passes it")
+        words = (
+            "the image was made from another image, which the settings do not contain: pass it with "
+            "`civman replay IMAGE --picture SOURCE`"
+        )
+        return Reason(Drawable.NEEDS_INPUT, words)
     return None
 
 
 def _is_inpainted(entries: Entries) -> bool:
-    """Whether the image had a mask. A1111 states a mask blur only with a mask since before it stated its version."""
+    """Whether the image was inpainted.
+
+    A1111 writes a mask blur only for images with a mask, since it began to write its version.
+    """
     return any(each in entries for each in _INPAINTED) or ("Mask blur" in entries and bool(entries.text("Version")))
 
 
@@ -148,28 +156,28 @@ def _listed(names: list[str]) -> str:
 
 
 def _without_noise(entries: Entries) -> Iterator[Reason]:
-    """Yield a reason for a stated noise multiplier that the recipe lacks because it has no input image."""
+    """Yield a reason if the settings have a noise multiplier, which the recipe lacks because it has no input image."""
     stated = entries.number(_NOISE)
     if stated is not None:
-        words = f"the recipe lacks the noise multiplier {stated:g}, since it has no input image yet"
+        words = f"the recipe lacks the noise multiplier {stated:g}, because it has no input image yet"
         yield Reason(Drawable.DIFFERS, words)
 
 
 def _resized(entries: Entries, start: StartImage, reasons: list[Reason]) -> StartImage:
-    """Return the start image with the stated resize mode; a resize mode that civman does not know becomes a reason."""
+    """Return the start image with the resize mode from the settings; an unknown mode becomes a reason."""
     stated = entries.text(_RESIZE).casefold()
     if stated in RESIZE_MODES:
         return replace(start, resize_mode=stated)
     if stated:
-        words = f"the resize mode `{stated[:40]}` of the input image is not known; `just resize` is used"
+        words = f"civman does not know the resize mode `{stated[:40]}` of the input image and uses `just resize`"
         reasons.append(Reason(Drawable.DIFFERS, words))
     return start
 
 
 def _refused(found: dict[str, str]) -> Iterator[Reason]:
     for name, words in (
-        ("inverts noise", "Tiled Diffusion began with inverted noise, which civman does not support"),
-        ("has regions", "Tiled Diffusion had regions with prompts of their own, which civman does not support"),
+        ("inverts noise", "Tiled Diffusion used noise inversion, which civman does not support"),
+        ("has regions", "Tiled Diffusion used regions with separate prompts, which civman does not support"),
     ):  # fmt: skip
         if found.get(name, "False").casefold() not in ("false", "none", ""):
             yield Reason(Drawable.NO, words)
@@ -209,14 +217,14 @@ def redraw_in_tiles(entries: Entries, source: SourceImage | None, upscaler: Find
         name = "SD upscale" if read is _sd_upscale else "Ultimate SD upscale"
         return Tiles({}, (Reason(
             Drawable.NEEDS_INPUT,
-            f"the script {name} redrew an image that the settings do not contain: "
-            "`civman replay IMAGE --picture SOURCE` passes it",
+            f"the script {name} redrew an image that the settings do not contain: pass it with "
+            "`civman replay IMAGE --picture SOURCE`",
         ), *_without_noise(entries)))  # fmt: skip
     return read(entries, source, upscaler)
 
 
 def _enlarging(entries: Entries, name: str, upscaler: FindUpscaler) -> tuple[str, Sha256 | None]:
-    """Return civman's name of the upscaler that the entry `name` states, and a placeholder for its model's digest."""
+    """Return civman's name for the upscaler in the entry `name`, and a placeholder for its model's digest."""
     found = entries.text(name) or "None"
     return ("none", None) if found.casefold() == "none" else upscaler(found)
 
@@ -224,11 +232,13 @@ def _enlarging(entries: Entries, name: str, upscaler: FindUpscaler) -> tuple[str
 def _begun(entries: Entries, source: SourceImage, reasons: list[Reason]) -> StartImage:
     """Return the start image with its strength and its noise multiplier.
 
-    If the strength is not stated, a reason is added and 0.75 is used.
+    If the settings contain no strength, 0.75 is used and a reason is added.
     """
     strength, noise = entries.number("Denoising strength"), entries.number(_NOISE)
     if strength is None:
-        reasons.append(Reason(Drawable.DIFFERS, "the strength is not stated; 0.75 is A1111's default"))
+        reasons.append(
+            Reason(Drawable.DIFFERS, "the settings contain no denoising strength; A1111's default of 0.75 is used")
+        )
     return StartImage(
         source.sha256, 0.75 if strength is None else strength, noise_multiplier=1.0 if noise is None else noise
     )
@@ -238,8 +248,8 @@ def _ultimate(entries: Entries, source: SourceImage, upscaler: FindUpscaler) -> 
     """Read the settings of Ultimate SD upscale. The size in the settings is that of the finished image."""
     reasons = [_ENCODED, Reason(
         Drawable.DIFFERS,
-        "Ultimate SD upscale does not state in which order it redrew the tiles and whether it redrew the seams: drawn "
-        "row by row, without seams",
+        "Ultimate SD upscale does not record the order of its tiles and whether it redrew the seams; civman renders "
+        "the tiles row by row and does not redraw the seams",
     )]  # fmt: skip
 
     def number(name: str, usual: int) -> int:
@@ -265,7 +275,8 @@ def _sd_upscale(entries: Entries, source: SourceImage, upscaler: FindUpscaler) -
             size = source.final_size
         else:
             reasons.append(Reason(
-                Drawable.DIFFERS, f"the factor of the script SD upscale is not stated; {SCALE:g} is A1111's default"
+                Drawable.DIFFERS,
+                f"the settings lack the factor of the script SD upscale; A1111's default of {SCALE:g} is used",
             ))  # fmt: skip
     start, overlap = _begun(entries, source, reasons), entries.whole("SD upscale overlap")
     tiled = TiledRedraw(method, *size, model, OVERLAP if overlap is None else overlap, entries.whole("Batch size") or 1)

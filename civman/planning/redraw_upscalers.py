@@ -12,15 +12,15 @@ from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning.redraw_features import Drawable, Reason
 
 _OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
-"""A regular expression for the names of upscalers that are neither ESRGAN, Real-ESRGAN nor SwinIR networks."""
+"""Matches the names of upscalers that are neither ESRGAN, Real-ESRGAN nor SwinIR networks."""
 
 _ENLARGING: Final = re.compile(r"(?!hires ).*upscale|postprocess|extras|script", re.IGNORECASE)
-"""A regular expression for the names of entries that may explain why an image is larger than its passes."""
+"""Matches the names of entries that may explain why an image is larger than its passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedUpscaler:
-    """The upscaler that a name means: a built-in one, or "model" with a file; and the reasons why it may differ."""
+    """The upscaler that a name means: a built-in one, or "model" with a file; and why the result may differ."""
 
     method: str
     file: NamedFile | None = None
@@ -35,18 +35,18 @@ def upscaler_named(name: str, version: tuple[int, int]) -> NamedUpscaler:
     reasons = []
     if _OTHER_UPSCALERS.search(name):
         reasons.append(Reason(
-            Drawable.NO, f"the upscaler `{name}` was used, whose kind of network civman does not support"
+            Drawable.NO, f"the upscaler `{name}` is of a kind that civman does not support"
         ))  # fmt: skip
     known = known_upscaler(name)
     file = NamedFile("upscaler", name)
     if known is not None and known.sha256:
         file = NamedFile("upscaler", name, known.sha256[0])
         reasons.append(Reason(
-            Drawable.DIFFERS, f"the upscaler `{name}` is named without a hash: the published one is used"
+            Drawable.DIFFERS, f"the settings name the upscaler `{name}` without a hash, so the published file is used"
         ))  # fmt: skip
     if version < (1, 8):
         reasons.append(Reason(
-            Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way"
+            Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of upscaler models differently"
         ))  # fmt: skip
     return NamedUpscaler("model", file, tuple(reasons))
 
@@ -66,6 +66,6 @@ def enlarged_afterwards(entries: Entries, made: Recipe, pixels: tuple[int | None
     grid = ", or it is a grid of several images" if width % last[0] == 0 else ""
     words = (
         f"the image is {width / last[0]:.4g} times as wide and high as the {last[0]}x{last[1]} pixels that its "
-        f"settings describe, and none of them says why: it was enlarged afterwards{grid}"
+        f"settings describe, so it was probably enlarged afterwards{grid}"
     )
     yield Reason(Drawable.DIFFERS, words)

@@ -100,7 +100,7 @@ def test_tags_name_block_weights_in_two_ways() -> None:
     assert lora.blocks == SEVENTEEN
     unknown = read_tags("<lora:x:1:FACE>", (1, 2))
     assert unknown.loras[0].blocks == ""
-    assert "preset of the author's own" in unknown.reasons[0].words
+    assert "preset that civman does not" in unknown.reasons[0].words
     assert "start" in read_tags("<lora:x:1:start=5>", (1, 5)).reasons[0].words
     with pytest.raises(UsageError):
         emphasis.parse("<lora:x:1:lbw=FACE>")

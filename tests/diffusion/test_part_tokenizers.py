@@ -151,8 +151,8 @@ def test_another_tokenizer_draws_another_image(civman: Civman, files: dict[str, 
 @pytest.mark.parametrize(
     ("file", "cause", "words"),
     [
-        ("small.json", "mismatched-parts", "it has 700 tokens, but the encoder 800"),
-        ("tekken.json", "mismatched-parts", "this encoder needs spiece_model or tokenizer_json"),
+        ("small.json", "mismatched-parts", "it has 700 tokens, but the text encoder has 800 embeddings"),
+        ("tekken.json", "mismatched-parts", "a tokenizer of the kind spiece_model or tokenizer_json"),
         ("vae", "wrong-kind", "is not a tokenizer"), ("short.model", "invalid-model-file", "cannot be read"),
     ],
 )  # fmt: skip
@@ -176,7 +176,7 @@ def test_two_stored_tokenizers_that_fit_are_listed_and_a_missing_one_is_named(
 
     assert "missing-part" in missing.out + missing.err
     assert "--part tokenizer=FILE" in missing.out + missing.err
-    assert "2 stored files fit as the tokenizer" in two.out + two.err
+    assert "2 stored files could be the tokenizer" in two.out + two.err
     assert chosen.code == 0, chosen.err
 
 
@@ -187,7 +187,7 @@ def test_another_family_takes_no_tokenizer(civman: Civman, tmp_path: Path) -> No
     done = civman("render", tmp_path / "z.safetensors", "a cat", *QUICK, "--part", "tokenizer=x", "--dry-run")
 
     assert done.code != 0
-    assert "`tokenizer=x` is not a part of Z-Image" in done.err
+    assert "`tokenizer=x` does not specify a part of Z-Image" in done.err
 
 
 def test_a_recipe_whose_tokenizer_is_gone_names_it(civman: Civman, files: dict[str, Path], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_familys_own_control_model_is_refused_by_name(tmp_path: Path, base: st
     (part,) = check_files(checkpoint, [("control", model)]).parts
 
     if base == family:
-        assert f"is a control model of {family}: civman supports" in caught.value.message
+        assert f"is a control model for {family}: civman supports" in caught.value.message
         assert part.verdict is not Verdict.FITS
         assert part.reasons[0] == caught.value.message
     else:

@@ -182,7 +182,7 @@ def test_a_private_sampler_is_replaced_by_the_one_it_was_made_from(name: str, ba
     found = read(sampler=name, Version="v1.5.1")
 
     assert (found["drawable"], found["recipe"]["sampler"], found["recipe"]["schedule"]) == ("differs", base, schedule)
-    assert f"`{name}` is a sampler that only its author had" in found["reasons"][0]
+    assert f"`{name}` is a sampler of a modified A1111" in found["reasons"][0]
     assert read(sampler="KKW Karras")["drawable"] == "no"
 
 
@@ -194,20 +194,20 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("changes", "verdict", "reason"),
     [
-        ({"Size": "512x768"}, "differs", "depends on the card"),
+        ({"Size": "512x768"}, "differs", "depends on the graphics card"),
         ({"Size": "512x768", "RNG": "CPU"}, "exact", ""),
         ({"Emphasis": "Loud"}, "no", "emphasis"),
-        ({"Version": None, "VAE": None}, "differs", "did not state the VAE"),
+        ({"Version": None, "VAE": None}, "differs", "did not record the VAE"),
         ({"Model hash": None}, "differs", "without a hash"),
         (
             {"Hires upscaler": "Lanczos", "Hires upscale": "1.5", "Denoising strength": "0.5"},
             "differs",
-            "encoded again",
+            "between the passes, A1111 encodes the image",
         ),
         (
             {"Hires upscaler": "4x-UltraSharp", "Hires upscale": "2", "Denoising strength": "0.5"},
             "differs",
-            "`4x-UltraSharp` is named",
+            "the upscaler `4x-UltraSharp` without a hash",
         ),
         ({"Hires upscaler": "Swin2SR_4x", "Hires upscale": "2", "Denoising strength": "0.5"}, "no", "Swin2SR_4x"),
         ({"Strange entry": "5"}, "differs", "`Strange entry`"),
@@ -221,8 +221,8 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({"Face restoration": "None"}, "exact", ""),
         ({"Hypernetworks": "a, b"}, "no", "hypernetworks"),
         ({"prompt": "a <hypernet:x:strong>"}, "no", "no number"),
-        ({"prompt": "a <lora:x:1:1,0,0,1>"}, "no", "block weights of unknown length"),
-        ({"prompt": "a <lora:x:1:FACE>"}, "differs", "preset of the author's own"),
+        ({"prompt": "a <lora:x:1:1,0,0,1>"}, "no", "block weights whose length"),
+        ({"prompt": "a <lora:x:1:FACE>"}, "differs", "preset that civman does not"),
         ({"prompt": "a <lora:x:much>"}, "no", "no number"),
         ({"prompt": None}, "no", "no prompt"),
         ({"prompt": None, "seed": -1}, "no", "no prompt and no seed"),
@@ -239,10 +239,14 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
             "needs-input",
             "--picture SOURCE",
         ),
-        ({"First pass size": "0x0", "Denoising strength": "0.7"}, "differs", "encoded again"),
+        (
+            {"First pass size": "0x0", "Denoising strength": "0.7"},
+            "differs",
+            "between the passes, A1111 encodes the image",
+        ),
         ({"Parser": "Full parser"}, "differs", "SD.Next"),
         ({"Parser": "Fixed attention"}, "no", "SD.Next"),
-        ({"Hires prompt": "other"}, "differs", "describe no second pass"),
+        ({"Hires prompt": "other"}, "differs", "but no second pass"),
         ({"Wildcard prompt": "__x__"}, "exact", "template"),
         ({"Score": "6.5", "resources": []}, "exact", ""),
     ],
@@ -273,7 +277,7 @@ def test_ultimate_upscale_is_a_recipe_with_the_image_that_it_was_given(stated: d
     assert (made.method, made.tile_width, made.tile_height, made.blur, made.padding) == ("model", *tile, 6, 24)
     assert (found.made.width, found.made.height, found.drawable) == (1024, 1536, "differs")
     assert found.recipe["ultimate"]["model"]["name"] == "4x-UltraSharp"
-    assert not any("not known" in words for words in found.reasons)
+    assert not any("unknown to civman" in words for words in found.reasons)
 
 
 FORMS = {
@@ -324,7 +328,7 @@ def test_each_form_of_tiled_diffusion_is_read(form: str, version: str, larger: t
     assert (enlarged.method, enlarged.width, enlarged.height) == ("model", *larger)
     assert found.recipe["input_upscale"]["model"]["name"] == "4x-UltraSharp"
     assert (found.drawable, without.drawable) == ("differs", "needs-input")
-    assert not any("not known" in words for words in (*found.reasons, *without.reasons))
+    assert not any("unknown to civman" in words for words in (*found.reasons, *without.reasons))
 
 
 def test_tiled_diffusion_without_an_image_is_exact_and_what_it_adds_is_refused() -> None:
@@ -334,7 +338,7 @@ def test_tiled_diffusion_without_an_image_is_exact_and_what_it_adds_is_refused()
     assert found.made is not None
     assert found.made.tiled_diffusion is not None
     assert found.made.tiled_diffusion.method == "Mixture of Diffusers"
-    for more, words in (("'NoiseInv'", "inverted noise"), ("'Region control'", "regions")):
+    for more, words in (("'NoiseInv'", "noise inversion"), ("'Region control'", "regions")):
         assert any(words in each for each in read(**plain, **{more: "True"})["reasons"])
 
 
@@ -363,7 +367,7 @@ def test_the_noise_multiplier_of_an_input_image_is_in_the_recipe_or_named(script
     assert found.made is not None
     assert found.made.start is not None
     assert (found.made.start.strength, found.made.start.noise_multiplier) == (0.4, 1.05)
-    assert not any("multiplier" in words or "not known" in words for words in found.reasons)
+    assert not any("multiplier" in words or "unknown to civman" in words for words in found.reasons)
     assert without.drawable == "needs-input"
     assert any("noise multiplier 1.05" in words for words in without.reasons)
 
@@ -382,15 +386,15 @@ def test_the_entries_of_an_input_image_are_used_or_named() -> None:
     cropped = with_source(**{"Resize mode": "Crop and resize"})
     assert cropped.made.start.resize_mode == "crop and resize"
     assert any(
-        "`fold` of the input image is not known" in words for words in with_source(**{"Resize mode": "fold"}).reasons
+        "the resize mode `fold` of the input image" in words for words in with_source(**{"Resize mode": "fold"}).reasons
     )
     hashed = with_source(**{"Init image hash": "abc"})
-    assert any("not used: `Init image hash`" in words for words in hashed.reasons)
+    assert any("ignores these settings of the input image: `Init image hash`" in words for words in hashed.reasons)
     masked = with_source(**{"Conditional mask weight": "0.5"})
     assert masked.drawable == "needs-input"
     assert any("noise multiplier 1.05" in words for words in masked.reasons)
     second = read(**HIRES, **{"Noise multiplier": "1.05", "Mask blur": "4"})
-    assert any("left out: `Noise multiplier`, `Mask blur`" in words for words in second["reasons"])
+    assert any("are ignored: `Noise multiplier`, `Mask blur`" in words for words in second["reasons"])
     assert read(**HIRES)["drawable"] == "exact"
 
 
@@ -679,7 +683,7 @@ FACES = {
           "ADetailer inpaint full": "False", "ADetailer inpaint only masked": None},
          {"dilate": 32, "only_masked": False}, "civman's detector"),
         ({"ADetailer prompt": '"a face, [PROMPT] [SEP] <lora:x:1> two"'},
-         {"prompts": ("a face, [PROMPT]", "two")}, "tags for adapters"),
+         {"prompts": ("a face, [PROMPT]", "two")}, "contains adapter tags"),
         ({"ADetailer use separate steps": "True", "ADetailer steps": "30", "ADetailer use separate CFG scale": "True",
           "ADetailer CFG scale": "5", "ADetailer use separate sampler": "True", "ADetailer sampler": "Euler a",
           "ADetailer use inpaint width height": "True", "ADetailer inpaint width": "768",
@@ -688,7 +692,7 @@ FACES = {
         ({"ADetailer restore face": "True"}, {}, "restored the face"),
         ({"ADetailer ControlNet model": "control_x"}, {}, "ControlNet"),
         ({"ADetailer prompt": '"torn, words'}, None, "only the beginning"),
-        ({"ADetailer model": "hand_yolov8n.pt"}, None, "no such detector"),
+        ({"ADetailer model": "hand_yolov8n.pt"}, None, "does not support this detector"),
         ({"ADetailer denoising strength": "0"}, None, "above 0"),
     ],
 )  # fmt: skip
@@ -700,7 +704,7 @@ def test_passes_of_adetailer_for_faces_are_read(
 
     assert found["drawable"] == "differs"
     assert any(words in reason for reason in found["reasons"]), found["reasons"]
-    assert not any("not known" in reason for reason in found["reasons"])
+    assert not any("unknown to civman" in reason for reason in found["reasons"])
     passes = found["recipe"]["details"]
     assert len(passes) == (values is not None)
     for key, value in (values or {}).items():
@@ -748,7 +752,7 @@ def test_adetailer_before_23_9_drew_with_euler_instead_of_plms_and_unipc(
 
 GRID = {"X Type": "Prompt S/R", "X Values": '"-1,0,1"'}
 DDETAILER = {"DDetailer conf a": "30", "DDetailer cfg": "7", "DDetailer model a": "mmdet_anime-face_yolov3.pth"}
-SEVERAL = "a script made several images in one"
+SEVERAL = "a script combined several images into one"
 
 
 @pytest.mark.parametrize(
@@ -758,7 +762,7 @@ SEVERAL = "a script made several images in one"
      ("kettle dune", False), ("Loopback", False), ("img2img alternative test", False), ("None", None), ("", None)],
 )  # fmt: skip
 def test_only_a_script_that_makes_several_images_prevents_drawing(title: str, is_grid: bool | None) -> None:
-    named = f"the script `{title}` may have changed the image; civman leaves it out"
+    named = f"the script `{title}` may have changed the image; civman does not run it"
 
     for more in ({}, DDETAILER):
         found = read(Script=title, **more)
@@ -766,7 +770,7 @@ def test_only_a_script_that_makes_several_images_prevents_drawing(title: str, is
         assert found["drawable"] == ("no" if is_grid else "differs" if is_grid is False or more else "exact")
         assert ([SEVERAL in words, named in words]) == [is_grid is True, is_grid is False and not more]
         assert any("DDetailer" in each for each in words) == bool(more)
-        assert not any("not known" in each for each in words)
+        assert not any("unknown to civman" in each for each in words)
         assert read(Script=title, **more | GRID)["drawable"] == "no"
 
 

@@ -119,7 +119,7 @@ def test_a_picture_is_asked_for_each_unit_and_taken_in_order() -> None:
     two = redraw({"meta": _meta(**entries), "source": BOTH})
 
     assert none["drawable"] == "needs-input"
-    assert any("`civman replay IMAGE --picture CONTROL` passes it" in reason for reason in none["reasons"])
+    assert any("pass it with `civman replay IMAGE --picture CONTROL`" in reason for reason in none["reasons"])
     assert one.drawable == "needs-input"
     assert two.drawable == "differs"
     assert [each.picture for each in two.controls] == ["control.png", "second.png"]
@@ -175,7 +175,7 @@ def test_a_unit_of_an_ip_adapter_is_a_reference_picture_in_its_order() -> None:
     both = redraw({"meta": _meta(**entries), "source": BOTH})
 
     assert none["drawable"] == "needs-input"
-    assert any("an IP-Adapter (`ip-adapter_sd15`) read a picture" in reason for reason in none["reasons"])
+    assert any("the IP-Adapter `ip-adapter_sd15` used a picture" in reason for reason in none["reasons"])
     assert both.drawable == "differs"
     assert both.references == (ReferenceRequest("control.png", "ip-adapter_sd15", 0.8, 0.1, 0.9),)
     assert [each.picture for each in both.controls] == ["second.png"]

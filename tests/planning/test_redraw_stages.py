@@ -58,7 +58,7 @@ def test_the_second_checkpoint_is_named_with_its_hash(absent: str) -> None:
     assert read(**HIRES, **{"Hires checkpoint": absent})["recipe"]["hires"]["checkpoint"] is None
     by_name = read(**HIRES, **{"Hires checkpoint": "fine"})
     assert by_name["drawable"] == "differs"
-    assert by_name["reasons"][0] == "the checkpoint of the second pass `fine` is named without a hash"
+    assert by_name["reasons"][0] == "the settings name the checkpoint of the second pass `fine` without a hash"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_prompt_that_the_site_cut_off_is_not_guessed() -> None:
     found = read(**HIRES, **{"Hires prompt": '"a dog'})
 
     assert found["drawable"] == "no"
-    assert "cut off the prompt of the second pass" in found["reasons"][0]
+    assert "cut off the second pass's prompt" in found["reasons"][0]
 
 
 @pytest.mark.parametrize("second_pass", [HIRES, HIRES | {"Hires upscaler": "Lanczos"}], ids=["latent", "pixels"])

@@ -100,7 +100,7 @@ def test_such_numbers_stay_in_the_recipe_behind_a_backslash() -> None:
         "a (b: 1.\\5), [c:d: 0.\\5 ]",
         "(e:1.\\3 )",
     )
-    assert "a backslash keeps them words" in " ".join(found["reasons"])
+    assert "a backslash before the number preserves this" in " ".join(found["reasons"])
     assert read(prompt="a (b: 1.5)")["recipe"]["prompt"] == "a (b: 1.5)"
     second = {"Hires upscale": "2", "Hires upscaler": "Latent", "Denoising strength": "0.5", "Hires prompt": "(x: 2)"}
     assert read(**second, Version="v1.5.1")["recipe"]["hires"]["prompt"] == "(x: \\2)"
@@ -113,7 +113,7 @@ def test_such_numbers_stay_in_the_recipe_behind_a_backslash() -> None:
 )  # fmt: skip
 def test_the_vae_is_stated_since_1_6(stated: str | None, is_unknown: bool) -> None:
     found = read(VAE=None, Version=stated)
-    assert any("did not state the VAE" in words for words in found["reasons"]) == is_unknown
+    assert any("did not record the VAE" in words for words in found["reasons"]) == is_unknown
     assert read(VAE="x", Version=stated)["recipe"]["vae"] == {"name": "x", "hash": ""}
 
 
@@ -121,7 +121,7 @@ def test_forge_names_the_vae_as_a_module() -> None:
     forge = "f2.0.1v1.10.1-previous-659-gc055f2d4"
     found = read(**{"Module 1": "vae-ft-mse", "Version": forge, "VAE": None})
     assert found["recipe"]["vae"] == {"name": "vae-ft-mse", "hash": ""}
-    assert not any("not known" in words for words in found["reasons"])
+    assert not any("unknown to civman" in words for words in found["reasons"])
     several = read(**{"Module 1": "a", "Module 2": "b", "Version": forge, "VAE": None})
     assert (several["recipe"]["vae"], "Module 1" in " ".join(several["reasons"])) == (None, True)
     assert read(Version="neo")["recipe"]["odd_sizes"] == read(Version="classic")["recipe"]["odd_sizes"] == "forge"
@@ -142,13 +142,13 @@ def test_forge_names_the_vae_as_a_module() -> None:
 def test_samplers_of_ones_own_are_replaced_by_those_they_were_made_from(name: str, sampler: str, schedule: str) -> None:
     found = read(sampler=name, Version=None)
     assert (found["recipe"]["sampler"], found["recipe"]["schedule"]) == (sampler, schedule)
-    assert "only its author had" in " ".join(found["reasons"])
+    assert "of a modified A1111" in " ".join(found["reasons"])
 
 
 @pytest.mark.parametrize("name", ["DPM++ 2M Karras Dynamic", "KKW Karras", "Euler Max", "DPM++ 2M SDE EDM"])
 def test_schedules_and_samplers_of_extensions_are_not_replaced(name: str) -> None:
     assert read(sampler=name)["drawable"] == "no"
-    assert "only its author had" not in " ".join(read(sampler="DPM++ 2M SDE Karras")["reasons"])
+    assert "of a modified A1111" not in " ".join(read(sampler="DPM++ 2M SDE Karras")["reasons"])
 
 
 def test_eta_of_ddim_had_the_name_of_the_ancestral_one_until_2023() -> None:
@@ -161,8 +161,8 @@ def test_eta_of_ddim_had_the_name_of_the_ancestral_one_until_2023() -> None:
 
 def test_karras_had_other_levels_before_2023() -> None:
     old = {"First pass size": "0x0", "Denoising strength": "0.7", "Size": "512x768", "Version": None}
-    assert "from level 10 to 0.1" in " ".join(read(**old, sampler="DPM++ 2M Karras")["reasons"])
-    assert "from level 10 to 0.1" not in " ".join(read(**old)["reasons"])
+    assert "from 10 to 0.1" in " ".join(read(**old, sampler="DPM++ 2M Karras")["reasons"])
+    assert "from 10 to 0.1" not in " ".join(read(**old)["reasons"])
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_karras_had_other_levels_before_2023() -> None:
         ({"prompt": "[a:b:3] AND b", "Version": None}, "differs", "the prompt changes during the steps"),
         ({"Denoising strength": "0"}, "exact", ""),
         ({"Denoising strength": "0", "Init image hash": "x"}, "needs-input", "another image"),
-        ({"Tiling": "True"}, "no", "repeated as a tile"),
+        ({"Tiling": "True"}, "no", "seamless for tiling"),
         ({"Tiling": "False"}, "exact", ""),
         ({"Hypertile U-Net": "True", "Hypertile U-Net max depth": "3"}, "no", "changed the model"),
         ({"freeu_enabled": "True", "freeu_b1": "1.01"}, "no", "changed the model"),
         ({"freeu_enabled": "False", "freeu_b1": "1.01"}, "exact", ""),
-        ({"VAE Decoder": "TAESD"}, "differs", "stand-in of the VAE"),
+        ({"VAE Decoder": "TAESD"}, "differs", "approximate VAE such as TAESD"),
         ({"VAE Decoder": "Full", "VAE Encoder": "Full"}, "exact", ""),
         ({"FP8 weight": "Enable for SDXL", "Cache FP16 weight for LoRA": "True"}, "differs", "8 bits"),
         ({"Diffusion in Low Bits": "Automatic (fp16 LoRA)"}, "exact", ""),
@@ -187,7 +187,7 @@ def test_karras_had_other_levels_before_2023() -> None:
         ({"Schedule max sigma": "0", "SGM noise multiplier": "False"}, "exact", ""),
         ({"Schedule max sigma": "10"}, "no", "does not support"),
         ({"Schedule type": "Beta", "Beta schedule alpha": "0.6", "Beta schedule beta": "0.6"}, "exact", ""),
-        ({"Schedule type": "Beta", "Beta schedule alpha": "0.5"}, "no", "another shape"),
+        ({"Schedule type": "Beta", "Beta schedule alpha": "0.5"}, "no", "other parameters than civman's"),
         ({"sampler": "UniPC", "UniPC skip type": "time_quadratic"}, "no", "UniPC"),
         ({"sampler": "UniPC", "UniPC lower order final": "False"}, "no", "UniPC"),
         ({"sampler": "UniPC", "UniPC lower order final": "True", "UniPC order": "3"}, "exact", ""),
@@ -196,7 +196,7 @@ def test_karras_had_other_levels_before_2023() -> None:
         ({"Version": "a1b2c3d", "Backend": "Diffusers"}, "no", "diffusers"),
         ({"Version": "a1b2c3d", "App": "SD.Next", "Pipeline": "StableDiffusionPipeline"}, "no", "diffusers"),
         ({"Version": "easydiffusion"}, "differs", "a program that civman does not know"),
-        ({"prompt": "a <LORA:x:1>"}, "exact", "names nothing"),
+        ({"prompt": "a <LORA:x:1>"}, "exact", "is of a kind that neither"),
         ({"Size": "512 x 512"}, "exact", ""),
     ],
     ids=str,
@@ -207,7 +207,7 @@ def test_each_entry_has_its_verdict(changes: dict[str, Any], verdict: str, words
     assert (found["drawable"], bool(listed) or not words) == (verdict, True)
     assert words in listed
     assert "prompt changes" in words or "prompt changes" not in listed
-    assert "not known are left out" not in listed
+    assert "unknown to civman" not in listed
 
 
 def test_a_removed_tag_is_still_listed_by_civitai() -> None:
@@ -219,10 +219,10 @@ def test_a_removed_tag_is_still_listed_by_civitai() -> None:
     assert [(each["name"], each["hash"], each["scale"]) for each in gone["recipe"]["loras"]] == [
         ("ink", "", 0.8), ("sea", "a" * 10, 0.3),
     ]  # fmt: skip
-    assert sum("does not name it any more" in words for words in gone["reasons"]) == 2
+    assert sum("but CivitAI lists it" in words for words in gone["reasons"]) == 2
     kept = read(resources=listed, prompt="<lora:ink:0.8> <lora:the sea:0.3>")
     assert [(each["name"], each["hash"]) for each in kept["recipe"]["loras"]] == [("ink", ""), ("the sea", "a" * 10)]
-    assert not any("any more" in words or "does not use" in words for words in kept["reasons"])
+    assert not any("but CivitAI lists it" in words or "does not use" in words for words in kept["reasons"])
     unwanted = read(resources=listed[:1], negativePrompt="<lora:ink:0.8>")
     assert unwanted["recipe"]["loras"] == []
     assert read(resources=listed, prompt=None)["reasons"] == ["the settings contain no prompt"]
@@ -244,7 +244,7 @@ def test_additional_networks_have_the_listed_hashes_in_their_order() -> None:
 def test_the_end_of_a_torn_prompt_of_adetailer_is_recognised() -> None:
     torn = {"ADetailer model": "face_yolov8n.pt", "super face": '0.8>"'}
     assert not read(**torn)["recipe"]["details"]
-    assert "only the end of a prompt of ADetailer" in " ".join(read(**torn)["reasons"])
+    assert "only the end of an ADetailer prompt" in " ".join(read(**torn)["reasons"])
     assert len(read(**torn | {"super face": "0.8"})["recipe"]["details"]) == 1
     assert len(read(**torn | {"ADetailer prompt": "a face"})["recipe"]["details"]) == 1
 
@@ -266,13 +266,13 @@ def test_hashes_of_hypernetworks_are_listed_too(entry: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("added", "verdict", "words"),
     [
-        ("", "differs", "can be rendered again, with differences:\n  the checkpoint `m` is named without a hash"),
+        ("", "differs", "can be rendered again, with differences:\n  the settings name the checkpoint `m` without a hash"),
         (
             ", Denoising strength: 0.5",
             "needs-input",
             "can only be rendered again from an input image, which its settings do not contain:\n  the image was",
         ),
-        (", Tiling: True", "no", "cannot be rendered again:\n  the image was made to be repeated"),
+        (", Tiling: True", "no", "cannot be rendered again:\n  the image was made seamless"),
     ],
 )
 def test_show_says_whether_an_image_of_another_program_can_be_drawn_again(

@@ -274,13 +274,13 @@ def test_a_union_is_told_the_kinds_of_its_control_images(civman: Civman, tmp_pat
     guide.unlink()
     again = civman("replay", both.json["render"][0]["path"])
 
-    assert "nothing says which kind" in unsaid.json["error"]["message"]
+    assert "was not specified" in unsaid.json["error"]["message"]
     assert "openpose, depth, softedge, hardedge, normal, segment" in unsaid.json["error"]["hint"]
     assert [use["type"] for use in told.json["render"][0]["recipe"]["controls"]] == ["openpose"]
     assert [use["type"] for use in inferred.json["plan"][0]["recipe"]["controls"]] == ["hardedge"]
-    assert "does not read control images of the kind `tile`" in beyond.json["error"]["message"]
+    assert "does not take control images of the kind `tile`" in beyond.json["error"]["message"]
     assert [use["type"] for use in both.json["render"][0]["recipe"]["controls"]] == ["depth", "hardedge"]
-    assert "reads only one kind of control image" in single.json["error"]["message"]
+    assert "takes only one kind of control image" in single.json["error"]["message"]
     assert again.code == 0, again.err
 
 

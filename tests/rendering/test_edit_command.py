@@ -104,8 +104,8 @@ def test_a_plan_says_how_pictures_are_scaled(civman: Civman, files: dict[str, Pa
     assert [file["role"] for file in klein["files"]].count("reference picture") == 2
     assert "reads      wide.png (33,0,234,100) at 1568x672" in shown
     assert scaled["memory"]["unet_work"] > 1.5 * planned("kontext", "--size", "1568x672")["memory"]["unet_work"]
-    assert "is Flux.1 kontext, which reads one reference picture" in about
-    assert "which reads up to 10 reference pictures" in about
+    assert "is Flux.1 kontext, which takes one reference picture" in about
+    assert "which takes up to 10 reference pictures" in about
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_other_families_refuse_a_picture_that_no_adapter_reads(civman: Civman, t
 
     assert found.json["error"]["code"] == "bad-config"
     assert found.json["error"]["message"].startswith("Chroma")
-    assert "reads no reference pictures" in found.json["error"]["message"]
+    assert "takes no reference pictures" in found.json["error"]["message"]
 
 
 def test_python_and_the_server_take_a_picture_without_an_adapter(
@@ -159,7 +159,7 @@ def test_python_and_the_server_take_a_picture_without_an_adapter(
     )
     weighted = replace(asked, references=(ReferenceRequest(str(shown), weight=0.5),))
     plan = library.plan(asked, Conditions("cpu"))
-    with pytest.raises(UsageError, match="without a weight"):
+    with pytest.raises(UsageError, match="with a fixed weight"):
         library.plan(weighted, Conditions("cpu"))
     value = {"checkpoint": "kontext", "prompt": PROMPT, "references": [
         {"picture": base64.b64encode(shown.read_bytes()).decode(), "size": "own"}

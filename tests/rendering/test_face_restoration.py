@@ -93,4 +93,4 @@ def test_faces_are_left_out_of_a1111_s_image_if_their_models_are_missing(civman:
 
     [again] = made(done)
     assert again["pixel_sha256"] == plain["pixel_sha256"]
-    assert "faces are left as they were drawn" in done.err + done.out
+    assert "the faces are not restored" in done.err + done.out

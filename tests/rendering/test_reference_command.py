@@ -101,15 +101,19 @@ def test_an_image_with_references_is_recorded_replayed_and_varied(civman: Civman
         (("--reference-crop", "0,0,8,8"), "bad-value", "requires a reference picture"),
         (("--reference-size", "own"), "bad-value", "requires a reference picture"),
         (("--reference", "none.png"), "bad-value", "the image file does not exist"),
-        (("--reference", "guide.png"), "bad-value", "only through an IP-Adapter"),
-        (("--reference", "guide.png:sd1-plain", "--reference-size", "own"), "bad-value", "resizes its reference"),
+        (("--reference", "guide.png"), "bad-value", "only with an IP-Adapter"),
+        (
+            ("--reference", "guide.png:sd1-plain", "--reference-size", "own"),
+            "bad-value",
+            "resized for its encoder",
+        ),
         (("--part", "clip-vision=vision"), "bad-value", "requires an IP-Adapter"),
         (("--reference", "guide.png:sd1-plain", "--part", "clip-vision=ink"), "wrong-kind", "CLIP vision encoder"),
         (("--reference", "guide.png:sd1-plain:1:0-0.5", "--sampler", "DPM adaptive"), "bad-value", "adaptive sampler"),
         (
             ("--reference", "guide.png:other-encoder", "--part", "clip-vision=vision"),
             "mismatched-parts",
-            "not an encoder for",
+            "not the encoder for",
         ),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_silent_sd2_file_is_said_to_be_taken_for_epsilon(held: Library) -> Non
     told = held.plan(RenderRequest("tiny-sd2", prediction="v_prediction"), ON_CPU)
 
     assert assumed.recipe.prediction == "epsilon"
-    assert any("assuming epsilon" in notice for notice in assumed.notices)
+    assert any("epsilon is assumed" in notice for notice in assumed.notices)
     assert (told.recipe.prediction, told.notices) == ("v_prediction", ())
     assert (assumed.recipe.width, told.recipe.width) == (512, 768)
 
