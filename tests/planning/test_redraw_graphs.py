@@ -347,8 +347,8 @@ def test_files_named_by_air_are_looked_for_by_their_versions() -> None:
 
 
 FIXTURES = {
-    "a1111-jpg-usercomment.jpg": ("differs", "did not state the VAE"),
-    "a1111-png-tiny.png": ("differs", "did not state the VAE"),
+    "a1111-jpg-usercomment.jpg": ("differs", "did not record the VAE"),
+    "a1111-png-tiny.png": ("differs", "did not record the VAE"),
     "civitai-site-jpg.jpg": ("differs", "made with ComfyUI, perhaps by CivitAI's generator"),
     "comfy-flux_dev_checkpoint_example.png": ("no", "node 35 (`FluxGuidance`) determines the prompt"),
     "comfy-img2img_workflow.png": ("needs-input", "node 10 (`LoadImage`) loads the image"),
