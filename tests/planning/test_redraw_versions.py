@@ -266,7 +266,11 @@ def test_hashes_of_hypernetworks_are_listed_too(entry: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("added", "verdict", "words"),
     [
-        ("", "differs", "can be rendered again, with differences:\n  the settings name the checkpoint `m` without a hash"),
+        (
+            "",
+            "differs",
+            "can be rendered again, with differences:\n  the settings name the checkpoint `m` without a hash",
+        ),
         (
             ", Denoising strength: 0.5",
             "needs-input",
