@@ -37,7 +37,7 @@ class Moment:
 
 
 class Prompts(Protocol):
-    """The conditioning of one pass; evaluations of the model are numbered from 0."""
+    """The interface of one pass's conditioning; `call` is the number of a model evaluation, counted from 0."""
 
     def key_at(self, call: int) -> tuple[int, ...]:
         """Return a key that is equal for evaluations with the same conditioning."""

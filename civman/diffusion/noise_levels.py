@@ -77,8 +77,9 @@ class NoiseLevels:
         """Compute the levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
 
         `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; because two nearly equal roots
-        are subtracted, this changes the highest levels by up to 1.6e-5. `half`: what to round to half precision, as
-        when A1111 before 1.8 converted a whole model: nothing (""), "alphas", or also the "levels" computed from them.
+        are subtracted, this changes the highest levels by up to 1.6e-5. `half`: which values are rounded
+        to half precision, as in A1111 before 1.8, which converted whole models: "" (none), "alphas", or "levels" (the
+        alphas and also the levels computed from them).
         With ComfyUI's rules, everything is computed in double precision, and the levels and their logarithms are
         rounded to single precision once.
 

@@ -37,7 +37,8 @@ class Digester:
     def finish(self, cancel: threading.Event) -> Sha256:
         """Wait until the whole file is hashed and return its SHA-256.
 
-        Raises: StoreError: the disk cannot be read. Interrupted: `cancel` was set. Errors of `on_progress`, too.
+        Raises: StoreError: the disk cannot be read. Interrupted: `cancel` was set. Also raises an error that
+        `on_progress` raised.
         """
         while self._thread.is_alive():
             self._thread.join(_POLL_S)

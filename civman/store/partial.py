@@ -51,7 +51,7 @@ _RELEASED_AT_ONCE = 8 << 20
 class Partial:
     """The bytes and the journal of one download. A lock makes sure that only one process owns it at a time.
 
-    Several threads may call `write` at once; all other methods belong to the owner.
+    In the owning process, several threads may call `write` at the same time.
     """
 
     def __init__(self, folder: Path, key: str) -> None:

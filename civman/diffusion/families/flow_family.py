@@ -45,7 +45,7 @@ class Defaults:
 
 
 class Texts(Protocol):
-    """The text encoders of a loaded model, see `civman.diffusion.flow_text`."""
+    """The interface of a loaded model's text encoders, which `civman.diffusion.flow_text` implements."""
 
     def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Any, Any]:
         """Encode a prompt with CLIP; return a layer's hidden states (1, 77, width) and the pooled vector (1, width)."""
