@@ -18,7 +18,7 @@ BUSY_TIMEOUT_S = 30.0
 """How long to wait for a database lock that another process holds."""
 
 _SIDE_FILES = 256 << 10
-_IN_USE = "is in use by another program"
+_IN_USE = "the library's database is in use by another program"
 _MEANINGS = {  # maps SQLite's primary result code to civman's error code, the message and the hint
     sqlite3.SQLITE_BUSY: (
         Cause.LIBRARY_LOCKED,
@@ -32,54 +32,64 @@ _MEANINGS = {  # maps SQLite's primary result code to civman's error code, the m
     ),
     sqlite3.SQLITE_CORRUPT: (
         Cause.LIBRARY_MALFORMED,
-        "is damaged",
+        "the library's database is damaged",
         "replace it with a copy (`library.db.backup-…`), or move the file away and run `civman verify --rebuild`",
     ),
     sqlite3.SQLITE_NOTADB: (
         Cause.LIBRARY_NOT_A_DATABASE,
-        "is not a database",
+        "the library's file is not a database",
         "move the file away and run `civman verify --rebuild`, or use another library with --library",
     ),
-    sqlite3.SQLITE_FULL: (Cause.DISK_FULL, "cannot grow: the disk is full", "free some space, then try again"),
+    sqlite3.SQLITE_FULL: (
+        Cause.DISK_FULL,
+        "the library's database cannot grow, because the disk is full",
+        "free some space, then try again",
+    ),
     sqlite3.SQLITE_READONLY: (
         Cause.LIBRARY_READ_ONLY,
-        "cannot be written",
+        "the library's database cannot be written",
         "check the permissions of the file and its folder",
     ),
     sqlite3.SQLITE_CANTOPEN: (
         Cause.LIBRARY_READ_ONLY,
-        "cannot be opened",
+        "the library's database cannot be opened",
         "check the permissions of the file and its folder",
     ),
     sqlite3.SQLITE_PERM: (
         Cause.LIBRARY_READ_ONLY,
-        "cannot be opened",
+        "the library's database cannot be opened",
         "check the permissions of the file and its folder",
     ),
     sqlite3.SQLITE_AUTH: (
         Cause.LIBRARY_READ_ONLY,
-        "cannot be opened",
+        "the library's database cannot be opened",
         "check the permissions of the file and its folder",
     ),
-    sqlite3.SQLITE_IOERR: (Cause.LIBRARY_IO, "cannot be read or written", "check the disk and its connection"),
+    sqlite3.SQLITE_IOERR: (
+        Cause.LIBRARY_IO,
+        "the library's database cannot be read or written",
+        "check the disk and its connection",
+    ),
 }
 
 
 def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
-    """Return the LibraryError for a SQLite error. Only SQLite's result code decides which one."""
+    """Return the LibraryError for a SQLite error, which is chosen by SQLite's result code."""
     number = getattr(error, "sqlite_errorcode", None)
     if number is None:
         raise error  # any other error means that civman misuses the driver, which is a bug
     primary = number & 0xFF
     if primary == sqlite3.SQLITE_IOERR and _is_full(path):
         primary = sqlite3.SQLITE_FULL
-    code, words, hint = _MEANINGS.get(
+    code, message, hint = _MEANINGS.get(
         primary,
-        (Cause.INDEX, f"cannot be used ({error})", "run `civman verify --rebuild` on a copy, or report this"),
+        (
+            Cause.INDEX,
+            f"the library's database cannot be used ({error})",
+            "run `civman verify --rebuild` on a copy, or report the error",
+        ),
     )
-    return LibraryError(
-        f"the library's database {words}: {path}", hint=hint, code=code, path=str(path), sqlite=error.sqlite_errorname
-    )
+    return LibraryError(f"{message}: {path}", hint=hint, code=code, path=str(path), sqlite=error.sqlite_errorname)
 
 
 @contextmanager

@@ -193,7 +193,7 @@ class Index:
         return read_maintenance.unidentified(self._reader)
 
     def places(self, digests: Iterable[Sha256]) -> list[SeenFile]:
-        """Every path where a file with one of these digests was read, with its stat information then; newest last."""
+        """All paths at which files with these digests were read, with the stat information saved then; newest last."""
         return read_maintenance.places(self._reader, digests)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
@@ -262,7 +262,7 @@ class Index:
     def model(self, model_id: ModelId) -> Page | None:
         """A model and its versions; None if the index has no such model.
 
-        The versions on the model's page come first, in the creator's order; the others follow, newest first.
+        The versions on the model's page come first, in the creator's order; the remaining ones follow, newest first.
         """
         return read_catalog.model(self._reader, model_id)
 
@@ -365,7 +365,7 @@ class Index:
             if number is None:
                 raise NotFound(f"not in the library: {asset.name}", name=asset.name)
             if alias is not None and write_assets.alias_owner(connection, alias) not in (None, number):
-                hint = f"remove it from the other file first: `civman edit {alias} --no-alias`"
+                hint = f"remove the alias from the other file first: `civman edit {alias} --no-alias`"
                 raise UsageError(
                     f"another file already has the alias: {alias}", code=Cause.ALIAS_TAKEN, hint=hint, alias=alias
                 )
@@ -452,7 +452,7 @@ class Index:
             return write_assets.update_facts(connection, sha256, facts, model_type)
 
     def save_hashes(self, found: Mapping[Sha256, Hashes]) -> None:
-        """Save the other digests (AutoV1, AutoV3, CRC32, BLAKE3) of blobs, given by SHA-256; None changes nothing."""
+        """Save the AutoV1, AutoV3, CRC32 and BLAKE3 digests of blobs, by SHA-256; a digest of None is not saved."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:

@@ -20,7 +20,7 @@ class Source(StrEnum):
     HASH = "by-hash"
     SIDECAR = "sidecar"
     RECORD = "record"
-    """Saved when a file was added whose version was not yet in the index."""
+    """No response: the row was added together with a file whose version was not yet in the index."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def select(
 
 
 def count(reader: Reader, wanted: AssetFilter, asked: Understood) -> int:
-    """The number of assets that match the filter; `asked` is the parsed form of its words."""
+    """The number of assets that match the filter; `asked` is the parsed form of `wanted.words`."""
     source, where, parameters = _condition(wanted, asked, "")
     row = reader.one(f"SELECT count(*) FROM {source} WHERE {where}", parameters)  # noqa: S608
     return int(row[0]) if row else 0

@@ -30,7 +30,7 @@ def model(reader: Reader, model_id: ModelId) -> tuple[Model, tuple[ModelVersion,
 
 
 def preview_levels(reader: Reader, version_ids: Iterable[VersionId]) -> dict[VersionId, int]:
-    """The content rating of the first image of each of these versions; the store keeps no image with a higher one."""
+    """Map versions to the content rating of their first image. Previews with a higher rating are not stored."""
     sql = (
         "SELECT version_id, nsfw_level, min(position) FROM preview WHERE media = 'image' "
         "AND version_id IN (SELECT value FROM json_each(?)) GROUP BY version_id"
@@ -39,7 +39,7 @@ def preview_levels(reader: Reader, version_ids: Iterable[VersionId]) -> dict[Ver
 
 
 def snapshot(reader: Reader, table: str, number: int) -> Snapshot | None:
-    """Return how current a row of `table` ("model" or "version") is."""
+    """Return when and from where a row of `table` ("model" or "version") was saved; None if there is no such row."""
     sql = f"SELECT fetched_at, source, gone_at, gone_status FROM {table} WHERE id = ?"  # noqa: S608
     if (row := reader.one(sql, [number])) is None:
         return None

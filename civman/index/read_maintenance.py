@@ -89,7 +89,7 @@ def shares(reader: Reader, group: str) -> list[Share]:
 
 
 def sidecars_due(reader: Reader, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
-    """Blobs whose sidecar file must be written, each with its token."""
+    """Blobs whose sidecar file must be written, each with the token of the last change of its rows."""
     if sha256 is None:
         return [(digest, token) for digest, token in reader.all("SELECT blob_sha256, token FROM sidecar_due")]
     return [

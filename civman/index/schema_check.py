@@ -37,7 +37,7 @@ def _words(change: object) -> str:
     first = change[0] if isinstance(change, (list, tuple)) and change else change
     step = first if isinstance(first, tuple) else change
     if not isinstance(step, tuple) or len(step) < 2:
-        return f"does not match the table definitions: {change}"
+        return f"part of the database does not match the table definitions: {change}"
     name = next((part.name for part in reversed(step) if getattr(part, "name", None)), None)
     verb, _, what = str(step[0]).partition("_")
     how = {"add": "is missing", "remove": "should not exist", "modify": "does not match its definition"}.get(verb, verb)

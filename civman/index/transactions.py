@@ -96,7 +96,7 @@ def named(connection: Connection, sql: str, parameters: Sequence[object] = ()) -
     return cursor.execute(sql, parameters).fetchall()
 
 
-# Any, because the type depends on the column
+# the result has the type Any, because the type of a value depends on the column
 def scalar(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> Any:
     """Run a SELECT and return the first column of its first row, or None."""
     row = connection.execute(sql, parameters).fetchone()

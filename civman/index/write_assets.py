@@ -15,7 +15,7 @@ from civman.index.transactions import IN_LIST, Connection, insert, insert_or_upd
 from civman.index.write_catalog import add_missing, file_identity, file_keys, refresh_assets
 
 CHUNK = 500
-"""Records per group of statements: few enough for SQLite's limit on bound values, and enough for speed."""
+"""The number of records per group of statements: few enough for SQLite's limit on bound values, and fast enough."""
 _OF_FILE = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
 """The columns of an asset that change when the same file is recorded again."""
 _DIGESTS = ("blake3", "crc32", "autov1", "autov3")
@@ -108,11 +108,11 @@ def require_name(alias: str) -> None:
         readable = False
     if not readable:
         hint = "choose a word that is not a number, hash, URL or path"
-        raise UsageError(f"cannot be an alias: {alias!r}", code=Cause.BAD_ALIAS, hint=hint, alias=alias)
+        raise UsageError(f"{alias!r} cannot be an alias", code=Cause.BAD_ALIAS, hint=hint, alias=alias)
 
 
 def alias_owner(connection: Connection, alias: str) -> int | None:
-    """The row id of the asset with this alias."""
+    """Return the row id of the asset with this alias; None if no asset has it."""
     found: int | None = scalar(connection, "SELECT id FROM asset WHERE alias = ?", [alias])
     return found
 
@@ -170,7 +170,7 @@ def _save_blobs(connection: Connection, records: Sequence[Record], folder: Path)
     always["verified_at"] = "max(excluded.verified_at, blob.verified_at)"
     always["declared_by"] = "CASE WHEN blob.declared_by = 'civitai' THEN 'civitai' ELSE excluded.declared_by END"
     facts = {name: f"excluded.{name}" for name in rows.facts_values(UNREAD)}
-    # files whose header was not read do not overwrite known facts
+    # keep the known facts of a file if its header was not read this time
     for read, changes in ((True, always | facts), (False, always)):
         values = [
             rows.blob_values(item.blob, rows.kept_path(item.path, folder), item.facts, _digests(item))

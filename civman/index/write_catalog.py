@@ -207,7 +207,7 @@ def _known(connection: Connection, table: str, numbers: Collection[int]) -> dict
 
 
 def _file_keys(connection: Connection, versions: Collection[int]) -> dict[tuple[int, str], int]:
-    # newest first, so that of two rows with the same identity the older one wins
+    # newest first, because a later row replaces an earlier one in the result, and the oldest row must be used
     wanted = f"SELECT key, version_id, file_id, type, name FROM file WHERE version_id {IN_LIST} ORDER BY key DESC"  # noqa: S608
     found = connection.execute(wanted, (listed(versions),))
     return {(version_id, _identity(number, kind, name)): key for key, version_id, number, kind, name in found}

@@ -1,4 +1,4 @@
-"""Record the images that were made."""
+"""Record the images that were made with this library."""
 
 from collections.abc import Iterable
 from datetime import datetime

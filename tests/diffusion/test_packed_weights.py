@@ -197,7 +197,7 @@ ODD = {
         "l.weight": FP8.to(torch.int8), "l.weight_scale": torch.ones(8),
         "l.comfy_quant": settings(format="int8_blockwise"),
     },
-    "int8 without a statement": {"l.weight": FP8.to(torch.int8), "l.weight_scale": torch.ones(8)},
+    "int8 in an unstated format": {"l.weight": FP8.to(torch.int8), "l.weight_scale": torch.ones(8)},
     "packed int4": {"l.qweight": torch.zeros(4, 4, dtype=torch.int32), "l.qzeros": torch.zeros(1, dtype=torch.int32)},
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
 _STATED_SHAPE = "comfy.gguf.orig_shape."
 """The prefix of a metadata key whose value is the true shape of a tensor that is stored with rows of another width.
 
-The rest of the key is the tensor's name. City96's converter writes such keys for convolutions.
+The rest of the key is the tensor's name. City96's converter writes these keys for convolutions.
 """
 
 
@@ -93,7 +93,7 @@ class GgufHeader:
         """
         names = author_names(self.architecture, self.tensors)
         if len(set(names.values())) < len(names):
-            refuse("two tensors of the GGUF file stand for the same tensor of the model", cause="duplicate-name")
+            refuse("two tensor names in the GGUF file mean the same tensor of the model", cause="duplicate-name")
         tensors = {names[name]: Tensor(kind, shape, *self.places[name]) for name, (kind, shape) in self.tensors.items()}
         return Header(tensors=tensors, metadata=self.metadata, header_bytes=self.data_start, file_size=self.file_size)
 
@@ -119,7 +119,7 @@ def _parse(reader: "_Reader", file_size: int) -> GgufHeader:
         refuse("the file is not GGUF: it does not start with the GGUF magic bytes", cause="no-header")
     version = reader.number("I")
     if version not in (2, 3):
-        refuse(f"GGUF version {version}, which civman does not read", cause="bad-header")
+        refuse(f"the file has GGUF version {version}, but civman reads only 2 and 3", cause="bad-header")
     tensor_count, key_count = reader.number("Q"), reader.number("Q")
     if max(tensor_count, key_count) > MAX_ENTRIES:
         refuse(f"the GGUF header lists more than {MAX_ENTRIES} entries", cause="too-many-tensors")
@@ -162,7 +162,7 @@ def _true_shape(name: str, shape: Shape, stated: Mapping[str, Shape]) -> Shape:
     if true is None:
         return shape
     if prod(true) != prod(shape):
-        refuse(f"the shape stated for `{short(name)}` has another number of elements", cause="bad-shape")
+        refuse(f"the metadata gives `{short(name)}` a shape with a different number of elements", cause="bad-shape")
     return true
 
 
@@ -171,7 +171,7 @@ def _stored_bytes(name: str, kind: str, shape: Shape) -> int:
         return 0
     block, size = BLOCKS[kind]
     if (shape[-1] if shape else 1) % block:
-        refuse(f"the rows of `{short(name)}` are no multiple of {block} wide, as {kind} needs", cause="bad-shape")
+        refuse(f"the width of `{short(name)}` is not a multiple of {block}, as {kind} needs", cause="bad-shape")
     return prod(shape) // block * size
 
 
@@ -201,7 +201,7 @@ class _Reader:
         name = self.text()
         axes = self.number("I")
         if axes > 8:
-            refuse(f"`{short(name)}` has {axes} axes", cause="bad-shape")
+            refuse(f"the tensor `{short(name)}` has {axes} axes, more than any model needs", cause="bad-shape")
         shape = tuple(self.number("Q") for _ in range(axes))[::-1]
         kind = self.number("I")
         return name, TYPES.get(kind, f"type {kind}"), shape, self.number("Q")
@@ -210,10 +210,10 @@ class _Reader:
         """Read an array of integers as a shape."""
         inner, count = self.number("I"), self.number("Q")
         if inner not in _WHOLE or count > 8:
-            refuse("the GGUF header states a shape that is no list of numbers", cause="bad-header")
+            refuse("a shape in the GGUF header is not a list of up to eight integers", cause="bad-header")
         sizes = tuple(self.number(_NUMBERS[inner]) for _ in range(count))
         if min(sizes, default=0) < 0:
-            refuse("the GGUF header states a shape with a negative size", cause="bad-header")
+            refuse("a shape in the GGUF header contains a negative size", cause="bad-header")
         return sizes
 
     def text(self) -> str:

@@ -1,6 +1,6 @@
 """Translates the tensor names of text encoders in GGUF files to the original authors' names.
 
-llama.cpp has names of its own for language models. Names are translated only for architectures whose tensors llama.cpp
+llama.cpp renames the tensors of language models. Names are translated only for architectures whose tensors llama.cpp
 stores unchanged: it permutes the queries and keys of Llama and Mistral, and adds one to Gemma's norms.
 
 Source: the name tables of the package `gguf`; a test compares each name with them.

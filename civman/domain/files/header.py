@@ -46,7 +46,7 @@ class Sniffed(StrEnum):
     UNKNOWN = "unknown"
 
 
-_SAID = {
+_DESCRIPTIONS = {
     Sniffed.HTML: "an HTML page, not a model (a login or error page?)",
     Sniffed.JSON: "JSON, not a model (an error message?)",
     Sniffed.XML: "XML, not a model (a storage error message?)",
@@ -110,7 +110,7 @@ def sniff(first: bytes) -> Sniffed:
     """Return the file type that a file's first bytes indicate. 512 bytes are enough; 8 bytes give a first guess."""
     if not first:
         return Sniffed.EMPTY
-    # check for the brace after the length first, because the length may equal another format's signature
+    # first look for the brace that follows the length, because the length's bytes may equal another format's signature
     plausible = len(first) >= 8 and 2 <= int.from_bytes(first[:8], "little") <= MAX_HEADER_BYTES
     if plausible and first[8:].lstrip(b" \t\r\n")[:1] in (b"{", b""):
         return Sniffed.SAFETENSORS
@@ -134,13 +134,13 @@ def sniff(first: bytes) -> Sniffed:
 def needed_bytes(first: bytes, file_size: int) -> int:
     """Return how many bytes from the start of the file `parse` needs. `first` must have at least eight bytes.
 
-    With more bytes, the error messages are more exact.
+    If `first` has up to 512 bytes, the error messages are more exact.
 
     Raises: InvalidModelFile: it cannot be a safetensors file of `file_size` bytes.
     """
     found = sniff(first)
-    if found in _SAID:
-        refuse(f"the file is {_SAID[found]}", cause=f"is-{found.value}")
+    if found in _DESCRIPTIONS:
+        refuse(f"the file is {_DESCRIPTIONS[found]}", cause=f"is-{found.value}")
     if len(first) < 8 or file_size < 8:
         refuse(f"the file is too short to be a model: {file_size} bytes", cause="truncated")
     length = int.from_bytes(first[:8], "little")
@@ -168,7 +168,7 @@ def parse(prefix: bytes, *, file_size: int) -> Header:
 
 
 def tokenizer_header(first: bytes, file_size: int, metadata: Mapping[str, str]) -> Header | None:
-    """Return the header of a tokenizer file, whose only tensor contains the whole file; None for other files.
+    """Return a header that presents a tokenizer file as a single tensor with all of its bytes; None for other files.
 
     `first`: the file's first 512 bytes.
     """
@@ -183,8 +183,8 @@ def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_byte
     for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # sort by start offset, then by end offset
         if tensor.start != at:
             name = next(name for name, each in tensors.items() if each is tensor)
-            what = "overlaps another tensor" if tensor.start < at else "leaves a gap before it"
-            refuse(f"`{short(name)}` {what}: at byte {tensor.start}, expected {at}", cause="bad-layout")
+            problem = "it overlaps another tensor" if tensor.start < at else "there is a gap before it"
+            refuse(f"`{short(name)}` is at byte {tensor.start} instead of {at}, so {problem}", cause="bad-layout")
         at = tensor.end
     if at > data_bytes:
         refuse(
@@ -194,4 +194,4 @@ def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_byte
             hint="download the file again",
         )
     if at < data_bytes:
-        refuse(f"{data_bytes - at} bytes follow the last tensor", cause="trailing-bytes")
+        refuse(f"the file continues for {data_bytes - at} bytes after its last tensor", cause="trailing-bytes")

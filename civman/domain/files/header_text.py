@@ -82,8 +82,8 @@ def _all_at_once(text: str) -> dict[str, Tensor] | None:
     """
     entries: list[tuple[str, str, str, str, str]] = _USUAL.findall(text)
     if sum(len(entry[0]) for entry in entries) != len(text) or not text.rstrip().endswith("}"):
-        return None  # there is something else between the entries
-    # cached, because a file has only a few dozen combinations of type and shape
+        return None  # part of the text is not an entry in the usual form
+    # a cache of parsed types and shapes, because a file has only a few dozen combinations of them
     kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}
     tensors: dict[str, Tensor] = {}
     # calling tuple.__new__ directly takes a third of the time of the NamedTuple's constructor
@@ -169,7 +169,7 @@ class _Scanner:
             if len(tensors) > MAX_TENSORS:
                 refuse(f"the header lists more than {MAX_TENSORS} tensors", cause="too-many-tensors")
         if data[self._at : end].strip(b" \t\r\n"):
-            refuse("the header continues after its end", cause="bad-header")
+            refuse("the header's JSON text is followed by other text", cause="bad-header")
         return tensors, metadata or {}
 
     def _rest(self) -> dict[str, Tensor] | None:
@@ -190,8 +190,8 @@ class _Scanner:
         size = math.prod(shape) * bits
         if size != (end - start) * 8:
             refuse(
-                f"`{short(name)}` should take {-(-size // 8)} bytes ({dtype} {_shape(shape)}), but the header gives "
-                f"{end - start}", cause="bad-size",
+                f"`{short(name)}` should take {-(-size // 8)} bytes ({dtype} {_shape(shape)}), but takes {end - start} "
+                "according to the header", cause="bad-size",
             )  # fmt: skip
         return Tensor(dtype, shape, start, end)
 
@@ -203,7 +203,7 @@ class _Scanner:
         try:
             value, used = _decoder.raw_decode(text)
         except (ValueError, RecursionError) as error:
-            refuse(f"the header's entry `{short(name)}` is not readable", cause="bad-header", hint=_hint(error))
+            refuse(f"the header's entry `{short(name)}` is not valid JSON", cause="bad-header", hint=_hint(error))
         if not isinstance(value, dict):
             refuse(f"the header's entry `{short(name)}` is not a tensor", cause="bad-header")
         if "\ufffd" in text[:used]:
@@ -213,7 +213,7 @@ class _Scanner:
         if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(places) or len(places) != 2:
             refuse(f"the header's entry `{short(name)}` is not a tensor", cause="bad-header")
         if len(shape) > _MAX_DIMS or max(places) >= 1 << 64:
-            refuse(f"`{short(name)}` has an impossible shape or position", cause="bad-shape")
+            refuse(f"the tensor `{short(name)}` has an impossible shape or position", cause="bad-shape")
         return self._tensor(name, dtype, tuple(shape), places[0], places[1])
 
     def _metadata(self) -> dict[str, str]:
@@ -242,7 +242,7 @@ class _Scanner:
         self._skip()
         found = _STRING.match(self._data, self._at, min(self._end, self._at + MAX_METADATA_BYTES))
         if found is None:
-            refuse(f"the header is not readable at byte {self._at}", cause="bad-header")
+            refuse(f"the header is not valid JSON at byte {self._at}", cause="bad-header")
         self._at = found.end()
         return self._text(found.group(1))
 
@@ -269,7 +269,7 @@ class _Scanner:
 
     def _expect(self, char: bytes) -> None:
         if not self._accept(char):
-            refuse(f"the header is not readable at byte {self._at}", cause="bad-header")
+            refuse(f"the header is not valid JSON at byte {self._at}", cause="bad-header")
 
     def _more(self) -> bool:
         if self._accept(b","):
@@ -286,7 +286,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"not a whole number: {text[:20]}")
+    raise ValueError(f"`{text[:20]}` is not an integer")
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_no_number, parse_constant=_no_number)
@@ -301,4 +301,4 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _hint(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else short(str(error))
+    return "the JSON text is nested too deeply" if isinstance(error, RecursionError) else short(str(error))

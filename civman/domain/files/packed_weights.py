@@ -1,8 +1,8 @@
-"""How each packed weight of a file is converted back into numbers, and the tensors that the model sees afterwards.
+"""Determines how to unpack each packed weight of a file, and which tensors the file has after unpacking.
 
 A packed weight is stored with fewer bits and some helper tensors: 8-bit floats or integers with a scale, or 4-bit codes
-with a table. `packed_weights` finds the rule for each packed weight; `plain_tensors` lists the tensors as if nothing
-were packed. The arithmetic is in `civman.diffusion.dequantise`.
+with a table. `packed_weights` describes how each packed weight is stored; `plain_tensors` lists the tensors after
+unpacking. The arithmetic is in `civman.diffusion.dequantise`.
 
 Source: the tensors and the JSON settings that ComfyUI and bitsandbytes write.
 """
@@ -58,7 +58,7 @@ class Packed:
 
 
 def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:
-    """Find the rule for every packed weight in a file, by the weight's name. `file` is the file's name, for messages.
+    """Map the name of every packed weight in a file to how it is stored. `file`: the file's name, for messages.
 
     Raises: CannotRender (`quantised-weights`): civman cannot convert the format back into numbers; the message names
         the format. InvalidModelFile: the helper tensors do not belong together.
@@ -83,7 +83,7 @@ def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:
 
 
 _WITHOUT_SCALES = (Quantisation.SVDQUANT, Quantisation.PACKED_INT4, Quantisation.INT8_BITSANDBYTES)
-"""Packed formats without scale tensors, so that the check of each scaled weight cannot refuse them."""
+"""Packed formats without scale tensors. `packed_weights` looks for scale tensors, so it must refuse them separately."""
 
 
 class _UnknownFormError(ValueError):
@@ -140,7 +140,7 @@ def _scaled(
     elif form:
         _refuse(form)
     elif stored.dtype in ("I8", "U8"):
-        _refuse("int8 without a statement of its format" if stored.dtype == "I8" else "nvfp4")
+        _refuse("int8 in an unstated format" if stored.dtype == "I8" else "nvfp4")
     _require_scale(weight, scale, stored.shape, tensors)
     helpers = (scale, *(f"{module}{ending}" for ending in INPUT_SCALES if f"{module}{ending}" in tensors))
     return Packed(stored.shape, dtype=dtype, scale=scale, rotation=rotation, helpers=helpers)
@@ -155,7 +155,8 @@ def _require_scale(weight: str, scale: str, shape: Shape, tensors: Mapping[str, 
             tensor=scale,
         )
     if tensors[scale].dtype not in ("F64", "F32", "F16", "BF16"):
-        _refuse("mxfp8" if tensors[scale].dtype == "F8_E8M0" else f"scales of the type {tensors[scale].dtype}")
+        scale_type = tensors[scale].dtype
+        _refuse("mxfp8" if scale_type == "F8_E8M0" else f"numbers with scales of type {scale_type}")
     if f"{weight}_scale_2" in tensors:
         _refuse("nvfp4")
 
@@ -183,7 +184,7 @@ def _four_bit(weight: str, state: str, tensors: Mapping[str, Tensor], read: Read
     settings = _json(state, tensors, read)
     form = str(settings.get("quant_type", ""))
     if form not in ("nf4", "fp4"):
-        _refuse(f"{form or 'a format without a name'} (bitsandbytes)")
+        _refuse(f"{form or 'an unnamed format'} of bitsandbytes")
     try:
         shape = tuple(int(size) for size in settings["shape"])
         block = int(settings["blocksize"])
@@ -202,7 +203,9 @@ def _four_bit(weight: str, state: str, tensors: Mapping[str, Tensor], read: Read
         which = wrong[0] if wrong else weight
         raise InvalidModelFile(f"`{short(which)}` is missing or does not fit a weight of shape {list(shape)}")
     if math.prod(tensors[weight].shape) != (count + 1) // 2:
-        raise InvalidModelFile(f"`{short(weight)}` has too few or too many codes for a weight of shape {list(shape)}")
+        raise InvalidModelFile(
+            f"the number of 4-bit codes in `{short(weight)}` does not fit a weight of shape {list(shape)}"
+        )
     return Packed(
         shape, table=names["quant_map"], absmax=names["absmax"], block=block,
         nested_table=names["nested_quant_map"] if is_nested else "",
@@ -217,7 +220,7 @@ def _json(name: str, tensors: Mapping[str, Tensor], read: Read) -> dict[str, Any
     """Parse the JSON settings that a tensor of bytes contains."""
     tensor = tensors[name]
     if tensor.dtype != "U8" or tensor.end - tensor.start > _MAX_JSON_BYTES:
-        raise InvalidModelFile(f"`{short(name)}` does not contain settings")
+        raise InvalidModelFile(f"the tensor `{short(name)}` should contain JSON settings, but does not")
     try:
         found = json.loads(read(name).decode("utf-8").rstrip("\0 "))
     except (ValueError, RecursionError) as error:

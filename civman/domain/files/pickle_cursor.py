@@ -28,7 +28,7 @@ class Cursor:
         end = self.at + count
         if end > len(self.data):
             if count > MAX_PICKLE_BYTES:
-                refuse(f"{self.member} contains a string of {count:,} bytes", cause="bad-pickle")
+                refuse(f"{self.member} contains a string that is too long: {count:,} bytes", cause="bad-pickle")
             raise NeedsMore
         found = self.data[self.at : end]
         self.at = end

@@ -119,7 +119,7 @@ class _Machine(Cursor):
     def _not_callable(self, what: Any) -> NoReturn:
         name = what.name if isinstance(what, Global) else type(what).__name__
         raise Refused(
-            f"`{short(name)}` in {self.member} is called, which is not allowed",
+            f"{self.member} calls `{short(name)}`, which is not allowed",
             code=Cause.PICKLE, member=self.member, **{"global": short(name)},
         )  # fmt: skip
 
@@ -149,10 +149,10 @@ class _Machine(Cursor):
         return Placeholder(what.name)
 
     def _charge(self, count: int) -> None:
-        """Count the values that an opcode copies or searches: a single opcode may refer to a value of any length."""
+        """Count the values that an opcode copies or searches, because a single opcode may do so with a long list."""
         self._copied += count
         if self._copied > MAX_OPCODES:
-            refuse(f"{self.member} copies its values more often than any real file", cause="too-long-pickle")
+            refuse(f"{self.member} copies more values than the pickle of any real model", cause="too-long-pickle")
 
     def _dict(self, arguments: tuple[Any, ...]) -> Pairs:
         found = Pairs()
@@ -164,7 +164,7 @@ class _Machine(Cursor):
                 self._charge(len(argument))
                 pairs = [tuple(each) for each in argument if isinstance(each, list | tuple) and len(each) == 2]
                 if len(pairs) != len(argument):
-                    refuse(f"a dictionary in {self.member} is not made from pairs", cause="bad-pickle")
+                    refuse(f"{self.member} builds a dictionary from items that are not pairs", cause="bad-pickle")
                 found.items += pairs
         return found
 
@@ -197,7 +197,7 @@ class _Machine(Cursor):
     def newobj_ex(self) -> None:
         keywords, arguments, what = self._stack.pop(), self._stack.pop(), self._stack.pop()
         if not isinstance(keywords, Pairs):
-            refuse(f"{self.member} passes keywords that are not a dictionary", cause="bad-pickle")
+            refuse(f"{self.member} passes keyword arguments that are not a dictionary", cause="bad-pickle")
         self._push(self.call(what, arguments))
 
     def inst(self) -> None:
@@ -224,7 +224,7 @@ class _Machine(Cursor):
             named = next((key for key, _ in entries if _is_method(key)), "")
             if named:
                 raise Refused(
-                    f"`{short(named)}` in {self.member} is replaced, which is not allowed: it could run code",
+                    f"{self.member} replaces the method `{short(named)}`, which is not allowed: it could run code",
                     code=Cause.PICKLE, member=self.member, **{"global": short(named)},
                 )  # fmt: skip
 
@@ -246,24 +246,24 @@ class _Machine(Cursor):
         found = storage_of(said)
         known = self._storages.setdefault(found.key, found)
         if (known.dtype, known.count) != (found.dtype, found.count):
-            refuse(f"{self.member} describes the storage {short(found.key)} in two ways", cause="bad-pickle")
+            refuse(f"{self.member} contains two descriptions of storage {short(found.key)}", cause="bad-pickle")
         self._push(found)
 
     def persistent_text(self) -> None:
-        refuse(f"{self.member} has a persistent id as text, which torch does not write",
+        refuse(f"{self.member} contains a persistent id as text, which torch does not write",
                cause="bad-pickle")  # fmt: skip
 
     def protocol(self) -> None:
         version = self.size("<B")
         if version > 5:
-            refuse(f"{self.member} has protocol {version}, which does not exist", cause="bad-pickle")
+            refuse(f"{self.member} states pickle protocol {version}, which does not exist", cause="bad-pickle")
 
     def frame(self) -> None:
         self.size("<Q")
 
     def mark(self) -> None:
         if len(self._marks) >= _MAX_MARKS:
-            refuse(f"{self.member} nests too deeply", cause="too-deep")
+            refuse(f"{self.member} nests its values too deeply", cause="too-deep")
         self._marks.append(self._stack)
         self._stack = []
 
@@ -293,7 +293,7 @@ class _Machine(Cursor):
 
     def _keep(self, number: Any) -> None:
         if not 0 <= number < MAX_OPCODES:
-            refuse(f"{self.member} numbers more values than any real file", cause="bad-pickle")
+            refuse(f"{self.member} uses memo number {number}, which no real model needs", cause="bad-pickle")
         self._memo[number] = self._stack[-1]
 
     def get(self) -> None:
@@ -327,7 +327,7 @@ class _Machine(Cursor):
     def long4(self) -> None:
         size = self.size("<i")
         if not 0 <= size <= MAX_NUMBER_BYTES:
-            refuse(f"{self.member} contains a number of {size:,} bytes", cause="bad-pickle")
+            refuse(f"{self.member} contains an integer of {size:,} bytes, which is not allowed", cause="bad-pickle")
         self._push(int.from_bytes(self.take(size), "little", signed=True))
 
     def float_(self) -> None:

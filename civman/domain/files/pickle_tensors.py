@@ -81,7 +81,7 @@ class _Walk:
             self._add(name or SINGLE, value)
             return
         if depth > _MAX_DEPTH:
-            refuse("the pickle nests its values too deeply", cause="too-deep")
+            refuse("the values in the pickle are nested too deeply", cause="too-deep")
         if isinstance(value, Pairs):
             entries = [(_key(key), inner) for key, inner in value.items] if len(value.items) <= _MAX_VISITS else []
             # in a dictionary, a later entry replaces an earlier one with the same key
@@ -97,7 +97,7 @@ class _Walk:
     def count(self, visits: int = 1) -> None:
         self._visits += visits
         if self._visits > _MAX_VISITS:
-            refuse("the pickle repeats its values more often than any real file", cause="too-deep")
+            refuse("the pickle repeats its values more often than that of any real model", cause="too-deep")
 
     def _add(self, name: str, tensor: StoredTensor) -> None:
         if len(name) > _MAX_NAME or name == "__metadata__" or name in self.found:
@@ -152,7 +152,7 @@ def _plain_values(value: Any) -> dict[str, str]:
 def _as_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value if len(value) <= _MAX_VALUE else None
-    if isinstance(value, int | float):  # JSON also covers True and False
+    if isinstance(value, int | float):  # this includes True and False, which JSON can represent
         return json.dumps(value) if not isinstance(value, int) or abs(value) < 1 << 63 else None
     if isinstance(value, list | tuple) and 0 < len(value) <= _MAX_ENTRIES:
         return json.dumps(list(value)) if all(type(each) in (int, float, str, bool) for each in value) else None

@@ -94,7 +94,7 @@ class Placeholder:
 def storage_of(said: Any) -> Storage:
     """Build the storage that a persistent id describes. Raises: InvalidModelFile: it does not describe a storage."""
     if not (isinstance(said, tuple) and len(said) in (5, 6) and said[0] == "storage"):
-        refuse("a persistent id in the pickle is not a storage of torch", cause="bad-pickle")
+        refuse("a persistent id in the pickle does not describe a storage of torch", cause="bad-pickle")
     kind, key, count = said[1], said[2], said[4]
     if not (isinstance(kind, Global) and kind.meaning is Meaning.STORAGE):
         refuse("a storage in the pickle has a class that civman does not know", cause="bad-pickle")
@@ -104,7 +104,7 @@ def storage_of(said: Any) -> Storage:
     if view is None:
         return Storage(str(key), kind.dtype, count)
     if not (isinstance(view, tuple) and len(view) == 3 and _is_size(view[1]) and _is_size(view[2])):
-        refuse("a view of a storage in the pickle is not valid", cause="bad-pickle")
+        refuse("the pickle contains an invalid view of a storage", cause="bad-pickle")
     if view[1] + view[2] > count:
         refuse("a view of a storage goes beyond its end", cause="bad-size")
     return Storage(str(key), kind.dtype, count, view[1], view[2])
@@ -122,7 +122,7 @@ def tensor_of(arguments: tuple[Any, ...], dtype: str | None = None) -> StoredTen
     if kind is None:
         refuse("a tensor in the pickle has no type", cause="bad-pickle")
     if not (_is_size(offset) and isinstance(shape, tuple) and isinstance(strides, tuple)):
-        refuse("a tensor in the pickle has no valid place or shape", cause="bad-shape")
+        refuse("a tensor in the pickle has no valid offset or shape", cause="bad-shape")
     if len(shape) != len(strides) or len(shape) > MAX_DIMS:
         refuse("a tensor in the pickle has an impossible number of axes", cause="bad-shape")
     if not all(map(_is_size, shape)):

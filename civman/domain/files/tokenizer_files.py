@@ -1,7 +1,7 @@
 """Recognise tokenizer files: `tokenizer.model` (SentencePiece), `tokenizer.json` and Mistral's `tekken.json`.
 
 A tokenizer file is treated as a model file with one tensor, which contains all of its bytes. Some text encoders' files
-contain the same bytes in a tensor of the same name, so that one code reads both.
+contain the same bytes in a tensor of the same name, so the same code can read both.
 
 Source: SentencePiece's message `ModelProto`; `tokenizer.json` as Hugging Face's library `tokenizers` writes it.
 """
@@ -16,9 +16,10 @@ PIECES: Final = "spiece_model"
 JSON: Final = "tokenizer_json"
 TEKKEN: Final = "tekken_model"
 TENSORS: Final = (PIECES, JSON, TEKKEN)
-"""The names of the tensors that contain a tokenizer: ComfyUI's, and civman's own for `tokenizer.json`."""
+"""The names of tensors that contain a tokenizer. ComfyUI defined them, except the one for `tokenizer.json`."""
 TITLES: Final = {
-    PIECES: "a SentencePiece model", JSON: "a tokenizer of the library `tokenizers`", TEKKEN: "a Tekken tokenizer",
+    PIECES: "a SentencePiece model", JSON: "a tokenizer in the format of Hugging Face's `tokenizers`",
+    TEKKEN: "a Tekken tokenizer",
 }  # fmt: skip
 NAMES: Final = {PIECES: "sentencepiece", JSON: "tokenizers", TEKKEN: "tekken"}
 TOKENS: Final = "tokens"
@@ -30,9 +31,12 @@ _JSON_MARKS = {JSON: (b'"added_tokens"',), TEKKEN: (b'"config"', b'"pattern"')}
 
 
 def tokenizer_tensor(first: bytes) -> str | None:
-    """Return the name of the tensor that a tokenizer file stands for, by its first 512 bytes; None for other files."""
+    """Return the name of the tensor that a tokenizer file is treated as; None for other files.
+
+    `first`: the file's first 512 bytes.
+    """
     if first[:1] == first[2:3] == b"\n" and len(first) > 4 and first[4 + first[3] :][:1] in (b"\x15", b"\x18"):
-        return PIECES  # it starts with a piece: a text, followed by a score or a type
+        return PIECES  # the file starts with an entry of a vocabulary: a text, followed by a score or a type
     text = first.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not text.startswith(b"{"):
         return None
@@ -95,9 +99,9 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise ValueError("no such kind of field")
+            raise ValueError("a field of the protocol buffer message has an unknown wire type")
         if at + size > len(data):
-            raise IndexError("the message ends too early")
+            raise IndexError("the protocol buffer message ends within a field")
         yield tag >> 3, data[at : at + size]
         at += size
 

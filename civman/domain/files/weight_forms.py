@@ -129,7 +129,7 @@ def scale_names(tensors: Iterable[str]) -> dict[str, str]:
     if not any(ending in "\n".join(names) for ending in SCALES):
         return found
     for name in names:
-        if not name.endswith(SCALES):  # one test for all endings, because most names have none of them
+        if not name.endswith(SCALES):  # test for all endings at once, because most names have none of them
             continue
         for ending in SCALES:
             if name.endswith(ending) and (weight := f"{name.removesuffix(ending)}.weight") in names:
@@ -164,11 +164,11 @@ _MARKS = (
     (Quantisation.INT8_BITSANDBYTES, ("SCB",)),
     (Quantisation.NVFP4, ("weight_scale_2",)),
 )
-"""Maps kinds of packing to last components of tensor names that occur with only that kind."""
+"""Maps each kind of packing to the last components of tensor names that only this kind has."""
 
 
 def _part_of(name: str) -> str:
-    """Return the part of a model that a tensor belongs to; empty for a tokenizer, which is no weight."""
+    """Return the part of a model that a tensor belongs to; empty if it contains a tokenizer instead of weights."""
     if name.endswith(TOKENIZERS):
         return ""
     for part, prefixes in _PARTS:

@@ -18,7 +18,7 @@ MAX_MEMBERS = 100_000
 _MAX_DIRECTORY_BYTES = 32 << 20
 _MAX_RATIO = 16
 _FREE_BYTES = 16 << 20
-"""Compressed archives up to this size in bytes are accepted whatever their compression ratio."""
+"""Archives that expand to at most this number of bytes are accepted, whatever their compression ratio."""
 _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -120,7 +120,7 @@ def _entry(raw: bytes, at: int) -> tuple[str, Member, int, int]:
     if method not in (_STORED, _DEFLATED):
         refuse(f"`{short(name)}` in the archive is compressed in a way that torch does not read", cause="bad-zip")
     if method == _STORED and packed != size:
-        refuse(f"`{short(name)}` in the archive has two sizes", cause="bad-size")
+        refuse(f"the archive states two different sizes for `{short(name)}`", cause="bad-size")
     return name, Member(name, 0, packed, size, method == _DEFLATED, crc32), local, end
 
 
@@ -160,7 +160,7 @@ def _data_start(read: ReadAt, local: int, name: str) -> int:
         refuse(f"`{short(name)}` in the archive is not at its recorded position", cause="bad-zip")
     *_, name_bytes, extra_bytes = _LOCAL.unpack_from(raw)
     if raw[_LOCAL.size :] != name.encode() or name_bytes != len(name.encode()):
-        refuse(f"`{short(name)}` in the archive is listed under two names", cause="bad-zip")
+        refuse(f"the name of `{short(name)}` in the archive differs from its name in the directory", cause="bad-zip")
     return local + _LOCAL.size + int(name_bytes) + int(extra_bytes)
 
 
@@ -178,7 +178,7 @@ def _check_expansion(members: Iterable[Member], file_size: int) -> None:
     total = sum(member.size_bytes for member in members)
     if total > max(_FREE_BYTES, file_size * _MAX_RATIO):
         refuse(
-            f"the archive expands from {file_size:,} to {total:,} bytes, which no model does",
+            f"the archive expands from {file_size:,} to {total:,} bytes, which is more than any model does",
             cause="decompression-bomb",
         )
 

@@ -140,7 +140,7 @@ def _resolution(text: str) -> str:
 
 
 def _tags(value: object) -> tuple[tuple[str, int], ...]:
-    """Add up the counts in `{folder: {tag: count}}`; `{tag: count}` is accepted as well."""
+    """Add up the counts in `{folder: {tag: count}}`; `{tag: count}` is also accepted."""
     counts: Counter[str] = Counter()
     folders = value.values() if isinstance(value, dict) else ()
     flat = {tag: count for tag, count in value.items() if type(count) is int} if isinstance(value, dict) else {}

@@ -57,7 +57,7 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )
-    # checked before LoRAs, because some IP-Adapters contain LoRAs as well
+    # check for IP-Adapters before LoRAs, because some IP-Adapters also contain LoRAs
     if any(name.startswith("ip_adapter.") for name in shapes):
         look = Look.at(shapes.items())
         if rule := rules.first([rule for rule in rule_tables.PARTS if rule.kind is Kind.IP_ADAPTER], look):
@@ -66,8 +66,7 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
             return _spoken(base, rule, said)
     deltas = deltas_of(header)
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
-        # use one precision for the whole file, because sorting its tensors into parts would take as long as all the
-        # rest
+        # determine one precision for the whole file, because sorting its tensors into parts would double the time
         return _adapter(replace(base, weights=_words(base.precision)), shapes, deltas, said)
     base = replace(base, weights=weight_form(header.tensors).words)
     for question in (_embedding, _control, _diffusion_model, _other_part):
@@ -75,7 +74,7 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
             return found
     reasons = ["no rule recognises the tensor names"]
     if said.architecture is not Architecture.UNKNOWN:
-        reasons.append(f"its metadata says {said.base}, which no tensor confirms")
+        reasons.append(f"the file's metadata says {said.base}, which no tensor confirms")
     return replace(base, reasons=tuple(reasons))
 
 
@@ -116,14 +115,14 @@ def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: 
         base, kind=Kind.ADAPTER, adapter=kind, ranks=spread, flags=tuple(flags), module_count=len(deltas.modules),
         key_format=_adapter_format(shapes, deltas.modules), context_width=max(widths, default=None),
         has_text_encoder=look.has(r"^:te\d$"), has_diffusion_model=look.has(r"^(?!:)"),
-        reasons=(f"{len(deltas.modules)} modules named as in {kind}",),
+        reasons=(f"{len(deltas.modules)} modules with tensors of the kind {kind}",),
     )  # fmt: skip
     rule = rules.first(rule_tables.ADAPTED, look)
     if rule is not None:
         return _spoken(identity, rule, said)
     if said.architecture is Architecture.UNKNOWN:
         return identity
-    words = f"no rule recognises the modules that it changes; its metadata says {said.base}"
+    words = f"no rule recognises the modules that the adapter changes; the file's metadata says {said.base}"
     return replace(
         identity, architecture=said.architecture, confidence=Confidence.LIKELY, reasons=(*identity.reasons, words)
     )
@@ -251,7 +250,7 @@ def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity |
         if mark.holds(whole):
             identity = _also(identity, mark)
     if said.prediction_type == "v" and "v-prediction" not in identity.flags:
-        words = (*identity.reasons, "its metadata says v-prediction")
+        words = (*identity.reasons, "the file's metadata says v-prediction")
         identity = replace(identity, flags=(*identity.flags, "v-prediction"), reasons=words)
     return identity
 
@@ -353,9 +352,9 @@ def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
     if said.architecture in rule.also:
         architecture = said.architecture
         also = tuple(family for family in (rule.says, *rule.also) if family not in (architecture, Architecture.UNKNOWN))
-        why.append(f"its metadata says {said.base}")
+        why.append(f"the file's metadata says {said.base}")
     elif rule.also:
-        why.append(f"{', '.join(rule.also)} look the same")
+        why.append(f"files of {', '.join(rule.also)} look the same")
     if architecture is Architecture.UNKNOWN:
         confidence = Confidence.NONE
     flags = (*identity.flags, rule.flag) if rule.flag else identity.flags

@@ -18,21 +18,21 @@ _BLOCKS = r"^controlnet_blocks\.#"
 _MOTION = r"motion_modules\.#\.(temporal_transformer|transformer_blocks)\."
 
 _CONTROLNETS: tuple[Rule, ...] = (
-    Rule("unet-with-controlnet-xs", A.UNKNOWN, "a UNet with ControlNet-XS inside", kind=Kind.CHECKPOINT,
+    Rule("unet-with-controlnet-xs", A.UNKNOWN, "a UNet that contains a ControlNet-XS", kind=Kind.CHECKPOINT,
          needs=(r"^ctrl_conv_in\.", r"^base_conv_in\.")),
-    Rule("controlnet-qwen-image", A.QWEN_IMAGE, "control blocks in addition to Qwen-Image's", kind=C,
+    Rule("controlnet-qwen-image", A.QWEN_IMAGE, "control blocks in addition to Qwen-Image's blocks", kind=C,
          needs=(_BLOCKS, r"^transformer_blocks\.#\.img_mod\.")),
     Rule("controlnet-qwen-image-blocks", A.QWEN_IMAGE, "control layers for the blocks of Qwen-Image", kind=C,
          needs=(r"^controlnet_blocks\.#\.y_rms\.weight$", r"^img_in\.weight$")),
-    Rule("controlnet-flux", A.FLUX1, "control blocks in addition to Flux's", kind=C,
+    Rule("controlnet-flux", A.FLUX1, "control blocks in addition to Flux's blocks", kind=C,
          needs=(_BLOCKS, r"^(single_transformer_blocks|double_blocks|controlnet_x_embedder)"),
          lacks=(r"^transformer_blocks\.#\.img_mod\.", r"^time_embed\.", r"token_refiner")),
-    Rule("controlnet-sd3", A.SD3, "control blocks in addition to SD 3's", kind=C,
+    Rule("controlnet-sd3", A.SD3, "control blocks in addition to SD 3's blocks", kind=C,
          needs=(_BLOCKS, r"^pos_embed(_input)?\.proj\.weight$",
                 r"^transformer_blocks\.#\.attn\.(add_q_proj|to_q|qkv)")),
-    Rule("controlnet-hunyuan-dit", A.HUNYUAN_DIT, "control blocks in addition to Hunyuan-DiT's", kind=C,
+    Rule("controlnet-hunyuan-dit", A.HUNYUAN_DIT, "control blocks in addition to Hunyuan-DiT's blocks", kind=C,
          needs=(_BLOCKS, r"^time_extra_emb\.")),
-    Rule("controlnet-sana", A.SANA, "control blocks in addition to Sana's", kind=C,
+    Rule("controlnet-sana", A.SANA, "control blocks in addition to Sana's blocks", kind=C,
          needs=(_BLOCKS, r"^transformer_blocks\.#\.ff\.conv_depth\.")),
     Rule("controlnet-z-image", A.Z_IMAGE, "control layers, 3840 wide", kind=C,
          axis=(r"^control_layers\.#\.attention\.(qkv|to_q)\.weight$", 1, (3840,)), lacks=(r"^layers\.#\.",)),
@@ -40,10 +40,10 @@ _CONTROLNETS: tuple[Rule, ...] = (
          needs=(r"^control_blocks\.#\.after_proj\.", r"^patch_embed_base\.proj\.")),
     Rule("controlnet-other", A.UNKNOWN, "control blocks in addition to transformer blocks", kind=C,
          needs=(r"^(controlnet_blocks|control_layers|control_blocks)\.#",)),
-    Rule("controlnet-union-promax", A.SDXL, "half of a UNet for eight kinds of conditions, 2048 wide", kind=C,
+    Rule("controlnet-union-promax", A.SDXL, "half of a UNet for eight kinds of control images, 2048 wide", kind=C,
          variant="union-promax", needs=(_HINT, r"^task_embedding$", r"^control_add_embedding\."),
          where=((r"^task_embedding$", 0, (8,)),), axis=(CROSS, 1, (2048,)), also=(A.KOLORS,)),
-    Rule("controlnet-union", A.SDXL, "half of a UNet for several kinds of conditions, 2048 wide", kind=C,
+    Rule("controlnet-union", A.SDXL, "half of a UNet for several kinds of control images, 2048 wide", kind=C,
          variant="union", needs=(_HINT, r"^(task_embedding$|control_add_embedding\.)"), axis=(CROSS, 1, (2048,)),
          also=(A.KOLORS,)),
     Rule("sparsectrl", A.SD1, "half of a UNet with motion modules, 768 wide", kind=C, variant="sparsectrl",
@@ -51,21 +51,21 @@ _CONTROLNETS: tuple[Rule, ...] = (
     *(Rule(f"controlnet-xs-{family}", family, f"ControlNet-XS, {width} wide", kind=C, variant="xs",
            needs=(r"^down_blocks\.#\.base_to_ctrl\.#",), axis=(CROSS, 1, (width,)))
       for family, width in ((A.SD1, 768), (A.SD2, 1024), (A.SDXL, 2048))),
-    *(Rule(f"controlnet-{family}", family, f"half of a UNet with a condition input, {width} wide", kind=C, also=also,
-           needs=(_HINT,), lacks=(r"motion_modules|temporal", r"base_to_ctrl", r"ctrl_to_base"),
+    *(Rule(f"controlnet-{family}", family, f"half of a UNet with a control image input, {width} wide", kind=C,
+           also=also, needs=(_HINT,), lacks=(r"motion_modules|temporal", r"base_to_ctrl", r"ctrl_to_base"),
            axis=(CROSS, 1, (width,)))
       for family, width, also in ((A.SD1, 768, ()), (A.SD2, 1024, ()), (A.SDXL, 2048, (A.KOLORS,)))),
-    Rule("controlnet-unknown", A.UNKNOWN, "a condition input in addition to blocks", kind=C,
+    Rule("controlnet-unknown", A.UNKNOWN, "an input for control images", kind=C,
          needs=(r"^(controlnet_cond_embedding|input_hint_block|zero_convs)\.",)),
-    *(Rule(f"control-lora-{family}", family, f"a ControlNet written as a LoRA, {width} wide", kind=C, variant="lora",
-           needs=(r"^lora_controlnet$",), axis=(r"attn2\.to_[kv]\.down(\.weight)?$", 1, (width,)))
+    *(Rule(f"control-lora-{family}", family, f"a ControlNet in the form of a LoRA, {width} wide", kind=C,
+           variant="lora", needs=(r"^lora_controlnet$",), axis=(r"attn2\.to_[kv]\.down(\.weight)?$", 1, (width,)))
       for family, width in ((A.SD1, 768), (A.SD2, 1024), (A.SDXL, 2048))),
-    Rule("control-lora", A.UNKNOWN, "marked as a ControlNet written as a LoRA", kind=C, needs=(r"^lora_controlnet$",),
-         variant="lora"),
-    *(Rule(f"control-lllite-{family}", family, f"control modules on attention, {width} wide", kind=C, variant="lllite",
-           needs=(r"^lllite_unet",), axis=(r"^lllite_.*attn2_to_[kv]\.down\.#\.weight$", 1, (width,)))
+    Rule("control-lora", A.UNKNOWN, "a ControlNet in the form of a LoRA, of unknown width", kind=C,
+         needs=(r"^lora_controlnet$",), variant="lora"),
+    *(Rule(f"control-lllite-{family}", family, f"control modules for a UNet's attention, {width} wide", kind=C,
+           variant="lllite", needs=(r"^lllite_unet",), axis=(r"^lllite_.*attn2_to_[kv]\.down\.#\.weight$", 1, (width,)))
       for family, width in ((A.SD1, 768), (A.SDXL, 2048))),
-    Rule("control-lllite", A.SDXL, "control modules on a UNet's attention", kind=C, variant="lllite",
+    Rule("control-lllite", A.SDXL, "control modules for a UNet's attention", kind=C, variant="lllite",
          needs=(r"^lllite_unet",), also=(A.SD1,)),
 )  # fmt: skip
 
@@ -73,35 +73,36 @@ _T2I_IN = r"^(adapter\.)?(conv_in|body\.#\.in_conv)\.weight$"
 _T2I = (r"^(adapter\.)?body\.#\.((resnets|body)\.#\.)?block1\.weight$",)
 
 _PICTURE_ADAPTERS: tuple[Rule, ...] = (
-    *(Rule(f"t2i-adapter-{family}", family, f"feature extractors for a UNet, pictures folded {fold} times", kind=C,
+    *(Rule(f"t2i-adapter-{family}", family, f"feature extractors for a UNet, with images unshuffled by {fold}", kind=C,
            variant="t2i-adapter", needs=_T2I, axis=(_T2I_IN, 1, (fold * fold, 3 * fold * fold)), also=also)
       for family, fold, also in ((A.SDXL, 16, (A.KOLORS,)), (A.SD1, 8, (A.SD2,)))),
     Rule("t2i-adapter", A.UNKNOWN, "feature extractors for a UNet", kind=C, needs=_T2I, variant="t2i-adapter",
          dims=(r"^(adapter\.)?body\.#\.((resnets|body)\.#\.)?block1\.weight$", 4)),
-    Rule("redux", A.FLUX1, "layers between a picture encoder and Flux's text input", kind=Kind.STYLE_MODEL,
+    Rule("redux", A.FLUX1, "layers between an image encoder and Flux's text input", kind=Kind.STYLE_MODEL,
          needs=(r"^redux_down\.weight$",), axis=(r"^redux_up\.weight$", 1, (1152,)), variant="redux"),
     Rule("t2i-style", A.SD1, "a style model of T2I-Adapter, 768 wide", kind=Kind.STYLE_MODEL, variant="t2i-style",
          needs=(r"^style_embedding$", r"^transformer_layes\.#\."), axis=(r"^proj$", 1, (768,))),
-    Rule("ip-adapter-sdxl", A.SDXL, "picture attention, 2048 wide", kind=Kind.IP_ADAPTER, also=(A.KOLORS,),
+    Rule("ip-adapter-sdxl", A.SDXL, "image attention, 2048 wide", kind=Kind.IP_ADAPTER, also=(A.KOLORS,),
          axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (2048,))),
-    Rule("ip-adapter-sd2", A.SD2, "picture attention, 1024 wide", kind=Kind.IP_ADAPTER,
+    Rule("ip-adapter-sd2", A.SD2, "image attention, 1024 wide", kind=Kind.IP_ADAPTER,
          axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (1024,))),
-    Rule("ip-adapter-sd1", A.SD1, "picture attention, 768 wide", kind=Kind.IP_ADAPTER,
+    Rule("ip-adapter-sd1", A.SD1, "image attention, 768 wide", kind=Kind.IP_ADAPTER,
          axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (768,))),
-    Rule("ip-adapter-flux", A.FLUX1, "picture attention in double blocks", kind=Kind.IP_ADAPTER,
+    Rule("ip-adapter-flux", A.FLUX1, "image attention in double blocks", kind=Kind.IP_ADAPTER,
          needs=(r"^double_blocks\.#\.processor\.ip_adapter_double_stream_k_proj\.",)),
-    Rule("ip-adapter", A.UNKNOWN, "picture attention", kind=Kind.IP_ADAPTER, needs=(r"^(ip_adapter|image_proj)\.",)),
-    *(Rule(f"motion-module-{family}", family, "time-mixing modules alone, for a UNet of this many levels", also=also,
+    Rule("ip-adapter", A.UNKNOWN, "image attention", kind=Kind.IP_ADAPTER, needs=(r"^(ip_adapter|image_proj)\.",)),
+    *(Rule(f"motion-module-{family}", family, f"time-mixing modules alone, for {top + 1} levels of a UNet", also=also,
            kind=Kind.MOTION_MODULE, needs=(_MOTION,), lacks=(r"resnets\.#\.conv1", r"^controlnet_"),
            top=(r"^down_blocks\.", top, top))
       for family, top, also in ((A.SD1, 3, (A.SD2,)), (A.SDXL, 2, ()))),
     Rule("motion-module", A.UNKNOWN, "time-mixing modules alone", kind=Kind.MOTION_MODULE, also=(A.SD1, A.SDXL),
          needs=(_MOTION,), lacks=(r"resnets\.#\.conv1", r"^controlnet_")),
-    Rule("gligen", A.SD1, "layers that place objects, 768 wide", kind=Kind.GLIGEN, needs=(r"\.fuser\.",),
-         lacks=(r"in_layers|resnets|attn2",), axis=(r"^position_net\.linears\.#\.weight$", 0, (768,))),
-    Rule("gligen-other", A.UNKNOWN, "layers that place objects", kind=Kind.GLIGEN,
+    Rule("gligen", A.SD1, "GLIGEN's layers, which place objects in the image, 768 wide", kind=Kind.GLIGEN,
+         needs=(r"\.fuser\.",), lacks=(r"in_layers|resnets|attn2",),
+         axis=(r"^position_net\.linears\.#\.weight$", 0, (768,))),
+    Rule("gligen-other", A.UNKNOWN, "GLIGEN's layers, which place objects in the image", kind=Kind.GLIGEN,
          needs=(r"\.fuser\.", r"^position_net\."), lacks=(r"in_layers|resnets|attn2",)),
-    Rule("hypernetwork", A.UNKNOWN, "pairs of layers for keys and values", kind=Kind.HYPERNETWORK,
+    Rule("hypernetwork", A.UNKNOWN, "pairs of layers that change keys and values", kind=Kind.HYPERNETWORK,
          needs=(r"^#\.#\.linear(1|\.#)\.weight$",), lacks=(r"^(?!#\.#\.linear)",)),
 )  # fmt: skip
 
@@ -114,7 +115,7 @@ _LLM_MLP = r"(^|\.)layers\.#\.mlp\.gate_proj\."
 _Q_NORM, _Q_BIAS = r"\.self_attn\.q_norm\.", r"\.self_attn\.q_proj\.bias$"
 
 _ENCODERS: tuple[Rule, ...] = (
-    Rule("clip-vision", A.UNKNOWN, "a picture encoder", kind=Kind.CLIP_VISION,
+    Rule("clip-vision", A.UNKNOWN, "a vision encoder", kind=Kind.CLIP_VISION,
          needs=(r"^(vision_model\.(embeddings|encoder)|visual\.transformer\.resblocks)\.",)),
     *(Rule(f"clip-text-{said}", A.UNKNOWN, f"CLIP's text encoder, {width} wide", kind=Kind.TEXT_ENCODER, variant=said,
            needs=(_CLIP_TEXT,), axis=(_CLIP_TEXT, 1, (width,)))
@@ -128,7 +129,7 @@ _ENCODERS: tuple[Rule, ...] = (
            needs=(_T5,), where=((_T5, 1, (width,)), (_T5_TABLE, 0, (words,))))
       for said, width, words in (
           ("t5-xxl", 4096, 32128), ("umt5-xxl", 4096, 256384))),
-    Rule("t5-pile-t5-xl", A.UNKNOWN, "T5's encoder, 2048 wide, with a table of positions in every block",
+    Rule("t5-pile-t5-xl", A.UNKNOWN, "T5's encoder, 2048 wide, with a position bias in every block",
          kind=Kind.TEXT_ENCODER, variant="pile-t5-xl", needs=(_T5,),
          where=((_T5, 1, (2048,)), (_T5_TABLE, 0, (32128,))),
          top=(r"^(.*\.)?encoder\.block\.#\.layer\.#\.SelfAttention\.relative_attention_bias\.weight$", 1, 99)),
@@ -148,17 +149,17 @@ _ENCODERS: tuple[Rule, ...] = (
 _UPSCALERS: tuple[Rule, ...] = (
     Rule("esrgan", A.UNKNOWN, "residual-in-residual dense blocks", kind=Kind.UPSCALER, variant="esrgan",
          needs=(r"(^|\.)[rR][dD][bB]\d\.conv\d(\.#)?\.weight$",)),
-    Rule("hat", A.UNKNOWN, "residual groups with overlapping attention", kind=Kind.UPSCALER, variant="hat",
+    Rule("hat", A.UNKNOWN, "residual groups with overlapping window attention", kind=Kind.UPSCALER, variant="hat",
          needs=(r"^layers\.#\.residual_group\.overlap_attn\.", r"^conv_first\.")),
-    Rule("swinir", A.UNKNOWN, "residual groups of window attention", kind=Kind.UPSCALER, variant="swinir",
+    Rule("swinir", A.UNKNOWN, "residual groups with window attention", kind=Kind.UPSCALER, variant="swinir",
          needs=(r"^layers\.#\.residual_group\.blocks\.#\.attn\.relative_position_bias_table$", r"^conv_first\."),
          lacks=(r"overlap_attn", r"aligned_|logit_scale|cpb_mlp|attn_win|\.adjust\d")),
-    Rule("upscaler-of-windows", A.UNKNOWN, "blocks of attention behind a first convolution, and an upsampling layer",
+    Rule("upscaler-of-windows", A.UNKNOWN, "a convolution, attention blocks and an upsampling layer",
          kind=Kind.UPSCALER, needs=(r"^layers\.#\.(residual_group\.|blocks\.|swin)", r"^conv_first\.",
                                     r"^(conv_after_body|conv_last|conv_before_upsample\.#|upsample(\.#)?)\.")),
     Rule("span", A.UNKNOWN, "a swift parameter-free attention network", kind=Kind.UPSCALER, variant="span",
          needs=(r"^block_1\.c1_r\.sk\.weight$",)),
-    Rule("plksr", A.UNKNOWN, "blocks of partial large kernels", kind=Kind.UPSCALER, variant="plksr",
+    Rule("plksr", A.UNKNOWN, "blocks with partial large-kernel convolutions", kind=Kind.UPSCALER, variant="plksr",
          needs=(r"^feats\.#\.lk\.conv\.weight$",)),
     Rule("compact-upscaler", A.UNKNOWN, "a plain stack of convolutions", kind=Kind.UPSCALER, variant="compact",
          needs=(r"^body\.#\.weight$",), dims=(r"^body\.#\.weight$", 4), lacks=(r"^(?!body\.#\.)",)),

@@ -23,7 +23,7 @@ class Look:
     """A file's tensor names and shapes, in the form that rules are matched against."""
 
     text: str
-    """The patterns of the file's names, one per line."""
+    """The patterns of the file's tensor names, one per line."""
     shapes: Mapping[str, frozenset[Shape]] = field(repr=False)
     """Maps each pattern to the shapes of its tensors."""
     tops: Mapping[str, int] = field(repr=False)
@@ -59,11 +59,11 @@ class Look:
         return cls(text="\n".join(dict.fromkeys(_patterns(names, "."))), shapes={}, tops={})
 
     def has(self, expression: str) -> bool:
-        """Whether the regular expression matches any pattern."""
+        """Whether the regular expression matches any of the file's tensor-name patterns."""
         return _compiled(expression).search(self.text) is not None
 
     def found(self, expression: str) -> list[str]:
-        """List the patterns that the regular expression matches.
+        """List the file's tensor-name patterns that the regular expression matches.
 
         The result is cached, because several rules use the same expression.
         """
@@ -72,7 +72,7 @@ class Look:
         return self._found[expression]
 
     def _lines(self, expression: re.Pattern[str]) -> Iterable[str]:
-        """Find the matching lines in one pass over the text, which is ten times as fast as searching line by line."""
+        """Find the matching lines in one pass over the text, because searching line by line takes ten times as long."""
         for match in expression.finditer(self.text):
             if "\n" in match[0]:  # the match spans several lines, so test each pattern on its own
                 yield from (pattern for pattern in self.shapes if expression.search(pattern))
@@ -124,11 +124,11 @@ class Rule:
     where: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     """(pattern, axis, sizes): all matching tensors with at least two axes must have one of these sizes on this axis."""
     ratio: tuple[str, float, float] | None = None
-    """(pattern, least, below): at least one matching tensor must have an out/in ratio of sizes in `[least, below)`."""
+    """(pattern, least, below): the ratio out/in of at least one matching tensor's shape must be in `[least, below)`."""
     dims: tuple[str, int] | None = None
     """(pattern, count): at least one matching tensor must have this number of axes."""
     top: tuple[str, int, int] | None = None
-    """(pattern, least, most): the highest first number in all matching patterns must be within these limits."""
+    """(pattern, least, most): the highest number at the first `#` of all matching patterns must be in this range."""
     depth: tuple[int, int] | None = None
     also: tuple[Architecture, ...] = ()
     variant: str = ""
