@@ -41,7 +41,7 @@ def check_gates(
         notices.append("CivitAI has taken this model down; it may refuse the download")
     if gate_of(version, now) is not None:
         notices.append(
-            f"this version is in {gate_words(version, now)}; it can be downloaded only if your account has bought it"
+            f"this version is in {gate_words(version, now)}; only an account that has bought access can download it"
         )
     if is_pickle(file):
         other = next((other for other in version.files if other.suffix in SAFETENSORS_SUFFIXES), None)
@@ -54,8 +54,8 @@ def check_gates(
             + (" (its scan has not finished)" if file.virus_scan is Scan.PENDING else ""),
             code=Cause.NO_HASH,
             name=file.name,
-            hint="try again later; --allow-unverified stores it under the digest of the received bytes, marked "
-            "as unverified",
+            hint="try again later, or pass --allow-unverified to store the file under the digest of the received "
+            "bytes, marked as unverified",
         )
     return notices
 
@@ -81,7 +81,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
     gate = gate_of(version, now)
     if gate is not None and not has_token:
         raise NotAllowed(
-            f"`{version.model.name}` `{version.name}` is in {gate_words(version, now)}",
+            f"version `{version.name}` of `{version.model.name}` is in {gate_words(version, now)}",
             code=Cause.EARLY_ACCESS,
             hint="buy access on the site and run `civman login` with that account, or wait until the "
             "version becomes free",
@@ -112,16 +112,19 @@ def _check_scans(file: ModelFile, permits: Permits) -> list[str]:
     for scan, what in ((file.pickle_scan, "pickle"), (file.virus_scan, "virus")):
         if scan in (Scan.SUCCESS, Scan.UNKNOWN):
             continue
-        words = {Scan.DANGER: "found a threat in", Scan.ERROR: "failed on", Scan.PENDING: "has not finished with"}[scan]
-        message = f"CivitAI's {what} scan {words} `{file.name}`" + (
-            f": {file.scan_message}" if file.scan_message and scan is Scan.DANGER else ""
-        )
+        message = {
+            Scan.DANGER: f"CivitAI's {what} scan found a threat in `{file.name}`",
+            Scan.ERROR: f"CivitAI's {what} scan of `{file.name}` failed",
+            Scan.PENDING: f"CivitAI's {what} scan of `{file.name}` has not finished",
+        }[scan]
+        if file.scan_message and scan is Scan.DANGER:
+            message += f": {file.scan_message}"
         if (scan is Scan.DANGER or is_pickle(file)) and not permits.unsafe:
             raise Refused(
                 message,
                 code=_SCAN_CAUSES[scan],
                 name=file.name,
-                hint="--allow-unsafe stores it anyway; civman never runs pickles",
+                hint="--allow-unsafe stores the file anyway; civman never runs pickles",
             )
         notices.append(message)
     return notices

@@ -1,8 +1,8 @@
 """CivitAI's base-model labels: which of them belong together, and which combinations the site supports.
 
-`label_support` gives the site's own verdict, and `architectures_of` the architectures to expect for a label. A label is
-free text from the uploader; an unknown label is compatible only with itself. Case, spaces, dashes and underscores are
-ignored, because CivitAI itself has used labels in two spellings ("Krea2", "Krea 2").
+`label_support` returns the site's verdict on two labels, and `architectures_of` the architectures to expect for a
+label. A label is free text from the uploader; an unknown label is compatible only with itself. Case, spaces, dashes and
+underscores are ignored, because CivitAI itself has spelled some labels in two ways ("Krea2", "Krea 2").
 
 Source: CivitAI's published constants (August 2026), rewritten in `data/base_models.json`.
 """
@@ -82,7 +82,7 @@ def is_few_steps(label: str | None) -> bool:
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
-    """List the labels of which CivitAI supports at least one type of model on checkpoints with this label."""
+    """List the labels whose models, of at least one type, CivitAI supports on checkpoints with this label."""
     kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
     return tuple(
         label

@@ -82,8 +82,8 @@ class Scan(StrEnum):
 class Licence:
     """What the creator of a model permits. A field is None if CivitAI does not state it.
 
-    `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"). The single value of an old
-    response has been expanded to all lower values. Empty means that no commercial use is permitted.
+    `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"); empty means that no commercial
+    use is permitted. Old responses contain a single value; all lower values have been added to it.
     """
 
     credit_required: bool | None = None
@@ -94,7 +94,7 @@ class Licence:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model page without its versions. Responses about a version contain only the first fields."""
+    """A model page without its versions. If `is_complete` is False, only a short summary of the model is known."""
 
     id: ModelId
     name: str
@@ -226,7 +226,7 @@ class Blob:
 class FileFacts:
     """The facts that a file's header shows. Unknown values are empty strings or None.
 
-    Compatibility checks use these facts; `flags` contains further ones such as "v-prediction".
+    Compatibility checks use these facts; `flags` contains additional ones such as "v-prediction".
     """
 
     kind: str = ""
@@ -259,7 +259,7 @@ class Own:
 
 
 NOTHING_SAID = Own()
-"""The annotations of a file that has none."""
+"""Empty annotations: no note, tag, trigger word or rating."""
 
 
 @dataclass(frozen=True, slots=True)

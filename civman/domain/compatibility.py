@@ -41,7 +41,7 @@ class Verdict(StrEnum):
 
 
 _PACKED = frozenset(str(kind) for kind in Quantisation if not kind.is_computable)
-"""Quantised formats that civman cannot convert back."""
+"""Quantised formats that civman cannot unpack."""
 _WITHOUT_SHAPES = frozenset((Quantisation.NF4, Quantisation.NVFP4, Quantisation.SVDQUANT, Quantisation.PACKED_INT4))
 """Quantised formats in which a tensor has another shape than the weight, so that modules cannot be compared."""
 _WORSE = {verdict: place for place, verdict in enumerate(Verdict)}
@@ -69,7 +69,7 @@ class Part:
     numbers: Mapping[str, float] | None = field(default=None, repr=False)
     """The values of an adapter's single-number tensors (alphas); None if only the header was read."""
     role: Kind | None = None
-    """The kind of file as which the user wants to use it; None if that is its own kind."""
+    """What the user wants to use the file as, such as a VAE; None: whatever kind of file it is."""
     content: str = ""
     """The format of a file whose tensors civman cannot read, such as "empty" or "zip"."""
 
@@ -172,8 +172,9 @@ class Compatibility:
         unknown = [part for part in self.parts if part.verdict is Verdict.UNKNOWN]
         reasons = [reason for part in unknown for reason in part.reasons] or list(self.reasons)
         names = ", ".join(f"`{part.name}`" for part in unknown)
+        why = reasons[0] if reasons else "nothing is known about the file"
         raise UnknownFit(
-            f"{names or 'the checkpoint'}: unknown: {reasons[0] if reasons else 'nothing is known about it'}",
+            f"the verdict on {names or 'the checkpoint'} is unknown: {why}",
             hint="`civman inspect` shows what is known about a file",
             parts=[part.name for part in unknown], reasons=reasons,
         )  # fmt: skip
@@ -220,7 +221,7 @@ def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
     if checkpoint.weights in _PACKED:
         reasons.append(f"`{checkpoint.name}` is stored as {checkpoint.weights}, which civman cannot compute with")
     if checkpoint.architecture is Architecture.SDXL_REFINER:
-        reasons.append(f"`{checkpoint.name}` is a refiner: it finishes images that another model has begun")
+        reasons.append(f"`{checkpoint.name}` is a refiner: it finishes images that another model has started")
     return tuple(reasons), Verdict.CAUTION if reasons else Verdict.FITS
 
 
@@ -257,7 +258,7 @@ class _Finding:
 def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResult:
     support = None
     if part.role is not None and part.kind is not part.role:
-        reason = f"it is used as {part.role}, but its tensors show {part.kind}"
+        reason = f"the file is used as {part.role}, but its tensors show {part.kind}"
         return PartResult(part.name, Verdict.CANNOT, Depth.ARCHITECTURE, (reason,), weights=part.weights)
     if checkpoint.label and part.label:
         support = label_support(checkpoint.label, part.label, _asked_type(part))
@@ -278,7 +279,7 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
     for conflict in _label_conflict(part):
         finding.at_least(Verdict.CAUTION, conflict)
     if part.model_type.is_adapter and part.kind is not Kind.ADAPTER:
-        finding.at_least(Verdict.CANNOT, f"CivitAI says {part.model_type}, but the tensors show {part.kind}")
+        finding.at_least(Verdict.CANNOT, f"CivitAI lists the file as {part.model_type}, but it is {part.kind.spoken}")
     reasons = tuple(dict.fromkeys(finding.reasons))
     return PartResult(part.name, finding.verdict, finding.depth, reasons, support, finding.modules, part.weights)
 
@@ -304,7 +305,7 @@ def _by_labels(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 
 
 def _partial(checkpoint: Part, part: Part) -> str:
-    return f"{part.label} on {checkpoint.label}: partial support in CivitAI's table: it loads, but may not work well"
+    return f"CivitAI's table lists {part.label} on {checkpoint.label} as partly supported: it may not work well"
 
 
 def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
@@ -314,7 +315,7 @@ def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Findin
         return _by_labels(checkpoint, part, support)
     if ours is not theirs and checkpoint.possible & part.possible:
         finding = _by_labels(checkpoint, part, support)
-        finding.at_least(Verdict.CAUTION, f"its tensors may be for {ours} or for {theirs}, which look the same")
+        finding.at_least(Verdict.CAUTION, f"the tensors may be for {ours} or for {theirs}, which look the same")
         return finding
     if ours is not theirs:
         return _Finding(Verdict.CANNOT, Depth.ARCHITECTURE, [f"made for {theirs}, but the checkpoint is {ours}"])
@@ -324,7 +325,7 @@ def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 
 
 def _weigh_labels(checkpoint: Part, part: Part, support: Support | None, finding: _Finding) -> None:
-    """Add what CivitAI's table states about the two labels. If it contradicts the tensors, the tensors decide."""
+    """Add the verdict of CivitAI's table on the two labels. If it contradicts the tensors, the tensors decide."""
     if finding.verdict in (Verdict.CANNOT, Verdict.PARTLY):
         if support is Support.FULL:
             finding.reasons.append(
@@ -359,8 +360,10 @@ def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
     flags = checkpoint.identity.flags if checkpoint.identity else ()
     said = prediction_type(part.header.metadata) if part.header else ""
     if "v-prediction" in flags and said != "v":
-        what = "says it was trained for noise" if said else "does not state what it was trained for"
-        finding.at_least(Verdict.CAUTION, f"the checkpoint predicts v (v-prediction); `{part.name}` {what}")
+        training = (
+            f"`{part.name}` was trained for noise prediction" if said else f"`{part.name}` states no prediction type"
+        )
+        finding.at_least(Verdict.CAUTION, f"the checkpoint uses v-prediction, but {training}")
     elif said == "v" and "v-prediction" not in flags and checkpoint.header is not None:
         finding.at_least(
             Verdict.CAUTION, f"`{part.name}` was trained for v-prediction, but the checkpoint shows no sign of it"
@@ -400,9 +403,9 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
         return finding
     if fit.fitting == asked:
         if fit.elsewhere:
-            finding.at_least(Verdict.CAUTION, "it changes text encoders, which must come from another file")
+            finding.at_least(Verdict.CAUTION, "the adapter changes text encoders, which must come from another file")
         if differs:
-            finding.at_least(Verdict.CAUTION, f"made for {theirs} and the checkpoint is {ours}, yet every module fits")
+            finding.at_least(Verdict.CAUTION, f"made for {theirs}, but all its modules fit this {ours} checkpoint")
         if fit.idle:
             finding.at_least(Verdict.CAUTION, f"{len(fit.idle)} modules change nothing: {fit.idle[0]}")
         return finding
@@ -412,9 +415,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
     if differs:
         finding.at_least(Verdict.CANNOT, f"made for {theirs}, but the checkpoint is {ours}")
     elif not fit.fitting or (fit.fitting * 2 < asked and (fit.mismatched or not known)):
-        finding.at_least(
-            Verdict.CANNOT, "most of its modules do not fit" if fit.fitting else "none of its modules fits"
-        )
+        finding.at_least(Verdict.CANNOT, "most modules do not fit" if fit.fitting else "none of the modules fits")
     else:
         finding.at_least(Verdict.PARTLY, "only the modules that fit can be applied")
     return finding
@@ -423,13 +424,13 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
 def _changes_nothing(header: Header, fit: ModuleFit) -> str:
     """Explain why an adapter has no effect, or an unknown effect, on any checkpoint; "" if it has a known effect."""
     if not fit.total:
-        return "it contains no change to any weight"
+        return "the adapter contains no change to any weight"
     if fit.fitting and len(fit.idle) == fit.fitting == fit.total:
-        return f"it changes nothing: {fit.idle[0]}"
+        return f"the adapter changes nothing: {fit.idle[0]}"
     try:
         StatedAlphas(header.metadata)
     except ValueError:
-        return "its metadata entry `lora_adapter_metadata` is not JSON, so its strength is not known"
+        return "the metadata entry `lora_adapter_metadata` is not JSON, so the adapter's strength is not known"
     return ""
 
 
@@ -442,7 +443,7 @@ def _ip_adapter(checkpoint: Part, part: Part, support: Support | None) -> _Findi
     if layers and (problem := attention_problem(ours.shapes, theirs.shapes)):
         finding = _Finding(Verdict.CANNOT, Depth.MODULES, [problem, *finding.reasons])
     elif layers:
-        finding = _Finding(Verdict.FITS, Depth.MODULES, [f"its {len(layers)} attention layers fit the checkpoint's"])
+        finding = _Finding(Verdict.FITS, Depth.MODULES, [f"all {len(layers)} attention layers fit the checkpoint"])
         _weigh_labels(checkpoint, part, support, finding)
     if reason := unusable(theirs.shapes, part.name):
         finding.at_least(Verdict.CAUTION, reason)
@@ -457,13 +458,14 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
         return _by_family(checkpoint, part, support)
     if checkpoint.architecture is Architecture.SDXL_REFINER and len(theirs) > 1:
         theirs = theirs[-1:]  # the SDXL refiner has only the second text encoder
-    shown = f"vectors {' and '.join(map(str, theirs))} wide, for text encoders {' and '.join(map(str, ours))} wide"
+    vectors, encoders = " and ".join(map(str, theirs)), " and ".join(map(str, ours))
+    shown = f"the embedding's vectors have the width {vectors}, and the checkpoint's text encoders {encoders}"
     reached = [width for width in ours if width in theirs]
     foreign = [width for width in theirs if width not in ours]
     if not reached or foreign:
         finding = _Finding(Verdict.CANNOT, Depth.MODULES, [shown])
     elif len(reached) < len(ours):
-        words = f"it was trained for {len(reached)} of the {len(ours)} text encoders"
+        words = f"the embedding was trained for {len(reached)} of the {len(ours)} text encoders"
         finding = _Finding(Verdict.PARTLY, Depth.MODULES, [shown, words])
     else:
         finding = _Finding(Verdict.FITS, Depth.MODULES, [shown])
@@ -479,21 +481,19 @@ def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     ours = checkpoint.identity.latent_channels if checkpoint.identity else None
     theirs = part.identity.latent_channels if part.identity else None
     if ours and theirs and ours != theirs:
-        return _Finding(Verdict.CANNOT, Depth.MODULES, [f"{theirs} latent channels, but the checkpoint has {ours}"])
+        return _Finding(Verdict.CANNOT, Depth.MODULES, [f"it is a VAE for {theirs} latent channels instead of {ours}"])
     allowed = VAE_FAMILIES.get(part.architecture, set()) | part.possible
     known = Architecture.UNKNOWN not in (checkpoint.architecture, part.architecture)
     if known and checkpoint.architecture not in allowed:
-        return _Finding(
-            Verdict.CANNOT, Depth.ARCHITECTURE, [f"not the kind of autoencoder that {checkpoint.architecture} uses"]
-        )
+        return _Finding(Verdict.CANNOT, Depth.ARCHITECTURE, [f"{checkpoint.architecture} uses another kind of VAE"])
     if support is not None:
         finding = _by_labels(checkpoint, part, support)
         if support is Support.NONE and ours and theirs:
-            finding.reasons.append("the layouts match but the scales differ, which no tensor shows")
+            finding.reasons.append("the tensors match, but the latents have different scales, which no tensor shows")
         return finding
     if known and (len(allowed) == 1 or part.architecture in SCALED_VAES):
-        return _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"an autoencoder for {checkpoint.architecture}"])
+        return _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"the VAE was made for {checkpoint.architecture}"])
     if known:
-        words = "the layout matches; several families share it, and no tensor shows the scale"
+        words = "several families have autoencoders with these tensors, and no tensor shows the scale of the latents"
         return _Finding(Verdict.CAUTION, Depth.ARCHITECTURE, [words])
     return _by_labels(checkpoint, part, support)

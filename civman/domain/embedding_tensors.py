@@ -1,6 +1,6 @@
 """Find the vectors of an embedding in a file, and the text encoders they are for, from tensor names and shapes.
 
-Supports textual inversions in files of their own, and those bundled in adapter files. The vectors themselves are read
+Supports textual inversions in separate files, and those bundled in adapter files. The vectors themselves are read
 in `civman.diffusion.textual_inversions`.
 
 Layouts: `emb_params` and `string_to_param.*` (A1111), any single tensor named after its token (diffusers), `clip_l`
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _SINGLE = ("emb_params", "string_to_param.*", "string_to_param", "clip_l", "clip_g")
 _OTHERS = ("t5", "t5xxl", "name", "step", "sd_checkpoint", "sd_checkpoint_name", "string_to_token.*")
-"""Names of file entries other than the vectors, which do not concern CLIP text encoders."""
+"""Names of file entries that are ignored, because they do not contain vectors for CLIP text encoders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,17 @@ def read_embedding(shapes: Mapping[str, Shape]) -> EmbeddingTensors | str:
         pair or next(((name,) for name in _SINGLE if name in kept), None) or (tuple(kept) if len(kept) == 1 else ())
     )
     if not chosen:
-        return f"{len(shapes)} tensors, none named emb_params"
+        return f"the file has {len(shapes)} tensors, but none is named emb_params"
     if foreign := kept.keys() - set(chosen):
-        return f"the tensor `{min(foreign)}` in addition to its vectors, which civman does not apply"
+        return f"besides the vectors, the file has the tensor `{min(foreign)}`, which civman does not know"
     names = tuple(kept[name] for name in chosen)
     found = [(1, *shapes[name]) if len(shapes[name]) == 1 else shapes[name] for name in names]
     if not all(len(shape) == 2 and all(shape) for shape in found):
-        return f"its tensors have shapes {', '.join(str(list(shapes[name])) for name in names)}"
+        return (
+            f"the tensors have shapes that vectors cannot have: {', '.join(str(list(shapes[name])) for name in names)}"
+        )
     if len({shape[0] for shape in found}) != 1:
-        return "different numbers of vectors for its encoders"
+        return "the file has different numbers of vectors for the two text encoders"
     return EmbeddingTensors(names, tuple(shape[1] for shape in found), found[0][0])
 
 

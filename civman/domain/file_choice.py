@@ -75,13 +75,13 @@ def _selected(version: ModelVersion, words: str) -> ModelFile:
         raise NotFound(
             f"no file `{words}` in version {version.id} of `{version.model.name}`",
             code=Cause.NO_SUCH_FILE,
-            hint=f"the version has {_listed(version, version.files)}",
+            hint=f"the version has these files: {_listed(version, version.files)}",
             version_id=version.id,
         )
     if len(found) > 1:
         raise AmbiguousRef(
             f"`{words}` matches {len(found)} files of version {version.id}",
-            hint=f"choose one of: {_listed(version, found)}",
+            hint=f"choose one of these files: {_listed(version, found)}",
             candidates=[file_ref(version, file) for file in found],
         )
     return found[0]

@@ -21,7 +21,7 @@ UNFINISHED_SUFFIXES: Final = frozenset(
 )  # fmt: skip
 """Extensions of files that a download or another program has not finished writing."""
 CONTROL_SUFFIXES: Final = (".aria2", ".part", ".crdownload", ".incomplete", ".ytdl", ".st", ".!ut", ".!qb")
-"""Suffixes of control files. While such a file exists next to `NAME` (`NAME` plus the suffix), `NAME` is unfinished."""
+"""Suffixes of control files: while a file with the name `NAME` plus one of them exists, `NAME` is unfinished."""
 
 
 def suffix_of(name: str) -> str:
@@ -31,5 +31,5 @@ def suffix_of(name: str) -> str:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether programs give such a name to files that they have not finished writing."""
+    """Whether the name has an extension that programs give to files that they have not finished writing."""
     return suffix_of(name) in UNFINISHED_SUFFIXES or name.endswith("~") or name.startswith(("~$", ".~"))

@@ -10,7 +10,7 @@ from typing import Any
 from civman.errors import CivmanError
 
 
-def plain(value: object) -> Any:  # Any, because JSON has no more specific type
+def plain(value: object) -> Any:  # the result has the type Any, because there is no type for all JSON values
     """Convert `value` to JSON types: dataclasses become objects without their `raw` field, times become ISO 8601."""
     match value:
         case None | bool() | int() | float():

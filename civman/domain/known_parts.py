@@ -33,7 +33,7 @@ class KnownPart:
 
 @cache
 def known_parts() -> tuple[KnownPart, ...]:
-    """List all published files that civman knows."""
+    """List all published text encoders and VAEs that civman knows."""
     data = json.loads(files("civman.domain").joinpath("data/model_parts.json").read_text(encoding="utf-8"))
     return tuple(
         KnownPart(
@@ -45,7 +45,7 @@ def known_parts() -> tuple[KnownPart, ...]:
 
 
 def parts_for(family: str, role: str, width: int | None = None) -> tuple[KnownPart, ...]:
-    """List the published files for a role in checkpoints of a family; with `width`, only those that may have it."""
+    """List the published files for a role in checkpoints of a family; with `width`, only those with this width."""
     return tuple(
         part
         for part in known_parts()
@@ -54,5 +54,5 @@ def parts_for(family: str, role: str, width: int | None = None) -> tuple[KnownPa
 
 
 def known_part(sha256: Sha256) -> KnownPart | None:
-    """Look up a published file by its SHA-256."""
+    """Look up a published text encoder or VAE by the SHA-256 of its file."""
     return next((part for part in known_parts() if part.sha256 == sha256), None)

@@ -69,7 +69,10 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class BaseLicence:
-    """The licence of a base model. `pictures`: whether images may be sold; `note`: the condition, or why not."""
+    """The licence of a base model.
+
+    `pictures`: whether images may be sold; `note`: the condition, or the reason why they may not be sold.
+    """
 
     name: str
     url: str
@@ -98,7 +101,7 @@ def labels_not_for_sale() -> tuple[str, ...]:
 
 
 def terms_of(parts: Sequence[Part]) -> Terms:
-    """Combine the terms of `parts` for images made with all of them. What one part forbids is forbidden.
+    """Combine the terms of `parts` for images made with all of them. If one part forbids a use, it is forbidden.
 
     >>> terms_of([Part("Harbour", Licence(False, ("Image",)), "SD 1.5")]).words
     ('images may be sold', 'no credit required')

@@ -21,7 +21,8 @@ def require_model(ref: Ref) -> None:
 def not_a_model(ref: PictureRef | PostRef) -> UsageError:
     """Build the error for a ref to an image or a post where a model is needed."""
     if isinstance(ref, PictureRef):
-        return UsageError(f"`{ref}` is an image, not a model file", hint="use `civman show` or `civman replay`")
+        hint = "pass the image to `civman show` or `civman replay`"
+        return UsageError(f"`{ref}` is an image, not a model file", hint=hint)
     return UsageError(
         f"{ref} is a post, which may contain many images", hint="open the post and copy the URL of one image"
     )

@@ -18,7 +18,7 @@ VAE_FAMILIES: Final = {
     Architecture.FLUX2: {Architecture.FLUX2, Architecture.ERNIE_IMAGE},
     Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA, Architecture.KREA2},
 }  # fmt: skip
-"""Maps the architecture of a VAE to the models whose latents have its layout."""
+"""Maps the architecture that a VAE's tensors show to the model architectures whose latents have the same layout."""
 
 SCALED_VAES: Final = frozenset({Architecture.FLUX2})
 """Architectures whose VAE files contain the scale of their latents."""

@@ -63,7 +63,7 @@ def print_ref(
 
 
 def sha256_ref(sha256: Sha256) -> str:
-    """Format the ref of the file with this SHA-256, shortened."""
+    """Format a ref with the first digits of a file's SHA-256."""
     return str(HashRef(sha256[:_SHOWN_DIGITS], HashKind.SHA256))
 
 

@@ -57,7 +57,7 @@ _DIGITS = {
 _SHORTEST_SHA256 = 10
 """The minimum number of digits after `sha256:`, which is the length of an AutoV2."""
 _SELECTOR_KEYS = {"type": "type", "format": "format", "size": "size", "fp": "precision", "quantType": "quant_type"}
-"""CivitAI's query keys → fields of `FileSelector`."""
+"""Maps the query keys in CivitAI's URLs to fields of `FileSelector`."""
 
 
 def _require(holds: bool, message: str, value: object) -> None:
@@ -67,7 +67,7 @@ def _require(holds: bool, message: str, value: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileSelector:
-    """Which file of a version a ref selects: by id, or by CivitAI's own values. All None: the default file."""
+    """Which file of a version a ref selects: by id, or by CivitAI's values. The default file if all are None."""
 
     file_id: FileId | None = None
     type: str | None = None
@@ -80,7 +80,7 @@ class FileSelector:
         _require(self.file_id is None or 0 < self.file_id <= LARGEST_ID, "not a file id", self.file_id)
         _require(
             "" not in (self.type, self.format, self.size, self.precision, self.quant_type),
-            "no words to select a file by",
+            "an empty word cannot select a file",
             "",
         )
 
@@ -161,8 +161,8 @@ class Air:
         for number in (self.model_id, self.version_id, self.file_id):
             _require(number is None or 0 < number <= LARGEST_ID, "not an id", number)
         for word in (self.ecosystem, self.type, self.format):
-            _require(word is None or _AIR_WORD.fullmatch(word) is not None, "not valid in an AIR", word)
-        _require(self.format is None or "/" not in self.format, "not a valid format in an AIR", self.format)
+            _require(word is None or _AIR_WORD.fullmatch(word) is not None, "this word is not allowed in an AIR", word)
+        _require(self.format is None or "/" not in self.format, "this format is not allowed in an AIR", self.format)
         _require(self.ecosystem is not None or self.type is None, "an AIR's type needs an ecosystem", self.type)
 
     @property
@@ -180,7 +180,10 @@ class Air:
 
 @dataclass(frozen=True, slots=True)
 class HashRef:
-    """A digest in lower case; a SHA-256 may be shortened to 10 digits or more. If `kind` is None, see `kinds`."""
+    """A digest in lower case; a SHA-256 may be shortened to 10 digits or more.
+
+    If `kind` is None, the digest may be of any kind in `kinds`.
+    """
 
     digest: str
     kind: HashKind | None = None
@@ -190,7 +193,7 @@ class HashRef:
 
     @property
     def kinds(self) -> tuple[HashKind, ...]:
-        """The kinds of digest that this can be, judging by its length."""
+        """The kinds of digest that this may be, according to `kind` and the number of digits."""
         if self.kind is HashKind.SHA256 and _SHORTEST_SHA256 <= len(self.digest) <= 64:
             return (HashKind.SHA256,)
         fitting = tuple(kind for kind, digits in _DIGITS.items() if digits == len(self.digest))
@@ -279,7 +282,9 @@ def parse_ref(text: str) -> Ref:
     """
     text = text.strip()
     if not text or not _readable(text):
-        raise _invalid("nothing to look up: the text is empty" if not text else "control characters in the text", text)
+        raise _invalid(
+            "nothing to look up: the text is empty" if not text else "the text contains control characters", text
+        )
     if (forced := forms.FORCED.fullmatch(text)) and forced[1].lower() in ("name", "path"):
         return _forced(forced[1].lower(), forced[2], text)
     bare = text if forms.PLAIN_PATH.match(text) else unwrapped(text)
@@ -303,7 +308,7 @@ def parse_ref(text: str) -> Ref:
         return _numbered(_id(model, text) if model else None, _id(version, text) if version else None, file)
     if re.match(r"[0-9]*@", text):
         raise _invalid(
-            f"no version id after the @: {_shown(text)}",
+            f"there is no version id after the @: {_shown(text)}",
             text,
             hint="write `model@version` or `@version` with numeric ids",
         )
@@ -345,7 +350,7 @@ def _forced(word: str, rest: str, text: str) -> Ref:
         raise _invalid(
             f"not a digest: {_shown(text)}",
             text,
-            hint=f"`{word}:` needs {wanted} hex digits, but this has {len(digest)}",
+            hint=f"`{word}:` needs {wanted} hex digits, but is followed by {len(digest)} characters",
         )
     return HashRef(digest, kind)
 
@@ -355,12 +360,12 @@ def _from_air(text: str) -> Ref:
     if (found := forms.AIR.fullmatch(text)) is None or found["source"].lower() != "civitai":
         if other := forms.OTHER_SOURCE.fullmatch(text):
             raise _invalid(
-                f"not on CivitAI but on {other[1].lower()}: {_shown(text)}",
+                f"the model is on {other[1].lower()}, not on CivitAI: {_shown(text)}",
                 text,
-                hint="only `civitai` can be looked up",
+                hint="civman can only look up models with the source `civitai`",
             )
         if found:
-            raise _invalid(f"not on CivitAI but on {found['source'].lower()}: {_shown(text)}", text)
+            raise _invalid(f"the model is on {found['source'].lower()}, not on CivitAI: {_shown(text)}", text)
         raise _invalid(
             f"not an AIR: {_shown(text)}", text, hint="the form is `urn:air:sdxl:lora:civitai:MODEL@VERSION`"
         )
@@ -378,7 +383,7 @@ def _from_address(text: str) -> Ref:
         url = urlsplit(text if "//" in text.split("?")[0] and forms.SCHEME.match(text) else f"//{text}")
         host = (url.hostname or "").removeprefix("www.")
     except ValueError:
-        # `from None`: the cause contains the whole URL with user name and password
+        # use `from None`, because the original exception contains the whole URL with user name and password
         raise _invalid(f"not a valid URL: {_shown(text)}", text) from None
     if url.scheme not in ("", "http", "https") or not (host in HOSTS or host == "image.civitai.com"):
         hint = (
@@ -446,7 +451,7 @@ def _strict_selector(query: str, file_id: str | None, text: str) -> FileSelector
         raise _invalid(
             f"cannot select a file by {_shown(text)}",
             text,
-            hint=f"keys after the ?: {', '.join(_SELECTOR_KEYS)}",
+            hint=f"after the ?, only these keys are allowed: {', '.join(_SELECTOR_KEYS)}",
         )
     return _selector(query, file_id, text)
 
@@ -479,7 +484,7 @@ def _readable(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Shorten `text` for a message, and remove its query and user name."""
+    """Shorten `text` for a message; if it is a URL, also remove its query, fragment and user name."""
     bare = re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", text, maxsplit=1)[0])
     return bare if len(bare) <= 100 else f"{bare[:97]}..."
 

@@ -1,4 +1,4 @@
-"""Detect files that CivitAI has replaced, which means that it now declares another digest than the stored file has."""
+"""Detect files that CivitAI has replaced: it now declares a digest that differs from the stored file's digest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

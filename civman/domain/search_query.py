@@ -61,7 +61,7 @@ class CheckpointType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelPage:
-    """A model and its versions from the response, in the creator's order (the first is the default).
+    """A model and its versions from a search response, in the creator's order (the first is the default).
 
     `versions` may be empty for an existing model: CivitAI's caches lag for minutes after an update.
     """
@@ -83,7 +83,7 @@ class SearchQuery:
     """What to search for. All filters must match; several types or base models mean any of them.
 
     `limit` counts models; None means all. `nsfw` includes models rated above PG. `early_access` restricts the search to
-    models with a timed gate in force; `include_archived` adds models that cannot be downloaded any more.
+    models in time-limited early access; `include_archived` adds models that can no longer be downloaded.
 
     Raises: UsageError: a value that CivitAI would refuse or silently ignore.
     """

@@ -14,7 +14,7 @@ class Patience:
     stall_s: float = 20.0
     """The maximum time without data on a download connection."""
     idle_s: float = 2.0
-    """A connection without data for this long hands part of its work to an idle one."""
+    """If a connection receives no data for this long, part of its work is given to an idle connection."""
     crawl_s: float = 20.0
     """A connection slower than 1 KiB/s for this long is replaced."""
     tries: int = 6

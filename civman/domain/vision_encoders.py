@@ -1,4 +1,4 @@
-"""Reads from a file's header the layout and dimensions of a CLIP vision encoder.
+"""Reads the layout and dimensions of a CLIP vision encoder from a file's header.
 
 Two layouts are in use: that of transformers (`vision_model.`) and that of OpenCLIP (`visual.`).
 """
@@ -14,7 +14,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _TITLES: Final = {(1280, 1024): "ViT-H/14", (1664, 1280): "ViT-bigG/14", (1024, 768): "ViT-L/14", (768, 512): "ViT-B"}
 """Maps an encoder's width and projection width to its usual name."""
 _HEADS: Final = {1664: 16, 1280: 16}
-"""Width → number of attention heads, for encoders whose heads are not 64 wide. Source: OpenCLIP's configurations."""
+"""Maps widths to the number of attention heads, for encoders whose heads are not 64 wide. Source: OpenCLIP's configs.
+"""
 _QUICK: Final = (768, 1024)
 """The widths of OpenAI's encoders, which use QuickGELU: GELU approximated with a sigmoid."""
 _LAYER: Final = {
@@ -38,7 +39,7 @@ class VisionEncoder:
     @property
     def title(self) -> str:
         """The encoder's usual name; if it has none, its widths."""
-        return _TITLES.get((self.width, self.projection), f"{self.width} wide, projecting to {self.projection}")
+        return _TITLES.get((self.width, self.projection), f"of width {self.width}, projecting to {self.projection}")
 
     @property
     def slug(self) -> str:

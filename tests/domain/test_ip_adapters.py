@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Shapes, str]] = {
         "FaceID Plus",
     ),
     "instantid": (resampler(1280, 512, 2048), "InstantID"),
-    "unknown": ({"mystery.weight": (3, 3)}, "no image projection"),
+    "unknown": ({"mystery.weight": (3, 3)}, "lacks the image projection"),
     "incomplete": ({**linear("proj", 3072, 1024), "norm.weight": (768,)}, "lacks the tensor `norm.bias`"),
 }  # fmt: skip
 

@@ -28,7 +28,8 @@ def test_check_refuses_it_and_names_the_modules(civman: Civman) -> None:
 
     assert done.code == ExitCode.INCOMPATIBLE
     assert f"Error [cannot-work]: {WHY}" in done.err
-    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k: shape 640x640 against 64x64" in done.out
+    misfit = "made for the shape 640x640, but the weight has 64x64"
+    assert f"lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k: {misfit}" in done.out
     assert "lora_te2_text_model_encoder_layers_0_self_attn_q_proj: not in the checkpoint" in done.out
 
 
@@ -60,7 +61,7 @@ def test_force_says_exactly_what_did_not_apply(civman: Civman, tmp_path: Path) -
     assert error["code"] == "adapter-no-match"
     assert error["message"] == (
         "adapter `large-lines-xl.safetensors` fits no part of this model: "
-        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj: shape 768x768 against 48x48"
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj: made for the shape 768x768, but the weight has 48x48"
     )
     modules = {name.split(".")[0] for name in read_header(Path(XL)).shapes}
     assert {line.split(":")[0] for line in error["facts"]["unmatched"]} == modules

@@ -112,7 +112,7 @@ def test_a_plan_is_the_dry_run_of_the_command_line(page_server: Served) -> None:
 
     assert planned["size_bytes"] > 500_000
     assert (planned["is_here"], held["is_here"]) == (False, True)
-    assert "only if your account has bought it" in " ".join(gated["notices"])
+    assert "only an account that has bought access" in " ".join(gated["notices"])
     assert page_server.http.get("/api/v1/civitai/plan", params={"ref": "/etc/passwd"}).status_code == 403
 
 

@@ -1,13 +1,12 @@
-"""The kinds of adapters: which tensors each kind consists of, and which weights it can change, judged by shapes.
+"""Defines the kinds of adapters: the tensors that each kind consists of, and the shapes of the weights that it fits.
 
 The kind is recognised by the parts of a change (such as "down" and "up") that the file contains for a module. The
 formulas themselves are in `civman.diffusion.adapter_formulas`. What they require of the shapes is checked here, so that
 a file's header is enough to decide whether an adapter fits.
 
 Source: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), LoKr and the file layouts (Yeh et al.
-    2024, LyCORIS, 3), OFT (Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3
-        (Liu
-    et al. 2022, 3.3), DoRA (Liu et al. 2024, eq. 5).
+    2024, LyCORIS, 3), OFT (Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9),
+    IA3 (Liu et al. 2022, 3.3), DoRA (Liu et al. 2024, eq. 5).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -81,7 +80,7 @@ _SHOWS = {
 def kind_of(parts: frozenset[str]) -> Adapter | None:
     """Determine an adapter's kind from the parts of its changes, even if some are missing; None if no kind matches.
 
-    A changed bias can accompany any kind.
+    An adapter of any kind may also change biases.
     """
     hints = [kind for part in sorted(parts) if (kind := _hint(part)) is not None]
     return next((kind for kind in hints if kind is not Adapter.FULL), hints[0] if hints else None)
@@ -102,10 +101,11 @@ def describe(kind: Adapter, shapes: Shapes) -> Described:
         raise MisfitError(problem)
     for shape in shapes.values():
         if 0 in shape:
-            raise MisfitError("its tensors are empty")
+            raise MisfitError("the module's tensors are empty")
     found = _DESCRIBERS[kind](shapes)
     if "up_bias" in shapes and shapes["up_bias"] != found.shape[:1]:
-        raise MisfitError(f"a bias of shape {times(shapes['up_bias'])} for {found.shape[0]} outputs")
+        shown = times(shapes["up_bias"])
+        raise MisfitError(f"the adapter's bias has the shape {shown}, but its `up` tensor has {found.shape[0]} rows")
     return found
 
 
@@ -120,8 +120,8 @@ def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
     ]
     missing = min(wanted, key=len, default=frozenset())
     if missing:
-        return f"its {kind} is incomplete: {', '.join(sorted(missing))} missing"
-    return f"tensors {', '.join(sorted(have))} are not of a known kind of adapter"
+        return f"the {kind} is incomplete, because it lacks {', '.join(sorted(missing))}"
+    return f"no known kind of adapter consists of the tensors {', '.join(sorted(have))}"
 
 
 def misfit(
@@ -129,13 +129,14 @@ def misfit(
 ) -> str | None:
     """Return why tensors that describe `found` cannot be applied to a weight of shape `weight`; None if they can.
 
-    `bias` is the shape of the module's bias, or None if the module has none. `on_input` is the value of an IA3
-    adapter's flag (does it scale the inputs?), or None if unknown.
+    `bias`: the shape of the module's bias; None if the module has none. `on_input`: whether an IA3 adapter scales the
+    inputs, according to a flag in its file; None if unknown.
     """
     if "up_bias" in shapes and bias is None:
-        return f"bias of shape {times(shapes['up_bias'])}, but the layer has no bias"
+        return f"the adapter has a bias of shape {times(shapes['up_bias'])}, but the layer has no bias"
     if "diff_b" in shapes and shapes["diff_b"] != bias:
-        return f"a bias of shape {times(shapes['diff_b'])}, but the layer's is {times(bias) if bias else 'missing'}"
+        expected = f"the layer's bias has the shape {times(bias)}" if bias else "the layer has no bias"
+        return f"the adapter changes a bias of shape {times(shapes['diff_b'])}, but {expected}"
     if kind is Adapter.FULL and not found.shape:
         return None
     if "oft_r" in shapes or "boft_r" in shapes:
@@ -153,11 +154,9 @@ def misfit(
 
 
 _PEFT_ROTATION = (
-    "a PEFT rotation of a layer's inputs, for which the file does not state which of PEFT's formulas applies"
+    "versions of PEFT compute different rotations from OFT and BOFT tensors, and the file does not state its version"
 )
-"""Why PEFT's OFT and BOFT are not applied: different versions of PEFT compute different rotations from the same
-tensors.
-"""
+"""The reason why OFT and BOFT adapters made with PEFT are not applied."""
 
 
 def input_width(shapes: Shapes) -> int | None:
@@ -181,9 +180,10 @@ def _block_size(count: int) -> int:
 
 
 def has_strength(shapes: Collection[str]) -> bool:
-    """Whether alpha 0 disables the change.
+    """Whether an alpha of 0 disables the change.
 
-    It does not for OFT, where alpha limits the rotation, nor for a LoKr with two full factors, which has no rank.
+    It does not disable an OFT, because its alpha limits the rotation, or a LoKr with two full factors, because that has
+    no rank.
     """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
         # magnitudes and a changed bias still have an effect if alpha is 0
@@ -217,7 +217,8 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
     # PEFT's format always has one magnitude for each output, whatever shape PEFT stores for convolutions
     if "magnitude" in shapes:
         if prod(shapes["magnitude"]) != weight[0]:
-            raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])}, but the weight has {weight[0]} rows")
+            count = prod(shapes["magnitude"])
+            raise MisfitError(f"the adapter has {count} magnitudes, but the weight has {weight[0]} rows")
         return 0
     if "dora_scale" not in shapes:
         return None
@@ -226,7 +227,7 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
         return 0
     if prod(shape) == weight[1] and (len(shape) == 1 or shape[1] == weight[1]):
         return 1
-    raise MisfitError(f"dora_scale of shape {times(shape)}, but the weight is {times(weight)}")
+    raise MisfitError(f"a dora_scale of shape {times(shape)} does not fit a weight of shape {times(weight)}")
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
@@ -243,12 +244,12 @@ def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
 
 def _same_rank(first: int, second: int) -> None:
     if first != second:
-        raise MisfitError(f"the ranks of the factors differ: {first} and {second}")
+        raise MisfitError(f"the adapter's factors have different ranks: {first} and {second}")
 
 
 def _two_axes(shape: Shape) -> Shape:
     if len(shape) < 2:
-        raise MisfitError(f"a factor of shape {times(shape) or 'scalar'} is not a matrix")
+        raise MisfitError(f"a factor of the adapter is not a matrix, but has the shape {times(shape) or 'scalar'}")
     return shape
 
 
@@ -279,14 +280,14 @@ def _loha(shapes: Shapes) -> Described:
         _same_rank(shapes[core][1], b[0])
         found.add((matrix(a)[1], matrix(b)[1], *shapes[core][2:]))
     if len(found) != 1:
-        raise MisfitError("its two halves have different shapes")
+        raise MisfitError("hada_w1 and hada_w2 have different shapes")
     return Described(found.pop(), rank=shapes["hada_w1_b"][0])
 
 
 def _lokr(shapes: Shapes) -> Described:
     left, right = _factor(shapes, "lokr_w1", "lokr_t1"), _factor(shapes, "lokr_w2", "lokr_t2")
     if any(size != 1 for size in left[2:]) and any(size != 1 for size in right[2:]):
-        raise MisfitError("both of its factors have a kernel")
+        raise MisfitError("both factors of the LoKr have a convolution kernel, but only one of them may")
     ranks = [shapes[name][0] for name in ("lokr_w1_b", "lokr_w2_b") if name in shapes]
     kernel = left[2:] if any(size != 1 for size in left[2:]) else right[2:]
     return Described((left[0] * right[0], left[1] * right[1], *kernel), rank=min(ranks, default=None))
@@ -297,7 +298,7 @@ def _factor(shapes: Shapes, name: str, core: str) -> Shape:
     if name in shapes:
         return _two_axes(shapes[name])
     if a not in shapes or b not in shapes:
-        raise MisfitError(f"its lokr is incomplete: {name} missing")
+        raise MisfitError(f"the lokr is incomplete, because it lacks {name}")
     rows, columns = _two_axes(shapes[a]), _two_axes(shapes[b])
     if core in shapes:
         _same_rank(_two_axes(shapes[core])[0], rows[0])
@@ -310,22 +311,22 @@ def _factor(shapes: Shapes, name: str, core: str) -> Shape:
 def _oft(shapes: Shapes) -> Described:
     if "oft_r" in shapes:
         if len(shapes["oft_r"]) != 2:
-            raise MisfitError(f"oft_R of shape {times(shapes['oft_r'])} is not one row of numbers per block")
+            raise MisfitError(f"oft_R must have one row for each block, but has the shape {times(shapes['oft_r'])}")
         return Described(sides=(input_width(shapes) or 0,), rank=_block_size(shapes["oft_r"][1]))
     name = "oft_blocks" if "oft_blocks" in shapes else "oft_diag"
     blocks = shapes[name]
     if blocks[-1:] != blocks[-2:-1] or len(blocks) not in ((3, 4) if name == "oft_blocks" else (3,)):
-        raise MisfitError(f"{name} of shape {times(blocks)} does not consist of square blocks")
+        raise MisfitError(f"{name} must consist of square blocks, but has the shape {times(blocks)}")
     stages, count, size, _ = (1, *blocks)[-4:]
     if len(blocks) == 4 and (size % 2 or count % 2 ** (stages - 1)):
-        raise MisfitError(f"{stages} butterfly stages do not fit {count} blocks of {size}")
+        raise MisfitError(f"{count} blocks of size {size} cannot be used in {stages} butterfly stages")
     return Described(sides=(count * size,), rank=size)
 
 
 def _boft(shapes: Shapes) -> Described:
     blocks = shapes["boft_r"]
     if len(blocks) != 4 or blocks[2] != blocks[3]:
-        raise MisfitError(f"boft_R of shape {times(blocks)} does not consist of square blocks")
+        raise MisfitError(f"boft_R must consist of square blocks, but has the shape {times(blocks)}")
     return Described(sides=(blocks[1] * blocks[2],), rank=blocks[2])
 
 
@@ -346,7 +347,7 @@ def _full(shapes: Shapes) -> Described:
 def _ia3(shapes: Shapes) -> Described:
     factor = shapes["ia3_l"] if "ia3_l" in shapes else shapes["factor"]
     if not factor or prod(factor) != max(factor):
-        raise MisfitError(f"factors of shape {times(factor) or 'scalar'} are not a row")
+        raise MisfitError(f"the IA3 factors must be a vector, but have the shape {times(factor) or 'scalar'}")
     return Described(sides=(max(factor),))
 
 
@@ -360,9 +361,9 @@ _DESCRIBERS: dict[Adapter, Callable[[Shapes], Described]] = {
 
 
 def _fit_shape(_shapes: Shapes, found: Described, weight: Shape) -> None:
-    ours, theirs = matrix(found.shape), matrix(weight)
-    if ours != theirs:
-        raise MisfitError(f"shape {times(ours)} against {times(theirs)}")
+    wanted, actual = matrix(found.shape), matrix(weight)
+    if wanted != actual:
+        raise MisfitError(f"made for the shape {times(wanted)}, but the weight has {times(actual)}")
 
 
 def _fit_lokr(shapes: Shapes, found: Described, weight: Shape) -> None:
@@ -370,23 +371,26 @@ def _fit_lokr(shapes: Shapes, found: Described, weight: Shape) -> None:
     kernel = prod(weight[2:])
     right = _factor(shapes, "lokr_w2", "lokr_t2")
     if kernel != 1 and prod(found.shape[2:]) not in (1, kernel):
-        raise MisfitError(f"a kernel of {times(found.shape[2:])}, but the layer's is {times(weight[2:])}")
+        shown = times(found.shape[2:])
+        raise MisfitError(f"the adapter's kernel is {shown}, but the layer's kernel is {times(weight[2:])}")
     if prod(found.shape[2:]) == 1 and matrix(right)[1] % kernel:
-        raise MisfitError(f"{matrix(right)[1]} columns do not divide into kernels of {times(weight[2:])}")
+        columns = matrix(right)[1]
+        raise MisfitError(f"the LoKr's {columns} columns cannot be divided into kernels of {times(weight[2:])}")
 
 
 def _fit_rotation(shapes: Shapes, found: Described, weight: Shape) -> None:
     if found.sides != weight[:1]:
-        raise MisfitError(f"blocks for {found.sides[0]} outputs, but the weight has {weight[0]}")
+        raise MisfitError(f"the adapter's blocks are for {found.sides[0]} outputs, but the weight has {weight[0]}")
     if "rescale" in shapes and prod(shapes["rescale"]) != weight[0]:
-        raise MisfitError(f"rescale of shape {times(shapes['rescale'])}, but the weight has {weight[0]} rows")
+        raise MisfitError(f"rescale has the shape {times(shapes['rescale'])}, but the weight has {weight[0]} rows")
 
 
 def _fit_glora(shapes: Shapes, _found: Described, weight: Shape) -> None:
     narrow, widen, out, inner = (_two_axes(shapes[name]) for name in glora_parts(shapes, weight))
     _same_rank(matrix(narrow)[1], widen[0])
     if (narrow[0], matrix(widen)[1]) != (weight[1], weight[1]):
-        raise MisfitError(f"input factors {times(narrow)} and {times(widen)}, but the weight has {weight[1]} inputs")
+        shown = f"{times(narrow)} and {times(widen)}"
+        raise MisfitError(f"the input factors have the shapes {shown}, but the weight has {weight[1]} inputs")
     columns = matrix(inner)[1]
     if "bm" in shapes:
         _same_rank(_two_axes(shapes["bm"])[0], matrix(out)[1])
@@ -401,12 +405,14 @@ def _fit_factors(shapes: Shapes, weight: Shape, on_input: bool | None) -> None:
     if "ia3_l" in shapes:
         on_input = factors_on_input(shapes)
         if on_input is None:
-            raise MisfitError(f"factors of shape {times(shapes['ia3_l'])}, which may be for inputs or for outputs")
+            shown = times(shapes["ia3_l"])
+            raise MisfitError(f"the shape of the IA3 factors, {shown}, does not show if they scale inputs or outputs")
     count = prod(shapes["ia3_l"] if "ia3_l" in shapes else shapes["factor"])
     sides = weight[:2] if on_input is None else weight[1:2] if on_input else weight[:1]
     if count not in sides:
-        words = "inputs or outputs" if on_input is None else "inputs" if on_input else "outputs"
-        raise MisfitError(f"{count} factors against {times(sides)} {words}")
+        inputs, outputs = f"{weight[1]} inputs", f"{weight[0]} outputs"
+        expected = f"{inputs} and {outputs}" if on_input is None else inputs if on_input else outputs
+        raise MisfitError(f"the adapter has {count} factors, but the layer has {expected}")
 
 
 _FITTERS: dict[Adapter, Callable[[Shapes, Described, Shape], None]] = {

@@ -83,9 +83,10 @@ class Deltas:
     bundled: tuple[str, ...] = ()
     """Names of the embeddings bundled in the file."""
     twice: Mapping[str, str] = field(default_factory=dict)
-    """Maps each tensor that repeats a part of a module under another name to the tensor that is used instead.
+    """Maps the name of each duplicate tensor to the name of the earlier tensor that is used instead.
 
-    These tensors are also in `loose`.
+    A tensor is a duplicate if an earlier tensor contains the same part of the same module. Duplicates are also in
+    `loose`.
     """
     of_base: tuple[str, ...] = ()
     """Weights of the base model that PEFT saved with the adapter, because its layers were not unwrapped before saving.
@@ -124,7 +125,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
             loose.append(name)
             twice[name] = other
     deltas: list[Delta] = []
-    # the results are cached, because a file has only a few dozen different sets of shapes
+    # cache the results, because all modules of a file have only a few dozen different sets of shapes
     known: dict[tuple[Adapter, tuple[tuple[str, Shape], ...]], _Described] = {}
     odd = {name for name, kind in (types or {}).items() if kind not in _COMPUTABLE and math.prod(shapes[name]) > 1}
     for module, parts in groups.items():
@@ -134,7 +135,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
         else:
             of_parts = {part: shapes[name] for part, name in parts.items()}
             if odd and (name := next((name for name in parts.values() if name in odd), "")):
-                problem = f"{name} has the data type {(types or {})[name]}, which weights do not have"
+                problem = f"civman cannot compute with the data type {(types or {})[name]} of the tensor {name}"
                 deltas.append(Delta(module, *locate(module), kind, problem=problem, parts=parts, shapes=of_parts))
                 continue
             key = kind, tuple(of_parts.items())
@@ -162,7 +163,7 @@ def deltas_of(header: Header) -> Deltas:
 
 
 def bundled_name(name: str, shape: Shape) -> str:
-    """Return the prompt word of the bundled embedding that this tensor belongs to; "" if there is none."""
+    """Return the prompt word of the bundled embedding that this tensor belongs to; "" for other tensors."""
     if name.startswith(BUNDLED):
         return name[len(BUNDLED) :].partition(".")[0]
     # cloneofsimo's first layout stores an embedding's vectors under the name of their token
@@ -185,7 +186,8 @@ def _described(kind: Adapter, shapes: Mapping[str, Shape]) -> _Described:
         problem = ""
         if len(shape) > 1 and (scale := shapes.get("dora_scale")):
             sizes = (shape[0], shape[1], math.prod(shape[1:]))
-            problem = "" if max(scale) in sizes else f"dora_scale of shape {adapter_kinds.times(scale)}"
+            shown = adapter_kinds.times(scale)
+            problem = "" if max(scale) in sizes else f"a dora_scale of shape {shown} does not fit the weight"
     except MisfitError as reason:
         (shape, sides, rank), problem = Described(), str(reason)
     if kind is Adapter.OFT and len(shapes.get("oft_blocks", ())) == 4:

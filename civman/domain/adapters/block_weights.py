@@ -1,7 +1,7 @@
 """Block weights: a factor for each block of the UNet, which multiplies an adapter's changes to that block.
 
-Block weights are lists of 12, 17, 20 or 26 numbers, or presets of the web UIs' extension. The first number is for the
-text encoders. Blocks that are missing in a shorter list get 0; layers outside the blocks keep the adapter's own scale.
+Block weights are lists of 12, 17, 20 or 26 numbers, or presets of A1111's extension. The first number is for the text
+encoders. Blocks that are missing in a shorter list get 0; layers outside the blocks keep the adapter's scale.
 
 Source: hako-mikan/sd-webui-lora-block-weight (the rule, not its code).
 """
@@ -33,7 +33,7 @@ PRESETS: Final = {
     "OUTD": "1" + ",0" * 7 + ",1" * 4 + ",0" * 5, "OUTS": "1" + ",0" * 11 + ",1" * 5,
     "OUTALL": "1" + ",0" * 7 + ",1" * 9, "ALL0.5": "0.5" + ",0.5" * 16,
 }  # fmt: skip
-"""The presets that come with the extension; users may define others in a file of their own."""
+"""The presets that come with the extension sd-webui-lora-block-weight, whose users may define more in a file."""
 _DOWN = re.compile(r"down_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|downsamplers)")
 _UP = re.compile(r"up_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|upsamplers)")
 _NUMBERED = re.compile(r"([a-z_.]+?\.\d+)\.")
@@ -74,8 +74,8 @@ def factor(blocks: str, component: str, parameter: str) -> float:
 def block_name(component: str, parameter: str) -> str:
     """Return the name, in terms of block weights, of the block that a parameter of diffusers' model belongs to.
 
-    Text encoders are "BASE", a UNet's layers outside all blocks "OTHER". The blocks of a transformer have the model's
-    own names, such as "transformer_blocks.3".
+    All text encoders are "BASE", and a UNet's layers outside all blocks are "OTHER". A transformer's blocks have the
+    same names as in the model, such as "transformer_blocks.3".
     """
     if component.startswith("text_encoder"):
         return "BASE"
@@ -93,7 +93,7 @@ def block_order(block: str) -> tuple[int, str, int]:
 
 
 def _block(parameter: str) -> str | None:
-    """Return the original layout's block that a parameter belongs to; None for layers before and after all blocks."""
+    """Return the name of a parameter's block in the original layout; None for layers before and after all blocks."""
     if parameter.startswith("conv_in."):
         return "IN00"
     if parameter.startswith("mid_block."):

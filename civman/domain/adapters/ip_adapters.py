@@ -1,4 +1,4 @@
-"""Reads an IP-Adapter's kind, the image features that it uses, and the attention that it fits from its header.
+"""Determines an IP-Adapter's kind, the image features that it needs, and the UNets that it fits, from its header.
 
 A file has an image projection (`image_proj.`) and, for each cross-attention layer of a UNet, the layers that compute
 keys and values from image tokens (`ip_adapter.1.to_k_ip.weight`). The tensors of the projection have the names of
@@ -56,11 +56,11 @@ class IpAdapter:
     projection: Mapping[str, str] = field(repr=False)
     """Maps the original name of each tensor of the image projection to its name in the file."""
     layers: tuple[int, ...] = field(repr=False)
-    """The file's numbers for the attention layers, in the UNet's order."""
+    """The numbers of the attention layers in the tensor names, in the order of the UNet's layers."""
 
     @property
     def reads_embedding(self) -> bool:
-        """Whether the adapter reads the encoder's image embedding; if not, it reads the states of all patches."""
+        """Whether the IP-Adapter reads the encoder's image embedding instead of the hidden states of all patches."""
         return self.kind == "plain"
 
     @property
@@ -70,11 +70,11 @@ class IpAdapter:
         return f"CLIP vision encoder {title_for(**size)}"
 
     def takes(self, encoder: VisionEncoder) -> bool:
-        """Whether the IP-Adapter was made for a vision encoder of these dimensions."""
+        """Whether the IP-Adapter was made for a vision encoder with the widths of `encoder`."""
         return self.input_width == (encoder.projection if self.reads_embedding else encoder.width)
 
     def keys(self, number: int) -> tuple[str, str]:
-        """Return the names of the two tensors for the attention layer `number`: keys and values."""
+        """Return the names of the key tensor and the value tensor for attention layer `number`."""
         return f"ip_adapter.{number}.to_k_ip.weight", f"ip_adapter.{number}.to_v_ip.weight"
 
 
@@ -102,16 +102,16 @@ def read_ip_adapter(shapes: Shapes, name: str) -> IpAdapter:
     kind, named = ip_adapter_kind(shapes), _named(shapes)
     if kind in _OF_FACES:
         raise CannotRender(
-            f"civman cannot use `{name}`: {_OF_FACES[kind]} adapters read face embeddings of insightface, whose "
-            "published models are for non-commercial research only, and civman does not compute them",
-            hint="choose IP-Adapter plus-face or full-face, which read an image of the face and need no "
-                    "insightface",
+            f"civman cannot use `{name}`: {_OF_FACES[kind]} adapters need the face embeddings that insightface "
+            "computes, but the published models of insightface are for non-commercial research only",
+            hint="choose IP-Adapter plus-face or full-face, which do not need insightface",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
     layers = tuple(sorted(int(match[1]) for each in shapes if (match := _KEY.fullmatch(each))))
     if not kind or not layers:
         raise CannotRender(
-            f"civman cannot use `{name}`: it has no image projection or attention layers of an SD 1 or SDXL IP-Adapter",
+            f"civman cannot use `{name}`: it lacks the image projection or the attention layers of an IP-Adapter for "
+            "SD 1 or SDXL",
             hint="choose an IP-Adapter for SD 1 or SDXL: plain, light, plus, plus-face or full-face",
             code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
@@ -171,7 +171,7 @@ def _named(shapes: Shapes) -> dict[str, str]:
                 plain = pattern.sub(new, plain)
             found[plain] = name
     if f"{_PROJECTION}ff.net.0.proj.weight" in shapes:
-        # in diffusers' names, full-face and FaceID adapters differ only in the number of tokens
+        # with diffusers' names, full-face and FaceID adapters differ only in the number of tokens
         out, norm = (shapes.get(found.get(name, ""), (0,))[0] for name in ("proj.2.weight", "norm.weight"))
         if out == norm:
             found |= {
@@ -200,7 +200,7 @@ def attention_problem(checkpoint: Shapes, adapter: Shapes) -> str:
     if not ours or ours == theirs:
         return ""
     if len(ours) != len(theirs):
-        return f"it was made for {len(theirs)} cross-attention layers, but the checkpoint has {len(ours)}"
+        return f"the IP-Adapter was made for {len(theirs)} cross-attention layers, but the checkpoint has {len(ours)}"
     place = next(place for place, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
     return (
         f"cross-attention layer {place + 1} has the shape {_shown(theirs[place])} in the adapter, "

@@ -17,7 +17,7 @@ from civman.domain.adapters.spellings import says_which_encoder
 Numbers = Mapping[str, float]
 """Maps the names of single-element tensors (alphas, and IA3's flags) to their values."""
 
-_ABSENT = "not in the model"
+_NOT_IN_MODEL = "not in the model"
 
 
 class Outcome(Enum):
@@ -25,7 +25,7 @@ class Outcome(Enum):
 
     APPLIES = auto()
     IDLE = auto()
-    """The module fits but changes nothing, because its alpha is 0 or no image depends on the weight."""
+    """The module fits but changes nothing, because its alpha is 0 or the weight never affects an image."""
     ELSEWHERE = auto()
     """The module changes a text encoder that the checkpoint's file does not contain."""
     MISSING = auto()
@@ -54,7 +54,7 @@ class ModuleFit:
     """Modules of a text encoder that the checkpoint's file does not contain at all."""
     missing: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
-    """Modules with another shape than the weight, with the reason: "…attn2_to_k: shape 320x768 against 640x2048"."""
+    """Modules that do not fit the weight's shape: "…attn2_to_k: made for the shape 320x768, but the weight has …"."""
     unknown: tuple[str, ...] = ()
     """Tensors and modules that belong to no known kind of adapter, with the reason."""
     idle: tuple[str, ...] = ()
@@ -63,12 +63,12 @@ class ModuleFit:
     @property
     def words(self) -> str:
         """The counts on one line, such as "264 of 264 modules fit"."""
-        notes = (
+        counted = (
             (self.missing, "not in the checkpoint"), (self.mismatched, "with a different shape"),
             (self.unknown, "of no known kind of adapter"),
             (self.elsewhere, "for text encoders that the file does not contain"), (self.idle, "that change nothing"),
         )  # fmt: skip
-        rest = ", ".join(f"{len(names)} {what}" for names, what in notes if names)
+        rest = ", ".join(f"{len(names)} {what}" for names, what in counted if names)
         return f"{self.fitting} of {self.total} modules fit" + (f" ({rest})" if rest else "")
 
 
@@ -88,13 +88,12 @@ def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) ->
         if found.weight is not None:
             others = [taken.setdefault(place, delta.module) for place in _places(found.weight)]
             if other := next((other for other in others if other is not delta.module), ""):
-                found = Match(
-                    delta.module, Outcome.MISMATCHED, f"changes the same weight as another module of the file: {other}"
-                )
+                found = Match(delta.module, Outcome.MISMATCHED, f"the module changes the same weight as {other}")
         yield found
     for name in deltas.loose:
         other = deltas.twice.get(name, "")
-        yield Match(name, Outcome.UNKNOWN, f"repeats {other}" if other else "not a tensor of any known kind of adapter")
+        reason = f"repeats {other}" if other else "the tensor belongs to no known kind of adapter"
+        yield Match(name, Outcome.UNKNOWN, reason)
 
 
 def _places(weight: Weight) -> list[tuple[str, str, str]]:
@@ -112,15 +111,15 @@ def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, misfits: _Misfits
     module = delta.module
     if two_encoders and not says_which_encoder(module):
         return Match(
-            module, Outcome.MISSING, f"{_ABSENT}: its name does not show which of the two text encoders it changes"
+            module, Outcome.MISSING, "the name does not show which of the model's two text encoders the module changes"
         )
     weight = index.weight(delta.part, delta.path)
     if weight is None:
         if index.is_unused(delta.part, delta.path):
-            return Match(module, Outcome.IDLE, "no image depends on this layer", delta)
+            return Match(module, Outcome.IDLE, "the layer never affects an image", delta)
         if delta.part != "unet" and not index.parts & {"te1", "te2", "te3"}:
-            return Match(module, Outcome.ELSEWHERE, "a text encoder that the file does not contain")
-        return Match(module, Outcome.MISSING, _ABSENT)
+            return Match(module, Outcome.ELSEWHERE, "the module changes a text encoder that the file does not contain")
+        return Match(module, Outcome.MISSING, _NOT_IN_MODEL)
     flag = numbers.get(delta.parts["on_input"]) if "on_input" in delta.parts else None
     key = (delta.kind, delta.problem, tuple(delta.shapes.items()), weight.shape, weight.bias, flag)
     if key in misfits:
@@ -139,7 +138,7 @@ def fit_modules(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = No
     """Match the modules as `match` does, and count the results."""
     said: dict[Outcome, list[str]] = {outcome: [] for outcome in Outcome}
     for found in match(deltas, index, numbers):
-        plain = found.reason == _ABSENT or found.outcome in (Outcome.APPLIES, Outcome.ELSEWHERE)
+        plain = found.reason == _NOT_IN_MODEL or found.outcome in (Outcome.APPLIES, Outcome.ELSEWHERE)
         said[found.outcome].append(found.module if plain else f"{found.module}: {found.reason}")
     return ModuleFit(
         sum(map(len, said.values())), len(said[Outcome.APPLIES]) + len(said[Outcome.IDLE]),

@@ -19,7 +19,7 @@ from civman.domain.files.header import Header
 
 Shape = tuple[int, ...]
 _WITH_PROJECTION = "joint_blocks."
-"""The prefix of tensors that only Stable Diffusion 3's transformer has, which uses CLIP-L's projection."""
+"""A prefix of tensor names by which to recognise Stable Diffusion 3, the only model that uses CLIP-L's projection."""
 
 
 class Piece(NamedTuple):
@@ -33,10 +33,7 @@ class Piece(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A weight of the model: its part of the model, the name of its module, and the slice of a fused layer.
-
-    The slice is "" for the whole layer.
-    """
+    """A weight of the model. `slice` names a slice of a fused layer; "" means the whole layer."""
 
     part: str
     name: str
@@ -105,7 +102,7 @@ class ModuleIndex:
         return found
 
     def name_components(self, components: Mapping[str, str]) -> None:
-        """Record which component of the loaded model each part is."""
+        """Set the `component` of each weight; `components` maps parts ("te1") to components of the loaded model."""
         for part, component in components.items():
             weights = self._weights.get(part, {})
             for path, weight in weights.items():
@@ -114,12 +111,12 @@ class ModuleIndex:
     def weight(self, part: str, path: str) -> Weight | None:
         """Look up the weight at this path; None if the model has no weight of this name."""
         if part not in self.parts:
-            # the SDXL refiner has only the second text encoder; diffusers names Flux.1's T5 as the second one
+            # the SDXL refiner has only a second text encoder; diffusers calls Flux.1's T5 the second text encoder
             part = {"te1": "te2", "te2": "te3"}.get(part, part)
         weights = self._weights.get(part, {})
         found = weights.get(path)
         if found is None and path.endswith("_to_out"):
-            # diffusers has a list of a linear layer and a dropout where other layouts have just the linear layer
+            # in diffusers, `to_out` is a list whose item 0 is the linear layer; in other layouts, it is the layer
             return weights.get(f"{path}_0")
         return found
 
@@ -129,7 +126,7 @@ class ModuleIndex:
         return None if found is None else found.shape
 
     def is_unused(self, part: str, path: str) -> bool:
-        """Whether no image depends on this layer, so that a model may lack it."""
+        """Whether this layer never affects an image, so that a model without it is still complete."""
         return any(part == where and path.startswith(beginning) for where, beginning in self._unused)
 
     def __len__(self) -> int:
@@ -238,7 +235,7 @@ def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[st
             bare[name] = shape
     backbone = parts["unet"]
     if not backbone and bare and all(name.startswith("model.") for name in bare):
-        # AuraFlow's own layout has the prefix "model.", which is six characters long
+        # AuraFlow's original layout has the prefix "model.", which is six characters long
         bare = {name[6:]: shape for name, shape in bare.items()}
     return backbone or bare, {part: found for part, found in parts.items() if found and part.startswith("te")}
 
@@ -388,12 +385,12 @@ def _open_clip(name: str) -> str:
 
 
 _Rules = dict[str, list[tuple[str, str]]]
-"""Maps the pattern of an original name to diffusers' names, each with the part of a fused layer that it refers to."""
+"""Maps each original name, as a pattern, to pairs: a name in diffusers, and the part of a fused layer that it means."""
 
 
 @cache
 def _translation_tables() -> list[tuple[str, _Rules]]:
-    """Load the renaming rules of each family, with the pattern of a module that all its models have."""
+    """Load each family's renaming rules, together with the name of a module that all models of the family have."""
     text = files("civman.domain.adapters").joinpath("data/module_names.json").read_text(encoding="utf-8")
     found = []
     for pairs in json.loads(text)["pairs"].values():
@@ -425,7 +422,7 @@ def _translations(name: str, shape: Shape, rules: _Rules) -> Iterable[tuple[str,
     number = _BLOCK_NUMBER.search(name)
     pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
     for theirs, part in rules.get(pattern, ()):
-        which = "" if part == "whole" else theirs  # the name tells the two "kv" slices apart: key and value
+        which = "" if part == "whole" else theirs  # key and value both have the part "kv", but different names
         yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part), which
 
 

@@ -1,10 +1,10 @@
 """LoRA scales that change during sampling, as keyframes such as "0@0,1@0.5" with linear interpolation between them.
 
-A keyframe is SCALE@POSITION. If no position is above 1, positions are shares of the pass: the first two steps are at 0
-and the last step is at 1. Otherwise positions count steps: the first two are at 0, the third is at 1. Before the first
-keyframe and after the last one, the scale is constant. A keyframe without a position is at 1. `SCALE@START-END` applies
-this scale from START up to, but not including, END, and 0 in all other steps; an END of 1 or a missing END includes the
-last step.
+A keyframe is SCALE@POSITION. If no position is above 1, positions are fractions of the pass: the first two steps are at
+0 and the last step is at 1. Otherwise positions count steps: the first two are at 0, the third is at 1. Before the
+first keyframe and after the last one, the scale is constant. A keyframe without a position is at 1. `SCALE@START-END`
+applies this scale from START up to, but not including, END, and 0 in all other steps; an END of 1 or a missing END
+includes the last step.
 
 Source: cheald/sd-webui-loractl with A1111 1.5 to 1.10 (the rules, not the code). A1111 reports a step to extensions
 only after the first evaluation of that step, so the first two steps have the same position.
@@ -41,7 +41,7 @@ def read_scale(text: str) -> tuple[float, str]:
         raise UsageError(
             f"`{text[:60]}` is neither a scale nor keyframes of a scale",
             hint="write SCALE@POSITION with commas, such as 0@0,1@0.5, or a range such as 0.8@0.2-0.6; positions up to "
-            f"1 are shares of the steps, and scales are at most ±{_MOST:.0f}", code=Cause.BAD_SCALE,
+            f"1 are fractions of the steps, and scales are at most ±{_MOST:.0f}", code=Cause.BAD_SCALE,
         )  # fmt: skip
     if len({scale for scale, _ in frames}) == 1:
         return frames[0][0], ""

@@ -1,7 +1,7 @@
 """The names of tensors in adapter files: a table of endings, a table of prefixes, and the parser that uses them.
 
 A tensor's name in an adapter file is the name of a module (`lora_unet_mid_block_attentions_0_proj_in`) plus an ending
-that says which part of the change the tensor contains (`lora_down.weight`). The module's name starts with a prefix for
+that shows which part of the change the tensor contains (`lora_down.weight`). The module's name starts with a prefix for
 the part of the model (`lora_unet_`). All code of civman that reads adapters uses these tables. The weight that a
 module's name refers to is looked up in `civman.domain.adapters.module_names`.
 
@@ -51,7 +51,8 @@ MARKS = (
     "lora", "hada_w", "lokr_w", "oft_", ".diff\n", ".diff_b\n", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
     "magnitude_vector", "unet:0:", "text_encoder:0:", "ia3_l",
 )  # fmt: skip
-"""Strings that identify adapters: at least one of them occurs in the tensor names of every adapter, one per line."""
+"""Strings that identify adapters: the list of an adapter's tensor names, one per line, contains at least one of them.
+"""
 WRAPPED = ".base_layer."
 """A part of the names of PEFT's wrapped layers, which occur if the base model's weights were saved too."""
 BUNDLED = "bundle_emb."
@@ -85,7 +86,7 @@ def _one_of(names: list[str]) -> "re.Pattern[str]":
 
 
 _PREFIX = _one_of(list(_PARTS))
-# further prefixes that add no information: a repetition of the first prefix, or the prefix of a wrapper
+# prefixes to skip after the first one: repetitions of it, and prefixes that a wrapper of the model adds
 _AGAIN = _one_of([*(prefix for prefix in _PARTS if prefix != "lycoris_"), "diffusion_model_", "model_diffusion_model_",
                   "unet_", "base_model_model_"])  # fmt: skip
 _TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_", "model_")

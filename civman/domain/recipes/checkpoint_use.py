@@ -1,4 +1,4 @@
-"""A further checkpoint in a recipe, for the second pass or as the refiner."""
+"""An additional checkpoint in a recipe, for the second pass or as the refiner."""
 
 from dataclasses import dataclass
 

@@ -39,12 +39,12 @@ from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
 REFINER_AT: Final = 0.8
-"""The share of the denoising after which a refiner takes over by default, as in A1111."""
+"""The fraction of the denoising after which a refiner takes over by default, as in A1111."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecondResolved:
-    """The values that the library found for a second pass with values of its own; None means the first pass's value."""
+    """The values that the library found for the second pass; None means that it uses the first pass's value."""
 
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -80,11 +80,13 @@ class Resolved:
     is_refiner_same_family: bool = True
     faces: FaceRestoration | None = None
     input_upscaler: Sha256 | None = None
-    """The model that enlarges the input image before image-to-image rendering, and its factor."""
+    """The model that enlarges the input image before image-to-image rendering."""
     input_scale: int | None = None
+    """The factor of the `input_upscaler` model."""
     last_upscaler: Sha256 | None = None
-    """The model that enlarges the finished image, and its factor."""
+    """The model that enlarges the finished image."""
     last_scale: int | None = None
+    """The factor of the `last_upscaler` model."""
     controls: tuple[ControlUse, ...] = ()
     references: tuple[ReferenceUse, ...] = ()
     edit_images: tuple[EditImage, ...] = ()
@@ -96,10 +98,11 @@ class Resolved:
     files: tuple[RecipeFile, ...] = ()
     parts: tuple[PartUse, ...] = ()
     flow: Callable[[tuple[int, int], int], Flow] | None = None
-    """A function from the size and the steps of the first pass to the noise levels; None if the model has none."""
+    """A function from the first pass's size and steps to its noise levels; None if the model does not predict a flow.
+    """
     variant: str = ""
     details: tuple[DetailPass, ...] = ()
-    """The detail passes. A size or number of steps of 0, or a guidance scale of -1, means that of the image."""
+    """The detail passes. If size or steps are 0, or the guidance scale is -1, the image's own value is used."""
 
 
 def complete(request: RenderRequest, found: Resolved) -> Recipe:
@@ -175,7 +178,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
 
 
 def _slots(request: RenderRequest, found: Resolved) -> int:
-    """The number of slots; 0 if one is requested, or with tiles, detail passes, changing scales or several models."""
+    """Return the number of slots; 0 if none or one is requested, or if the request has parts that cannot use slots."""
     is_in_tiles = any(
         each is not None
         for each in (request.tiled_upscale, request.ultimate_upscale, request.init_upscale, request.tiled_diffusion)
@@ -189,12 +192,12 @@ def _slots(request: RenderRequest, found: Resolved) -> int:
 def larger_input(
     request: UpscaleRequest, source: tuple[int, int], model: Sha256 | None, scale: int | None
 ) -> Enlargement:
-    """The enlargement of an input image of the size `source`; both sides are rounded down to multiples of 8 pixels."""
+    """Return the enlargement of an input image of the size `source`, rounded down to multiples of 8 pixels."""
     return enlargement_of(replace(request, multiple=8), source, model=model, model_scale=scale)
 
 
 def _upscale(request: RenderRequest, size: tuple[int, int], found: Resolved) -> Enlargement | None:
-    """The enlargement of a finished image of this size; both sides are rounded down to multiples of 8, as in A1111."""
+    """Return the enlargement of a finished image of this size, rounded down to multiples of 8 pixels, as in A1111."""
     if request.upscale is None:
         return None
     asked = replace(request.upscale, multiple=8)

@@ -15,7 +15,7 @@ MAPS: Final[dict[str, tuple[_Number, ...]]] = {
     "none": (), "canny": ((100, 1, 255), (200, 1, 255)), "invert": (), "blur": ((9, 0.01, 64),), "tile": ((1, 1, 8),),
     "gray": ((1, 0.1, 2),), "xdog": ((32, 1, 64),),
 }  # fmt: skip
-"""Preprocessor → its parameters, each as (default, minimum, maximum): A1111's defaults and limits."""
+"""Maps each preprocessor to its parameters, each as (default, minimum, maximum): A1111's defaults and limits."""
 _A1111_MAPS: Final = {
     "invert (from white bg & black line)": "invert", "blurgaussian": "blur", "tileresample": "tile",
     "recolorluminance": "gray", "scribblexdog": "xdog",
@@ -31,9 +31,9 @@ _ALIASES: Final = {
     "segmentation": "segment", "blur": "tile", "repaint": "inpaint",
 }  # fmt: skip
 MAP_TYPES: Final = {"canny": "hardedge", "blur": "tile", "tile": "tile", "xdog": "softedge"}
-"""Preprocessor → the kind of control image that it makes, if that kind is one of `CONTROL_TYPES`."""
+"""Maps preprocessors to the kind of control image that they make, if that kind is one of `CONTROL_TYPES`."""
 SOFT: Final = 0.825
-"""In all modes but "balanced", each layer's weight is this factor times that of the next layer inwards."""
+"""In all modes except "balanced", the weight of each layer is this factor times the weight of the next inner layer."""
 SOFT_FEATURES: Final = (0.25, 0.62, 0.825, 1.0)
 """The factors for a T2I-Adapter's features, from the outermost level inwards, in all modes except "balanced"."""
 
@@ -51,7 +51,7 @@ class ControlUse:
     """A ControlNet or T2I-Adapter in a recipe.
 
     `sha256` is the digest of the model's file, `picture` that of the control image's file; any preprocessor was already
-    applied to that image. The model acts between the shares `start` and `end` of the steps, from 0 to 1.
+    applied to that image. The model is applied from `start` to `end`, given as fractions of the steps (0 to 1).
     """
 
     sha256: Sha256
@@ -74,13 +74,13 @@ class ControlUse:
     """
 
     crops: bool = False
-    """Whether the control image belongs to the whole input image and is cropped to the masked region that is drawn.
+    """Whether the control image covers the whole input image, so that it is cropped to the masked region.
 
-    Recipes before schema 20 stretch the whole control image over the region.
+    If False, and in recipes before schema 20, the whole control image is stretched over the region.
     """
 
     def acts_at(self, step: int, steps: int) -> bool:
-        """Whether the control model acts in step `step`, counted from 0."""
+        """Whether the ControlNet or T2I-Adapter is applied in step `step`, counted from 0."""
         return acts_at(self.start, self.end, step, steps)
 
     def weights(self, layers: int) -> tuple[float, ...]:
@@ -119,9 +119,9 @@ class ControlRequest:
     control_type: str = ""
     """The kind of control image, under any name that the function `control_type` knows; "" if not specified."""
     pools: bool | None = None
-    """The value of `ControlUse.pools`; None: decided by the name of the model's file."""
+    """The value of `ControlUse.pools`; None: guess it from the name of the model's file."""
     crops: bool | None = None
-    """The value of `ControlUse.crops`; None: crop if only the masked region is drawn, as A1111's extension does."""
+    """The value of `ControlUse.crops`; None: crop if only the masked region is rendered, as A1111's extension does."""
 
 
 def control_type(name: str) -> str | None:
@@ -159,9 +159,9 @@ def map_of(text: str) -> tuple[str, tuple[float, ...]]:
     inside = all(least <= number <= most for number, (_, least, most) in zip(numbers, limits, strict=False))
     if len(numbers) > len(limits) or not inside:
         words = " and ".join(f"{least:g} to {most:g} (default {usual:g})" for usual, least, most in limits)
-        takes = f"takes {len(limits)} number{'s' * (len(limits) > 1)}: {words}" if limits else "takes no number"
+        expected = f"has the parameters {words}" if limits else "has no parameters"
         raise UsageError(
-            f"`{text}` is not valid: the preprocessor `{found}` {takes}",
+            f"`{text}` is not valid: the preprocessor `{found}` {expected}",
             hint=f"write {':'.join([found, *(f'{usual:g}' for usual, _, _ in limits)])}, for example",
             code=Cause.BAD_VALUE,
         )  # fmt: skip

@@ -124,7 +124,7 @@ class DetailPass:
         return left, top, left + width - 1, top + height - 1
 
     def request(self, region: str) -> DetailRequest:
-        """Convert the pass back to a request; `region` is the region in the form that a request has."""
+        """Convert the pass back to a request. `region`: the region in the form that `DetailRequest.region` expects."""
         return DetailRequest(
             region, f" {SEPARATOR} ".join(self.prompts), f" {SEPARATOR} ".join(self.negatives), self.strength,
             self.mask_blur, self.dilate, self.x_offset, self.y_offset, self.only_masked, self.padding,
@@ -161,7 +161,7 @@ def detail_from(text: str, prompt: str = "", negative: str = "") -> DetailReques
     region, *rest = _SETTINGS.split(text.strip(), maxsplit=1)
     asked = DetailRequest(region, prompt, negative)
     if not region:
-        raise _wrong(text, "it names no region")
+        raise _wrong(text, "the region is missing")
     for word in rest[0].split(",") if rest else ():
         name, sign, value = (each.strip() for each in word.partition("="))
         asked = replace(asked, **_setting(text, name, value, has_value=bool(sign)))
@@ -172,7 +172,7 @@ def _setting(text: str, name: str, value: str, *, has_value: bool) -> dict[str, 
     if name == "whole" and not has_value:
         return {"only_masked": False}
     if name not in _NAMES or not value:
-        raise _wrong(text, f"`{name}` is not a setting with a value")
+        raise _wrong(text, f"`{name}` is not a known setting, or has no value")
     if name in _TEXTS:
         if name == "size":
             size_of(value)
@@ -180,7 +180,7 @@ def _setting(text: str, name: str, value: str, *, has_value: bool) -> dict[str, 
     try:
         return {_WHOLE[name]: int(value)} if name in _WHOLE else {_FRACTIONS[name]: float(value)}
     except (ValueError, KeyError) as error:
-        raise _wrong(text, f"`{value}` is not a value of `{name}`") from error
+        raise _wrong(text, f"`{value}` is not a valid value of the setting `{name}`") from error
 
 
 def _wrong(text: str, why: str) -> UsageError:
@@ -196,7 +196,7 @@ def detail_problems(recipe: Any) -> Iterator[str]:
     if not recipe.details:
         return
     if recipe.enlarged_input is not None or recipe.rules == 1 or (recipe.start and recipe.start.mask_sha256):
-        yield "detail passes cannot be combined with a mask of the input image, a redraw in tiles, or rules 1"
+        yield "detail passes cannot be combined with a mask of the input image, a redraw in tiles, or recipe rules 1"
     if len(recipe.details) > _MOST_PASSES:
         yield f"an image can have at most {_MOST_PASSES} detail passes"
     width, height = recipe.drawn_size
@@ -210,7 +210,7 @@ def _problems(made: DetailPass) -> Iterator[str]:
     wanted = {"faces": made.detector, "mask": made.mask, "box": box_of(made.box)}
     others = [made.detector, made.mask, made.box or None]
     if wanted.get(made.region) is None or sum(each is not None for each in others) != 1:
-        yield f"a detail pass of the region `{made.region}` has a detector, a mask or a box, as its region says"
+        yield "a detail pass must have either a face detector, a mask or a box, depending on its region"
     if not 0 < made.strength <= 1:
         yield "the strength of a detail pass must be above 0 and at most 1"
     if made.mask_blur < 0 or made.padding < 0:
@@ -218,7 +218,7 @@ def _problems(made: DetailPass) -> Iterator[str]:
     if max(map(abs, (made.dilate, made.x_offset, made.y_offset, made.mask_blur))) > _MOST:
         yield f"the mask of a detail pass can be moved, blurred and enlarged by at most {_MOST} pixels"
     if any(side < 8 or side % 8 or side > MAX_SIDE for side in (made.width, made.height)):
-        yield f"{made.width}x{made.height} is not a size of a detail pass: both sides must be multiples of 8"
+        yield f"a detail pass cannot have the size {made.width}x{made.height}: both sides must be multiples of 8"
     if made.steps < 1 or not 0 <= made.guidance_scale <= _MOST:
         yield f"a detail pass needs at least one step and a guidance of 0 to {_MOST}"
     if not 0.5 <= made.noise_multiplier <= 1.5:

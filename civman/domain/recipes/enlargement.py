@@ -132,7 +132,7 @@ def enlargement_problems(made: Any) -> Iterator[str]:
     if made.method not in METHODS:
         yield f"the upscaler `{made.method}` is not one of {', '.join(METHODS)}"
     if (made.method == "model") != (made.model is not None):
-        yield "an enlargement has an upscaler model if its method is `model`, and only then"
+        yield "an enlargement must have an upscaler model if its method is `model`, and none otherwise"
     if min(made.width, made.height) < 1 or max(made.width, made.height) > MAX_SIDE:
         yield f"{made.width}x{made.height} is not a size: each side can have 1 to {MAX_SIDE} pixels"
     if bool(made.crop_width) != bool(made.crop_height) or not (
@@ -140,9 +140,9 @@ def enlargement_problems(made: Any) -> Iterator[str]:
     ):
         yield "the part that is kept must lie within the enlarged image"
     if made.tile and not _LEAST_TILE <= made.tile <= MAX_SIDE:
-        yield f"a tile has {_LEAST_TILE} to {MAX_SIDE} pixels, or 0 for none"
+        yield f"the side of a tile must be {_LEAST_TILE} to {MAX_SIDE} pixels, or 0 for no tiles"
     if not 0 <= made.overlap <= max(made.tile // 2, 0) and made.tile:
-        yield "tiles can share at most half of their pixels"
+        yield "tiles can overlap by at most half of their side"
 
 
 def tiles_from(text: str) -> tuple[int, int]:

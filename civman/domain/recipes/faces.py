@@ -31,7 +31,7 @@ class FaceRestoration:
 def faces_from(text: str) -> tuple[str, float | None]:
     """Parse "codeformer", "codeformer:0.7", "gfpgan" or a ref of a model with or without a weight.
 
-    Returns the method or ref, and the weight, None if there is none. Raises: UsageError (`bad-value`).
+    Returns the method or ref, and the weight (None if not given). Raises: UsageError (`bad-value`).
     """
     name, colon, rest = text.strip().rpartition(":")
     if not colon or not name or not _WEIGHT.fullmatch(rest):
@@ -45,7 +45,7 @@ def faces_from(text: str) -> tuple[str, float | None]:
         )
     if weight is not None and name.casefold() == "gfpgan":
         raise UsageError(
-            "GFPGAN has no weight",
+            "face restoration with GFPGAN has no weight",
             hint="leave out the weight, or use CodeFormer, such as codeformer:0.7",
             code=Cause.BAD_VALUE,
         )

@@ -45,4 +45,4 @@ def problems(recipe: Any) -> Iterator[str]:
             yield "flow matching needs version 3 of the rendering rules"
     roles = [part.role for part in recipe.parts]
     if len(set(roles)) != len(roles):
-        yield "the recipe names two files for one part"
+        yield "the recipe contains two files for the same text encoder"

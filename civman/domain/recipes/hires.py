@@ -21,31 +21,29 @@ class Hires:
     model: Sha256 | None = None
     """The upscaler model that enlarges the image, if `upscaler` is "model"."""
     token_merging: float = 0.0
-    """The share of tokens that are merged in the second pass, see `Recipe.token_merging`."""
+    """The fraction of tokens that are merged in the second pass; see `Recipe.token_merging`."""
     trim_width: int = 0
     trim_height: int = 0
-    """How many pixels in all are cropped from the first pass's image before it is enlarged, half of them at each side.
-    """
+    """The number of pixels to crop from the first pass's image before enlarging it, half of them on each side."""
     stretches: bool = False
-    """Stretch the first pass's image to exactly the second pass's size, instead of enlarging it to cover it and
-    cropping.
-    """
+    """Whether the first pass's image is stretched to the second pass's size, instead of enlarged and cropped."""
     seed: int | None = None
     """The seed of the second pass's noise; None: the image's seed."""
     guidance_scale: float | None = None
     sampler: str = ""
+    """The second pass's sampler; "" means the first pass's."""
     schedule: str = ""
-    """The second pass's sampler and schedule; "" means the first pass's, as does a `guidance_scale` of None."""
+    """The second pass's schedule; "" means the first pass's."""
     resize: str = ""
     """The filter that resizes an upscaler model's result (one of `recipe_limits.RESIZES`); "": as in A1111."""
     prompt: str | None = None
+    """The prompt of the second pass; None means the first pass's."""
     negative_prompt: str | None = None
-    """The prompts of the second pass; None means the first pass's."""
+    """The negative prompt of the second pass; None means the first pass's."""
     loras: tuple[LoraUse, ...] | None = None
+    """The adapters of the second pass, which replace those of the first pass; None means the same adapters."""
     hypernetworks: tuple[HypernetworkUse, ...] | None = None
-    """The adapters and hypernetworks of the second pass, which replace those of the first pass; None means the same
-    ones.
-    """
+    """The hypernetworks of the second pass, which replace those of the first pass; None means the same ones."""
     checkpoint: CheckpointUse | None = None
     """The second pass's checkpoint, which must be of the first checkpoint's family; None means the first checkpoint."""
 
@@ -55,8 +53,8 @@ def own_value_problems(recipe: Any) -> Iterator[str]:
     hires: Hires = recipe.hires
     own = (hires.prompt, hires.negative_prompt, hires.loras, hires.hypernetworks, hires.checkpoint)
     if recipe.rules == 1 and any(each is not None for each in own):
-        yield "rules 1 have no second pass with prompts, adapters or a checkpoint of its own"
+        yield "recipe rules 1 do not support separate prompts, adapters or checkpoints for the second pass"
     if hires.checkpoint is not None and recipe.flow is not None:
         yield "the second pass of a flow-matching model cannot have another checkpoint"
     if (recipe.prompt_parts or recipe.negative_parts) and own[:2] != (None, None):
-        yield "a prompt with further parts cannot be combined with a prompt of the second pass"
+        yield "a prompt with additional parts cannot be combined with a separate prompt for the second pass"

@@ -12,8 +12,9 @@ THREADS: Final = {
     "t4": 40960, "gtx 1080": 40960, "rtx 3060": 43008, "rtx 3060 ti": 58368, "rtx 2080 ti": 69632, "rtx 3070": 70656,
     "rtx 4070": 70656, "rtx 3080": 104448, "rtx 3090": 125952, "v100": 163840, "rtx 4090": 196608, "a100": 221184,
 }  # fmt: skip
-"""Card → number of threads: multiprocessors times threads per multiprocessor, the latter rounded down to a multiple of
-256.
+"""Maps each graphics card to its number of threads.
+
+That is the number of multiprocessors times the threads per multiprocessor, rounded down to a multiple of 256.
 
 Source: NVIDIA's tables of the cards and their compute capabilities.
 """

@@ -15,8 +15,8 @@ _PART: Final = re.compile(r"(concat|combine|average=([0-9.]+)):(.*)", re.DOTALL)
 class PromptPart:
     """An additional prompt text and how it is combined with the preceding texts.
 
-    "concat" appends its vectors to those of the preceding texts. "average" mixes the vectors: `kept` is the share of
-    the preceding texts, the rest is the share of this text. "combine" evaluates the model for this text as well, and
+    "concat" appends its vectors to those of the preceding texts. "average" mixes the vectors: the preceding texts have
+    the weight `kept`, and this text has the weight 1 - `kept`. "combine" also evaluates the model for this text, and
     uses the mean of the predictions. Sources: ComfyUI's nodes ConditioningConcat, ConditioningAverage and
     ConditioningCombine.
     """
@@ -42,8 +42,8 @@ def part_of(text: str) -> PromptPart:
         found = None
     if found is None:
         raise UsageError(
-            f"`{text[:60]}` is not a part of a prompt",
-            hint="write concat:TEXT, combine:TEXT or average=0.7:TEXT, where 0.7 is the share of the preceding texts",
+            f"`{text[:60]}` is not an additional part of a prompt",
+            hint="write concat:TEXT, combine:TEXT or average=0.7:TEXT, where 0.7 is the weight of the preceding texts",
             code=Cause.BAD_VALUE,
         )
     return PromptPart("average" if found[2] else found[1], found[3], kept)
@@ -54,14 +54,14 @@ def problems(recipe: Any) -> Iterator[str]:
     both: Sequence[PromptPart] = (*recipe.prompt_parts, *recipe.negative_parts)
     for part in both:
         if part.how not in HOW:
-            yield f"`{part.how}` is not a way to join a part of a prompt: {', '.join(HOW)}"
+            yield f"`{part.how}` is not a way to add a part to a prompt; the ways are {', '.join(HOW)}"
         if not 0 <= part.kept <= 1:
-            yield "the share that an averaged part leaves to the texts before must be 0 to 1"
+            yield "the weight of the texts that precede an averaged part must be 0 to 1"
     if any(part.how == "combine" for part in recipe.negative_parts):
-        yield "texts can be combined in the prompt, but not in the negative prompt"
+        yield "the negative prompt cannot have parts that are added with `combine`"
     if both and recipe.prompt_rules:
-        yield "a prompt with further parts cannot change during the steps or contain AND"
+        yield "a prompt with additional parts cannot change during the steps or contain AND"
     if both and recipe.pad_prompts:
-        yield "prompts with further parts cannot be padded to the same length"
+        yield "prompts with additional parts cannot be padded to the same length"
     if recipe.guidance_rescale and any(part.how == "combine" for part in recipe.prompt_parts):
         yield "CFG rescale is not defined for combined prompts"

@@ -100,7 +100,8 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     20: {"": (), "controls": ("crops",)},
     21: {"": ("edit_images",)},
 }  # fmt: skip
-"""Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling parameters."""
+"""Maps each schema to the entries that it added to the recipe, to its start image, second pass and sampling parameters.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,7 @@ class Recipe:
     start: StartImage | None = None
     hires: Hires | None = None
     config: str = ""
-    """The checkpoint's dimensions if they were specified separately from its file: JSON, component → {option: value}.
-    """
+    """The checkpoint's model config, if it was given separately: JSON that maps each component to {option: value}."""
     files: tuple[RecipeFile, ...] = ()
     """One entry for each model file in the recipe, by digest; empty in recipes of schema 1."""
     sampling: Sampling = SAMPLING
@@ -223,41 +223,43 @@ class Recipe:
     size.
     """
     token_merging: float = 0.0
-    """The share of tokens that are merged before self-attention at full resolution; 0: none."""
+    """The fraction of tokens that are merged before self-attention at full resolution; 0: none."""
     thresholding: Thresholding | None = None
     skip_negative_below: float = 0.0
-    """The noise level below which every second evaluation is unguided; with `skip_negative_always`, every evaluation
-    is.
-    """
+    """The noise level below which every second evaluation is unguided; 0: all are guided."""
     skip_negative_always: bool = False
+    """Whether every evaluation below the noise level `skip_negative_below` is unguided, not only every second one."""
     emphasis: str = "original"
     """How weights in brackets act: one of `recipe_limits.EMPHASIS`."""
     fit_negative: bool = False
-    """Cut or extend the negative prompt to the prompt's length, as A1111 before 1.6 did with DDIM, PLMS and UniPC."""
+    """Whether the negative prompt is cut or padded to the prompt's length.
+
+    A1111 before 1.6 did this with DDIM, PLMS and UniPC.
+    """
     hypernetworks: tuple[HypernetworkUse, ...] = ()
     """The hypernetworks in the order in which they are applied."""
     skip_early_guidance: float = 0.0
-    """The share of the evaluations, from the first one on, that are unguided."""
+    """The fraction of the evaluations, counted from the first one, that are unguided."""
     step_rng: str = ""
-    """The source of the noise that steps add, as a stream of its own; "": the stream that gave the initial noise."""
+    """The random generator for the noise that steps add; "": they continue the stream of the initial noise."""
     noise_slice: str = ""
-    """This image's share of noise that is generated for several images at once, such as "2/4"; "": not shared."""
+    """Which slice of the noise for several images this image uses, such as "2/4"; "": it has its own noise."""
     prompt_parts: tuple[PromptPart, ...] = ()
     negative_parts: tuple[PromptPart, ...] = ()
     freeu: FreeU | None = None
     told_sizes: str = ""
-    """The sizes for SDXL's size conditioning in place of the image's own, such as "1024x1024+0+0,832x1216".
+    """The sizes for SDXL's size conditioning, such as "1024x1024+0+0,832x1216"; "": the image's own size.
 
-    They are the original size, the left and top crop, and the target size, as in SDXL's training.
+    The text contains the original size, the left and top crop, and the target size, as in SDXL's training.
     """
     rescales_velocity: bool = False
-    """Apply `guidance_rescale` to the velocity (v), whatever the model predicts, as ComfyUI does."""
+    """Whether `guidance_rescale` is applied to the velocity (v), whatever the model predicts, as ComfyUI does."""
     parts: tuple[PartUse, ...] = ()
     """The text encoders that are not in the checkpoint."""
     flow: Flow | None = None
     """The noise levels of a flow-matching model; None for all other models."""
     variant: str = ""
-    """Which model of its family the checkpoint is, such as "kontext", if its tensors do not show this."""
+    """The checkpoint's variant within its family, such as "kontext"; "" if its tensors show the variant."""
     upscale: Enlargement | None = None
     """How the finished image is enlarged."""
     controls: tuple[ControlUse, ...] = ()
@@ -269,7 +271,7 @@ class Recipe:
     ultimate: UltimateUpscale | None = None
     """How the input image is enlarged to `width` x `height` and redrawn area by area (Ultimate SD upscale)."""
     slots: int = 0
-    """The number of images for which the UNet is always called at once; 0: the number of images in the recipe's batch.
+    """The fixed number of images for which the UNet is called at once; 0: as many as the batch contains.
 
     An image depends on this number but not on the other images: an image that is rendered alone is computed together
     with copies of itself.
@@ -286,7 +288,7 @@ class Recipe:
     details: tuple[DetailPass, ...] = ()
     """The detail passes over the finished image, which follow `faces` and precede `upscale`."""
     edit_images: tuple[EditImage, ...] = ()
-    """The reference images that the model itself reads, in order, as further tokens of its input."""
+    """The reference images that the model itself reads, in order, as additional tokens of its input."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
@@ -379,7 +381,7 @@ class Recipe:
         if self.input_upscale is not None:
             yield from enlargement_problems(self.input_upscale)
             if self.start is None or self.enlarged_input is not None:
-                yield "only an input image can be enlarged before it is rendered again, and only in one way"
+                yield "`input_upscale` needs an input image, and cannot be combined with a redraw in tiles"
             if self.input_upscale.model is not None and self.hires is not None and self.hires.model is not None:
                 yield "either the input image or the second pass can have an upscaler model, but not both"
 
@@ -426,7 +428,7 @@ class Recipe:
         """Convert an already parsed JSON value to a recipe, as `from_json` does with text."""
         schema = value.get("schema") if isinstance(value, dict) else None
         if not isinstance(value, dict) or not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            raise UsageError("not a recipe: no schema number", code=Cause.BAD_RECIPE)
+            raise UsageError("not a recipe: it has no schema number", code=Cause.BAD_RECIPE)
         if schema > SCHEMA:
             raise UsageError(
                 f"the recipe has schema {schema}, but this civman reads schemas up to {SCHEMA}",

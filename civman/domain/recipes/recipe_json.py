@@ -28,7 +28,7 @@ def read_json(text: str) -> object:
             code=Cause.BAD_RECIPE,
         ) from error
     except (ValueError, RecursionError) as error:
-        why = "its JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        why = "the JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UsageError(
             f"not a recipe: {why}", hint="use the whole text exactly as civman wrote it", code=Cause.BAD_RECIPE
         ) from error

@@ -60,7 +60,7 @@ _RNG: Final = re.compile(r"cpu|nv(:[0-9]{3,7})?")
 
 
 def upscaler_of(name: str) -> str:
-    """Translate an upscaler's name, civman's or A1111's ("Latent (bicubic)", "None"), to civman's."""
+    """Convert an upscaler's name in civman or A1111 ("Latent (bicubic)", "None") to its name in civman."""
     plain = "-".join(re.findall(r"[a-z]+", name.casefold()))
     if plain.startswith("latent"):
         plain = plain.replace("bilinear", "").strip("-")
@@ -113,10 +113,10 @@ def problems(recipe: Any) -> Iterator[str]:
     if recipe.sampling.half_levels and recipe.is_zero_snr:
         yield "noise levels of zero terminal SNR cannot be rounded to half precision"
     if recipe.rules == 1 and (recipe.sampling.half_levels or recipe.sampling.drop_penultimate):
-        yield "recipe rules 1 support neither noise levels in half precision nor dropping one"
+        yield "recipe rules 1 support neither noise levels in half precision nor a dropped noise level"
     named = {digest for digests in recipe.digests.values() for digest in digests}
     if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
-        yield "its list of files does not match the files that it uses"
+        yield "the recipe's list of files does not match the files that it uses"
     closed = {
         "prompt_rules": PROMPT_RULES, "emphasis": EMPHASIS, "precision": PRECISIONS, "rounding": ("nearest", "down"),
         "prediction": ("epsilon", "v_prediction", "flow"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2, 3),
@@ -159,24 +159,24 @@ def _comfyui_start_problems(recipe: Any) -> Iterator[str]:
     start = recipe.start
     if start.resize_mode not in COMFYUI_RESIZES:
         if start.grow_mask is not None:
-            yield "a mask is grown only by ComfyUI's rules: its resize mode is one of " + ", ".join(COMFYUI_RESIZES)
+            yield f"a mask can be grown only with one of ComfyUI's resize modes: {', '.join(COMFYUI_RESIZES)}"
         return
     if recipe.sampling.program != "comfyui" or recipe.flow is not None or recipe.rules == 1:
         yield "ComfyUI's resize modes need ComfyUI's sampling rules, and a Stable Diffusion model"
     plain = start.mask_blur or start.only_masked or start.masked_content != "original"
     if plain or start.conditioning_weight != 1 or start.noise_multiplier != 1:
-        yield "with ComfyUI's resize modes there is no mask blur, masked content, only-masked area or noise multiplier"
+        yield "ComfyUI's resize modes do not support mask blur, masked content, only-masked or a noise multiplier"
     if start.mask_sha256 is not None and (recipe.hires is not None or recipe.sampler.endswith("CFG++")):
-        yield "a mask by ComfyUI's rules cannot be combined with a second pass or a CFG++ sampler"
+        yield "a mask with ComfyUI's resize modes cannot be combined with a second pass or a CFG++ sampler"
     if start.grow_mask is not None and (start.mask_sha256 is None or not 0 <= start.grow_mask <= _MOST_GROWN):
-        yield f"a mask that is grown, by 0 to {_MOST_GROWN} pixels, is missing or out of range"
+        yield f"a recipe that grows its mask must have a mask, and can grow it by at most {_MOST_GROWN} pixels"
 
 
 def _sampling_problems(sampling: Any) -> Iterator[str]:
     usual = type(sampling)()
     fixed = ("beta_start", "beta_end", "train_steps", "rho", "beta_shape")
     if any(getattr(sampling, name) != getattr(usual, name) for name in fixed):
-        yield "it uses constants for noise levels and samplers that differ from this civman's"
+        yield "the recipe's constants for noise levels and samplers differ from those of this version of civman"
     for name in ("eta", "noise_scale", "eta_ddim", "s_churn", "s_tmin", "s_tmax"):
         number = getattr(sampling, name)
         if not math.isfinite(number) or not 0 <= number <= MAX_NOISE:
@@ -196,11 +196,11 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
         if recipe.guidance_rescale or recipe.sampler.endswith("CFG++"):
             yield "dynamic thresholding cannot be combined with CFG rescale or a CFG++ sampler"
     if recipe.fit_negative and recipe.pad_prompts:
-        yield "the negative prompt can be fitted to the prompt, or both can be padded, but not both"
+        yield "fitting the negative prompt to the prompt's length cannot be combined with padding the prompts"
     if not 0 <= recipe.skip_negative_below <= MAX_NOISE:
         yield f"the noise level below which the negative prompt is skipped must be 0 to {MAX_NOISE}"
     if not 0 <= recipe.skip_early_guidance <= 1:
-        yield "the share of steps without guidance must be 0 to 1"
+        yield "the fraction of steps without guidance must be 0 to 1"
     if (recipe.skip_negative_below or recipe.skip_early_guidance) and recipe.sampler.endswith("CFG++"):
         yield "a CFG++ sampler needs the negative prompt in each step"
 
@@ -212,7 +212,7 @@ def _lora_problems(use: Any, *, has_hires: bool) -> Iterator[str]:
     if wrong:
         yield f"`{wrong[0][:40]}` is not a list of keyframes in canonical form"
     elif use.keyframes and scale_keyframes.scale_at(use.keyframes, 0, 0) != use.scale:
-        yield "the scale of a LoRA is not that of its first step"
+        yield "the scale of a LoRA differs from the scale that its keyframes have in the first step"
     if use.hires_keyframes and not has_hires:
         yield "a LoRA has a scale for the second pass, but the recipe has no second pass"
 
@@ -226,7 +226,7 @@ def _noise_problems(recipe: Any) -> Iterator[str]:
             yield f"`{recipe.noise_slice}` is not a slice of the noise: expected, for example, 2/4"
     own_seed = recipe.hires is not None and recipe.hires.seed is not None
     if (recipe.noise_slice or own_seed) and recipe.count > 1:
-        yield "with a slice of a noise, or with a seed for the second pass, each image has its own recipe"
+        yield "a recipe with a noise slice or a separate seed for the second pass must have exactly one image"
     if own_seed and not 0 <= recipe.hires.seed <= MAX_SEED:
         yield f"the seed of the second pass must be 0 to {MAX_SEED}"
     if sampling.program not in PROGRAMS:
@@ -236,7 +236,7 @@ def _noise_problems(recipe: Any) -> Iterator[str]:
         or not all(math.isfinite(sigma) and 0 <= sigma <= MAX_NOISE for sigma in sampling.sigmas)
         or any(here <= after for here, after in itertools.pairwise(sampling.sigmas))
     ):
-        yield "the noise levels must fall, and there must be one more of them than steps"
+        yield "the noise levels must decrease, and there must be one more noise level than steps"
     if sampling.program == "comfyui" and (sampling.half_levels or sampling.drop_penultimate or recipe.rules == 1):
         yield "ComfyUI's sampling rules cannot be combined with half precision, a dropped noise level or recipe rules 1"
     if recipe.emphasis == "comfyui" and recipe.prompt_rules:
@@ -252,7 +252,7 @@ def _control_problems(recipe: Any) -> Iterator[str]:
         if not math.isfinite(use.weight) or not 0 <= use.weight <= 10:
             yield "the weight of a ControlNet must be between 0 and 10"
         if not 0 <= use.start <= use.end <= 1:
-            yield "a ControlNet must start and end at shares of the steps between 0 and 1, in this order"
+            yield "the start and end of a ControlNet must be fractions of the steps, 0 <= start <= end <= 1"
         if use.mode not in CONTROL_MODES:
             yield f"control mode `{use.mode}` is not one of {', '.join(CONTROL_MODES)}"
         if use.type not in ("", *CONTROL_TYPES):
@@ -260,7 +260,7 @@ def _control_problems(recipe: Any) -> Iterator[str]:
         if use.resize_mode not in CONTROL_RESIZE_MODES:
             yield f"resize mode `{use.resize_mode}` is not one of {', '.join(CONTROL_RESIZE_MODES)}"
         if use.crops and not (recipe.start and recipe.start.only_masked):
-            yield "a control image is cropped, but not only the masked region of an input image is drawn"
+            yield "a control image can be cropped only if only the masked region of an input image is rendered"
 
 
 def _are_blocks(text: str) -> bool:
@@ -294,14 +294,17 @@ def _hires_problems(recipe: Any, hires: Any) -> Iterator[str]:
     if hires.upscaler not in UPSCALERS:
         yield f"upscaler `{hires.upscaler}` is not one of {', '.join(UPSCALERS)}"
     if (hires.upscaler == "model") != (hires.model is not None):
-        yield "a recipe has an upscaler model if its upscaler is `model`, and only then"
+        yield "the second pass must have an upscaler model if its upscaler is `model`, and none otherwise"
     if hires.model is not None and recipe.rules == 1:
-        yield "rules 1 have no upscaler models"
+        yield "recipe rules 1 do not support upscaler models"
     trims = ((hires.trim_width, recipe.width), (hires.trim_height, recipe.height))
     if any(cut < 0 or cut % 16 or cut >= side for cut, side in trims) or (
         any(cut for cut, _ in trims) and not hires.stretches
     ):
-        yield "the first pass can be trimmed by multiples of 16 pixels, less than its size"
+        yield (
+            "the first pass's image can be trimmed only if it is stretched, and only by multiples of 16 pixels less "
+            "than its size"
+        )
     if hires.stretches and recipe.rules == 1:
         yield "recipe rules 1 do not support stretching the first pass"
     if hires.resize not in RESIZES:
@@ -320,7 +323,7 @@ def _variation_problems(recipe: Any) -> Iterator[str]:
     if not 0 <= recipe.variation_seed <= MAX_SEED:
         yield f"the variation seed must be 0 to {MAX_SEED}"
     if recipe.variation_strength and recipe.count > 1:
-        yield "with a variation seed, a recipe has exactly one image"
+        yield "a recipe with a variation seed must have exactly one image"
     width, height = recipe.seed_resize_width, recipe.seed_resize_height
     if (width or height) and not 8 <= min(width, height) <= max(width, height) <= MAX_SIDE:
         yield f"a seed cannot be resized from {width}x{height}: both sides must be 8 to {MAX_SIDE} pixels"
@@ -332,7 +335,7 @@ def _number_problems(recipe: Any) -> Iterator[str]:
     if recipe.slots and not 2 <= recipe.slots <= MAX_SLOTS:
         yield f"slots must be 2 to {MAX_SLOTS}, or 0 for none"
     if recipe.slots and recipe.batch_size > 1:
-        yield "images are computed either in batches of their own or in slots"
+        yield "a batch size above 1 cannot be combined with slots"
     is_in_tiles = recipe.enlarged_input or recipe.input_upscale or recipe.tiled_diffusion
     if recipe.slots and (is_in_tiles or recipe.changes_scales or recipe.details):
         yield (
@@ -341,7 +344,7 @@ def _number_problems(recipe: Any) -> Iterator[str]:
         )
     last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n, so the last seed must not exceed the maximum
     if not 0 <= recipe.seed <= last_seed:
-        yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is drawn and recorded"
+        yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is chosen and recorded"
     yield from _variation_problems(recipe)
     if recipe.eta_seed_delta and not 0 <= recipe.seed + recipe.eta_seed_delta <= last_seed:
         yield f"seed plus eta seed delta must be 0 to {last_seed}, not {recipe.seed + recipe.eta_seed_delta}"

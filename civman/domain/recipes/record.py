@@ -125,7 +125,7 @@ class Origin:
 def stripped(record: Record) -> str:
     """Serialise a record to canonical JSON without its prompts.
 
-    Someone who has the recipe can recognise it by its digest.
+    The recipe is replaced with its digest, by which someone who has the recipe can recognise it.
     """
     return canonical({
         "civman_picture": SCHEMA, "recipe_sha256": record.recipe.sha256, "seed": record.seed,

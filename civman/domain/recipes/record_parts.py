@@ -73,5 +73,5 @@ def read_names(value: dict[str, Any]) -> tuple[FileName, ...]:
 
 
 def read_notes(value: dict[str, Any]) -> tuple[str, ...]:
-    """Read the notes of a record. Raises: UsageError (`bad-recipe`)."""
+    """Read the notes for the user that a record contains. Raises: UsageError (`bad-recipe`)."""
     return tuple(str(note) for note in read_list(value, "notes"))

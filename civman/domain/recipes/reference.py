@@ -11,8 +11,9 @@ from civman.domain.recipes.step_share import acts_at
 MOST: Final = 10
 """The largest weight of an IP-Adapter, positive or negative."""
 LEAST: Final = 16
+"""The minimum width and height in pixels to which an edit model's reference image is resized."""
 LARGEST: Final = 4096
-"""The least and the greatest width and height in pixels to which an edit model's reference image is resized."""
+"""The maximum width and height in pixels to which an edit model's reference image is resized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class ReferenceUse:
     """An IP-Adapter and its reference image in a recipe.
 
     `sha256` is the digest of the adapter's file, `encoder` that of the CLIP vision encoder's, `picture` that of the
-    image's. The adapter acts between the shares `start` and `end` of the steps, from 0 to 1.
+    image's. The adapter is applied from `start` to `end`, given as fractions of the steps (0 to 1).
     """
 
     sha256: Sha256
@@ -33,7 +34,7 @@ class ReferenceUse:
     """The part of the image that is read: left, top, width and height in pixels; empty for the whole image."""
 
     def acts_at(self, step: int, steps: int) -> bool:
-        """Whether the IP-Adapter acts in this step, counted from 0."""
+        """Whether the IP-Adapter is applied in step `step`, counted from 0."""
         return acts_at(self.start, self.end, step, steps)
 
 
@@ -77,9 +78,9 @@ def problems(recipe: Any) -> Iterator[str]:
         if not math.isfinite(use.weight) or abs(use.weight) > MOST:
             yield f"the weight of an IP-Adapter must be between -{MOST} and {MOST}"
         if not 0 <= use.start <= use.end <= 1:
-            yield "an IP-Adapter must start and end at shares of the steps between 0 and 1, in this order"
+            yield "the start and end of an IP-Adapter must be fractions of the steps, 0 <= start <= end <= 1"
         if use.crop and (len(use.crop) != 4 or min(use.crop) < 0 or min(use.crop[2:]) < 1):
-            yield "the crop of a reference picture must be its left and top edge, width and height in pixels"
+            yield "the crop of an IP-Adapter's image must be its left and top edge, width and height in pixels"
     if recipe.references and recipe.flow is not None:
         yield "IP-Adapters work with the UNets of SD 1, SD 2 and SDXL only"
     for image in recipe.edit_images:

@@ -15,17 +15,17 @@ PASSES: Final = ("first", "second", "both")
 
 @dataclass(frozen=True, slots=True)
 class Refiner:
-    """The checkpoint that continues a pass after a share of the denoising."""
+    """The checkpoint that takes over a pass after a fraction of the denoising."""
 
     checkpoint: CheckpointUse
     switch_at: float
-    """The share of the denoising after which the refiner takes over: 0 from the first step on, 1 never."""
+    """The fraction of the denoising after which the refiner takes over; 0: from the first step on; 1: never."""
     by_steps: bool = False
-    """Whether `switch_at` is a share of the steps, instead of a share of the training timesteps."""
+    """Whether `switch_at` is a fraction of the steps instead of a fraction of the training timesteps."""
     passes: str = "second"
     """The passes in which the refiner takes over, if there are two; one of `PASSES`."""
     is_same_family: bool = True
-    """Whether the refiner has the first checkpoint's family; if not, LoRAs and embeddings have no effect on it."""
+    """Whether the refiner is of the first checkpoint's family; if not, LoRAs and embeddings have no effect on it."""
 
     def continues(self, *, is_second: bool, has_second: bool) -> bool:
         """Whether the refiner continues the first or second pass. `has_second`: whether there are two passes."""
@@ -44,21 +44,21 @@ def further_checkpoint_problems(recipe: Any) -> Iterator[str]:
         if use.is_zero_snr and recipe.sampling.half_levels:
             yield "noise levels of zero terminal SNR cannot be rounded to half precision"
     if recipe.slots and recipe.changes_model:
-        yield "an image whose model changes between the passes or within one is computed alone, not in slots"
+        yield "slots cannot be used if the model changes between the passes or during a pass"
     if refiner is not None:
         yield from _refiner_problems(recipe, refiner)
 
 
 def _refiner_problems(recipe: Any, refiner: Refiner) -> Iterator[str]:
     if not 0 <= refiner.switch_at <= 1:
-        yield "the share after which the refiner takes over must be 0 to 1"
+        yield "the fraction of the denoising after which the refiner takes over must be 0 to 1"
     if refiner.passes not in PASSES:
-        yield f"the passes of the refiner `{refiner.passes}` are not one of {', '.join(PASSES)}"
+        yield f"the refiner's passes `{refiner.passes}` are not one of {', '.join(PASSES)}"
     if recipe.flow is not None:
-        yield "a refiner cannot continue a flow-matching model"
+        yield "flow-matching models cannot have a refiner"
     if recipe.sampling.program != "a1111":
-        yield "a refiner takes over by A1111's rules only"
+        yield "a refiner needs A1111's sampling rules"
     if recipe.rules == 1:
-        yield "rules 1 have no refiner"
+        yield "recipe rules 1 do not support a refiner"
     if recipe.enlarged_input is not None:
         yield "an image that is redrawn in tiles cannot have a refiner"

@@ -52,14 +52,15 @@ class HiresRequest:
     None: the image is enlarged to cover the second size and then cropped.
     """
     prompt: str | None = None
+    """The prompt of the second pass; None means the first pass's."""
     negative_prompt: str | None = None
-    """The prompts of the second pass; None means the first pass's."""
+    """The negative prompt of the second pass; None means the first pass's."""
     loras: tuple[LoraRequest, ...] | None = None
+    """The adapters that replace those of the first pass; those in tags of the second pass's prompt are added."""
     hypernetworks: tuple[str, ...] | None = None
-    """The adapters and hypernetworks that replace those of the first pass; tags in the second pass's prompt are added.
-    """
+    """The hypernetworks that replace those of the first pass; those in tags of the second pass's prompt are added."""
     checkpoint: str | None = None
-    """The ref of the second pass's checkpoint; None means that of the first pass."""
+    """The ref of the second pass's checkpoint; None means the first pass's checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,13 @@ class RenderRequest:
     prompt: str = ""
     negative_prompt: str = ""
     typed_prompt: str | None = None
+    """The prompt before styles and wildcards were expanded; None if `prompt` is as typed."""
     typed_negative: str | None = None
-    """Both prompts as typed, before styles and wildcards were expanded; None if `prompt` and `negative_prompt` are as
-    typed.
-    """
+    """The negative prompt before styles and wildcards were expanded; None if `negative_prompt` is as typed."""
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
     called: tuple[tuple[str, str], ...] = ()
-    """Words in the prompts that mean embeddings, each with the ref of the embedding's file, which may have any name."""
+    """Pairs of a word in the prompts that means an embedding, and the ref of the embedding's file."""
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     controls: tuple[ControlRequest, ...] = ()
@@ -113,12 +113,11 @@ class RenderRequest:
     refiner: str | None = None
     """The ref of the checkpoint that takes over during the steps of a pass; None if there is none."""
     refiner_at: float | None = None
-    """The share of the denoising after which the refiner takes over; None means 0.8."""
+    """The fraction of the denoising after which the refiner takes over; None means 0.8."""
     refiner_by_steps: bool | None = None
+    """Whether `refiner_at` is a fraction of the steps instead of the training timesteps; None means False."""
     refiner_passes: str | None = None
-    """Whether `refiner_at` is a share of the steps, and which passes the refiner continues: "first", "second" or
-    "both".
-    """
+    """The passes in which the refiner takes over: "first", "second" or "both"; None means "second"."""
     eta: float | None = None
     eta_ddim: float | None = None
     s_churn: float | None = None
@@ -152,24 +151,26 @@ class RenderRequest:
     step_rng: str | None = None
     noise_slice: str | None = None
     prompt_parts: tuple[str, ...] = ()
+    """Additional parts of the prompt, in the form that `prompt_parts.part_of` parses."""
     negative_parts: tuple[str, ...] = ()
-    """Further parts of the negative prompt, in the form that `prompt_parts.part_of` parses."""
+    """Additional parts of the negative prompt, in the form that `prompt_parts.part_of` parses."""
     freeu: str | None = None
     """The settings of FreeU, in the form that `freeu_settings.freeu_of` parses."""
     rescales_velocity: bool | None = None
     told_sizes: str | None = None
     parts: tuple[str, ...] = ()
-    """Encoders that are not in the checkpoint, as "ROLE=REF", such as "t5=t5xxl_fp16"."""
+    """Text encoders that are not in the checkpoint, as "ROLE=REF", such as "t5=t5xxl_fp16"."""
     variant: str | None = None
-    """Which model of its family the checkpoint is, such as "kontext", if its tensors do not show this."""
+    """The checkpoint's variant within its family, such as "kontext"; None: the variant that its tensors show."""
     shift: float | None = None
+    """The shift of a flow-matching model's noise levels; None means the model's default."""
     guidance: float | None = None
-    """The shift of a flow-matching model's noise levels, and the guidance scale that it embeds."""
+    """The embedded guidance scale of a flow-matching model; None means the model's default."""
     config: str | None = None
-    """Dimensions of the checkpoint that its tensor shapes do not show.
+    """The checkpoint's model config, for values that its tensor shapes do not show; None if they show everything.
 
-    The path of a folder of diffusers-style `<component>/config.json` files, or their contents as JSON in the form of
-    `Recipe.config`.
+    Either the path of a folder with a `<component>/config.json` for each component, as diffusers writes it, or JSON in
+    the form of `Recipe.config`.
     """
     face_restoration: str | None = None
     """How to restore faces: "codeformer", "codeformer:WEIGHT", "gfpgan", or the ref of a face restoration model."""

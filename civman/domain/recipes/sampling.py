@@ -6,8 +6,8 @@ from typing import Final
 PROGRAMS: Final = ("a1111", "comfyui")
 """Programs whose rules for noise levels civman can follow.
 
-ComfyUI computes them in double precision, evaluates the model at whole timesteps, starts from noise times √(1 + σ²),
-has its own Beta and KL Optimal schedules, and drops the second-to-last level for DPM2 and DPM2 a only.
+ComfyUI computes noise levels in double precision, evaluates the model at whole timesteps, starts from noise times
+√(1 + σ²), has different Beta and KL Optimal schedules, and drops the second-to-last level only for DPM2 and DPM2 a.
 """
 
 
@@ -15,7 +15,7 @@ has its own Beta and KL Optimal schedules, and drops the second-to-last level fo
 class Sampling:
     """The parameters of the samplers and noise schedules, as this version of civman uses them.
 
-    Training: √β is linear from √`beta_start` to √`beta_end` in `train_steps` steps. `rho`: of Karras' schedule.
+    In training, √β is linear from √`beta_start` to √`beta_end` in `train_steps` steps. `rho`: Karras' exponent.
     `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: how much fresh noise ancestral and SDE
     samplers add, and the factor on it; `eta_ddim`: the same as `eta` for DDIM. `s_churn`: how much noise Euler, Heun
     and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper limit).
@@ -42,4 +42,4 @@ class Sampling:
 
 
 SAMPLING: Final = Sampling()
-"""The default parameters. Apart from the parameters for how much noise is added, only these values can be rendered."""
+"""The default parameters. A recipe cannot change `beta_start`, `beta_end`, `train_steps`, `rho` and `beta_shape`."""

@@ -1,8 +1,8 @@
-"""Whether a ControlNet or IP-Adapter acts in a step, given the share of the steps in which it is active."""
+"""Decides whether a ControlNet or IP-Adapter is applied in a step, from its start and end as fractions of the steps."""
 
 
 def acts_at(start: float, end: float, step: int, steps: int) -> bool:
-    """Whether the ControlNet or IP-Adapter acts in this step, counted from 0.
+    """Whether the ControlNet or IP-Adapter is applied in step `step`, counted from 0.
 
     Source: A1111's ControlNet extension (the rule).
     """

@@ -40,7 +40,7 @@ class Thresholding:
     by_deviation: bool = False
     """Whether the value ranges are compared by standard deviation instead of by largest value."""
     phi: float = 1.0
-    """The share of the thresholded result in the final prediction, 0 to 1; the rest is the plain guided prediction."""
+    """The weight of the thresholded result in the final prediction, 0 to 1; the rest is the plain guided prediction."""
     counts_calls: bool = True
 
 
@@ -60,7 +60,7 @@ def problems(found: Thresholding) -> Iterator[str]:
         yield "the percentile of dynamic thresholding must be 0 to 100, and its phi 0 to 1"
     for mode in (found.mimic_mode, found.cfg_mode):
         if mode not in MODES:
-            yield f"`{mode}` is not a mode of dynamic thresholding: {', '.join(MODES)}"
+            yield f"`{mode}` is not a mode of dynamic thresholding; the modes are {', '.join(MODES)}"
 
 
 def thresholding_of(text: str) -> Thresholding | None:

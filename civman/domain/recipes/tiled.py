@@ -14,7 +14,7 @@ from civman.domain.recipes.recipe_limits import MAX_SEED, MAX_SIDE, size_of
 from civman.errors import Cause, UsageError
 
 OVERLAP: Final = 64
-"""A1111's default for how many pixels neighbouring tiles overlap."""
+"""A1111's default for the overlap of neighbouring tiles in pixels."""
 SCALE: Final = 2.0
 """The factor by which A1111's script "SD upscale" enlarges the image by default."""
 METHODS: Final = (*UPSCALERS, "none")
@@ -127,23 +127,23 @@ def tiled_problems(recipe: Any) -> Iterator[str]:
     if recipe.start is None:
         yield "only an input image can be redrawn in tiles"
     elif recipe.start.mask_sha256 is not None or recipe.start.resize_mode != "just resize":
-        yield "a redraw in tiles can be combined neither with a mask nor with another resize mode than `just resize`"
+        yield "a redraw in tiles needs the resize mode `just resize`, and cannot be combined with a mask"
     if recipe.hires is not None or recipe.controls or recipe.noise_slice or recipe.rules == 1:
-        yield "a redraw in tiles cannot be combined with a second pass, ControlNet, a slice of a noise or rules 1"
+        yield "a redraw in tiles cannot be combined with a second pass, ControlNet, a noise slice or recipe rules 1"
     if made.method not in METHODS:
         yield f"the upscaler `{made.method}` is not one of {', '.join(METHODS)}"
     if (made.method == "model") != (made.model is not None):
-        yield "a redraw in tiles has an upscaler model if its method is `model`, and only then"
+        yield "a redraw in tiles must have an upscaler model if its method is `model`, and none otherwise"
     if made.batch < 1:
-        yield "a batch has at least one tile"
+        yield "the batch size of a redraw in tiles must be at least 1"
     if made.batch > 1 and recipe.variation_strength:
-        yield "tiles can be drawn in batches or with a variation seed, but not both"
+        yield "tiles can be rendered in batches or with a variation seed, but not both"
     if not 0 <= made.overlap < min(recipe.width, recipe.height):
-        yield f"tiles of {recipe.width}x{recipe.height} cannot share {made.overlap} pixels"
+        yield f"tiles of {recipe.width}x{recipe.height} pixels cannot overlap by {made.overlap} pixels"
     elif made.width < recipe.width or made.height < recipe.height or max(made.width, made.height) > MAX_SIDE:
         yield (
-            f"an image of {made.width}x{made.height} cannot be cut into tiles of {recipe.width}x{recipe.height}: each "
-            f"side needs at least that many pixels, and at most {MAX_SIDE}"
+            f"an image of {made.width}x{made.height} cannot be cut into tiles of {recipe.width}x{recipe.height}: the "
+            f"image must not be smaller than a tile, or larger than {MAX_SIDE} pixels"
         )
     elif made.batch >= 1:
         last = made.seed_of(recipe.seed + recipe.count - 1, tile_count(made, (recipe.width, recipe.height)) - 1)

@@ -30,7 +30,7 @@ class TiledDiffusion:
     tile_width: int = 96
     tile_height: int = 96
     overlap: int = 48
-    """By how many latent pixels neighbouring tiles overlap at least."""
+    """The minimum overlap of neighbouring tiles in latent pixels."""
 
     def grid(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]:
         """Divide latents of this size into tiles; return a tile's (width, height), all left edges and all top edges."""
@@ -91,10 +91,13 @@ def tiled_diffusion_problems(recipe: Any) -> Iterator[str]:
     if made.method not in METHODS:
         yield f"the method `{made.method[:40]}` of Tiled Diffusion is not one of {', '.join(METHODS)}"
     if min(made.tile_width, made.tile_height) < _LEAST_TILE or made.overlap < 0:
-        yield f"a tile of Tiled Diffusion needs at least {_LEAST_TILE}x{_LEAST_TILE} latents, and no negative overlap"
+        yield (
+            f"the tiles of Tiled Diffusion must have at least {_LEAST_TILE}x{_LEAST_TILE} latent pixels, and their "
+            "overlap cannot be negative"
+        )
     if recipe.flow is not None:
-        yield "Tiled Diffusion is an extension for Stable Diffusion models"
+        yield "Tiled Diffusion works only with Stable Diffusion models"
     if recipe.controls or recipe.enlarged_input is not None:
         yield "Tiled Diffusion cannot be combined with ControlNet, --tiled-upscale or --ultimate-upscale"
     if made.method == METHODS[0] and recipe.sampler.startswith("UniPC"):
-        yield "MultiDiffusion does not work with UniPC; another sampler or `mixture` does"
+        yield "MultiDiffusion does not work with UniPC; choose another sampler or the method `mixture`"

@@ -26,7 +26,7 @@ SEAMS: Final = ("none", "band-pass", "half-tile", "half-tile-intersections")
 """What is redrawn after the tiles: nothing, bands along their borders, half-shifted tiles, or these and their corners.
 """
 _STEP: Final = 64
-"""The script rounds up to multiples of this: the size at which a tile is rendered, and that of an image after `scale`.
+"""The script rounds the size at which a tile is rendered, and an image's size after `scale`, up to multiples of this.
 """
 _LEAST_TILE: Final = 64
 _NAMES: Final = (
@@ -129,7 +129,7 @@ def ultimate_from(text: str) -> UltimateRequest:
         else:
             raise UsageError(
                 f"Ultimate SD upscale has no setting `{name}`", code=Cause.BAD_VALUE,
-                hint="its settings are tile, " + ", ".join(_NAMES),
+                hint=f"the settings of Ultimate SD upscale are tile, {', '.join(_NAMES)}",
             )  # fmt: skip
     return UltimateRequest(parsed.upscaler, parsed.scale, parsed.size, replace(UltimateUpscale("none"), **values))
 
@@ -156,7 +156,7 @@ def ultimate_of(request: UltimateRequest, *, model: Sha256 | None) -> UltimateUp
 def factors(source: tuple[int, int], target: tuple[int, int]) -> list[int]:
     """Return the factors by which the script enlarges an image step by step, before resizing the result to `target`.
 
-    The whole factor is the ratio of the longer sides, rounded up to a whole number that 4, 3 or 2 divides.
+    The product of the factors is the ratio of the longer sides, rounded up to an integer divisible by 2 or 3.
     """
     whole = math.ceil(max(target) / max(source))
     if whole == 1:
@@ -178,17 +178,19 @@ def ultimate_problems(recipe: Any) -> Iterator[str]:
     if start is None:
         yield "Ultimate SD upscale needs an input image"
     elif start.mask_sha256 is not None or start.resize_mode != "just resize":
-        yield "Ultimate SD upscale can be combined neither with a mask nor with another resize mode than `just resize`"
+        yield "Ultimate SD upscale needs the resize mode `just resize`, and cannot be combined with a mask"
     if recipe.hires is not None or recipe.tiled is not None or recipe.controls or recipe.noise_slice:
-        yield "Ultimate SD upscale cannot be combined with a second pass, other tiles, ControlNet or a slice of a noise"
+        yield (
+            "Ultimate SD upscale cannot be combined with a second pass, a redraw in tiles, ControlNet or a noise slice"
+        )
     if recipe.rules == 1 or recipe.flow is not None:
-        yield "Ultimate SD upscale is a script for Stable Diffusion models, under recipe rules 2 and later"
+        yield "Ultimate SD upscale needs a Stable Diffusion model, and recipe rules 2 or later"
     yield from _setting_problems(made)
     for width, height in made.drawn_sizes((recipe.width, recipe.height)):
         if width % 8 or height % 8 or max(width, height) > MAX_SIDE:
             yield (
-                f"a rendering of {width}x{height} is impossible: both sides must be multiples of 8 and at most "
-                f"{MAX_SIDE} (that of a band has the band's width and twice the padding)"
+                f"a tile or band with its padding would have {width}x{height} pixels, but both sides must be multiples "
+                f"of 8 and at most {MAX_SIDE}"
             )
 
 
@@ -199,13 +201,13 @@ def _setting_problems(made: UltimateUpscale) -> Iterator[str]:
         if value not in allowed:
             yield f"the {name} `{value}` is not one of {', '.join(allowed)}"
     if (made.method == "model") != (made.model is not None):
-        yield "Ultimate SD upscale has an upscaler model if its method is `model`, and only then"
+        yield "Ultimate SD upscale must have an upscaler model if its method is `model`, and none otherwise"
     if made.redraw == "none" and made.seams == "none":
         yield "Ultimate SD upscale must redraw tiles, seams or both"
     if min(made.tile_width, made.tile_height) < _LEAST_TILE or made.tile_width % 8 or made.tile_height % 8:
         size = f"{made.tile_width}x{made.tile_height}"
         yield f"the sides of a tile must be multiples of 8 and at least {_LEAST_TILE}, not {size}"
     if min(made.blur, made.padding, made.seams_blur, made.seams_padding) < 0 or made.seams_width < 1:
-        yield "blur and padding cannot be negative, and a band along a seam is at least one pixel wide"
+        yield "blur and padding cannot be negative, and the bands along the seams must be at least one pixel wide"
     if not 0 < made.seams_strength <= 1:
         yield "the strength of the seams must be above 0 and at most 1"

@@ -46,7 +46,7 @@ class UpscaleRecipe:
         problems = list(enlargement_problems(self.enlargement))
         named = {digest for digests in self.digests.values() for digest in digests}
         if sorted(file.sha256 for file in self.files) != sorted(named):
-            problems.append("its list of files does not match the files that it uses")
+            problems.append("the recipe's list of files does not match the files that it uses")
         if problems:
             raise UsageError(f"the image cannot be upscaled: {problems[0]}", code=Cause.BAD_RECIPE)
 
@@ -72,7 +72,7 @@ class UpscaleRecipe:
     def from_value(cls, value: object) -> "UpscaleRecipe":
         """Convert a parsed JSON value to an upscale recipe.
 
-        Raises: UsageError: `bad-recipe` (not such a recipe), `newer-recipe` (a later schema).
+        Raises: UsageError: `bad-recipe` (not an upscale recipe), `newer-recipe` (a later schema).
         """
         if not is_upscale(value):
             raise UsageError("not the recipe of an upscaled image", code=Cause.BAD_RECIPE)
@@ -145,7 +145,7 @@ class UpscaleRecord:
         """Convert a parsed JSON value to a record.
 
         Raises: UsageError (`bad-recipe`, `newer-recipe`). IntegrityError (`edited-recipe`): the recipe does not match
-            the digest next to it.
+            the digest stored with it.
         """
         if not isinstance(value, dict) or "civman_upscaled" not in value:
             raise UsageError("not the record of an upscaled image", code=Cause.BAD_RECIPE)
@@ -174,7 +174,7 @@ class UpscaleRecord:
 
 
 AnyUpscale = UpscaleRecord | UpscaleRecipe
-"""What a text or an image of an upscale contains: the whole record, or the recipe alone."""
+"""What the JSON in an upscaled image can be: a whole record, or a recipe alone."""
 
 
 def read_upscale(value: Any) -> AnyUpscale | None:
