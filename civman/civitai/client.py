@@ -104,7 +104,7 @@ class CivitaiClient:
     def version_by_hash(self, digest: str) -> tuple[ModelVersion, list[ModelFile]]:
         """Look up a digest and return the version with the files that have this digest.
 
-        `by_hash` lists the accepted lengths of digests. Raises: BadAnswer: no file of the version has it.
+        The digest has 8, 10, 12 or 64 hex digits. Raises: BadAnswer: no file of the version has it.
         """
         wanted = digest.strip().lower()
         if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):

@@ -84,7 +84,7 @@ def forget(settings: Settings) -> bool:
 def check_shape(token: str) -> str:
     """Check the form of an API key, and return it without surrounding white space.
 
-    Raises: ConfigError: it cannot be a key. The message does not contain it.
+    Raises: ConfigError: the text cannot be a key; the message does not contain it.
     """
     token = token.strip()
     if not _TOKEN.fullmatch(token):

@@ -287,7 +287,7 @@ _TLS_HINT = "check this computer's clock; if a proxy decrypts TLS, its certifica
 
 
 class _UnreachedError(Exception):
-    """Carries the error of one attempt to the retry loop, with a flag whether another attempt may help."""
+    """Carries the error of one attempt to the retry loop, and whether another attempt may help."""
 
     def __init__(self, failure: CivmanError, may_pass: bool) -> None:
         super().__init__(failure.message)

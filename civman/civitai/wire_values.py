@@ -150,8 +150,9 @@ def file_id_in(download_url: str | None) -> int | None:
 def linked_places(files: list[tuple[str, bool, str | None]], *, has_linked_vae: bool) -> set[int]:
     """Find the indices of files, given as (type, primary, URL), that belong to another version (a shared VAE).
 
-    Responses do not mark such files. They are at the end of the list and have type VAE. Since September 2026, their URL
-    has no `fileId`, while the URLs of the version's own files have one. In older responses, the version has a `vaeId`.
+    Responses do not mark a file of another version. It is at the end of the list and has type VAE. Since September
+    2026, its URL has no `fileId`, while the URLs of the version's own files have one. In older responses, the version
+    has a `vaeId`.
     """
     others_name_ids = any(file_id_in(url) is not None for _, _, url in files)
     found: set[int] = set()

@@ -106,7 +106,7 @@ class DemoFile:
 
     @property
     def size_kb(self) -> float:
-        """The declared size in units of 1024 bytes, exact."""
+        """The exact declared size in units of 1024 bytes."""
         return len((self.declared or self.content).data) / 1024
 
 
@@ -261,7 +261,7 @@ class Catalogue:
         return next(file for file in files if file.id == file_id)
 
     def replace_bytes(self, file_id: int, data: bytes, *, declare: bool = True) -> DemoFile:
-        """Replace the bytes of a file. With `declare=False`, CivitAI keeps stating the old size and digests."""
+        """Replace the bytes of a file. With `declare=False`, responses still contain the old size and digests."""
         old = self.file(file_id)
         if old is None:
             raise KeyError(file_id)

@@ -161,7 +161,7 @@ def _by_text(catalogue: Catalogue, search: Search, now: datetime) -> Page:
 def _relevance(model: DemoModel, words: Sequence[str]) -> int:
     """Compute the relevance of a model; 0 unless every search word matches.
 
-    A word matches as a prefix of a word in the name, the creator or the trigger words, or of a file's hash.
+    A search word matches if a word in the name, the creator or the trigger words, or a file's hash, starts with it.
     """
     name = re.findall(r"\w+", model.name.lower())
     rest = [model.creator or "", *(word for version in model.versions for word in version.trained_words)]

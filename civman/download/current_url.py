@@ -17,7 +17,7 @@ class CurrentUrl:
         self._address: DownloadAddress | None = None
 
     def get(self) -> DownloadAddress:
-        """The URL in use. If there is none, one thread requests it while the others wait.
+        """Return the URL in use. If there is none, one thread requests it while other threads wait.
 
         Raises: the errors of `request`.
         """

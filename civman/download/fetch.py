@@ -212,7 +212,7 @@ class Fetcher:
                 size_bytes=file.size_bytes,
                 name=file.name,
                 has_digest=has_digest,
-                # mirrors of the same file may send different ETags, so if a SHA-256 will verify the file, a changed
+                # mirrors of a file may send different ETags, so if a SHA-256 will verify the file, a changed
                 # ETag restarts the download only once
                 compares_etags=is_first or not has_digest,
             ),
@@ -251,8 +251,8 @@ def partial_key(version: ModelVersion, file: ModelFile) -> str:
 def check_content(path: Path, file: ModelFile) -> None:
     """Check the first bytes and the digests of the file at `path` against what its name and CivitAI declare.
 
-    Raises: InvalidModelFile: the file is a web page, for instance, or its header is broken. HashMismatch: the SHA-256
-    is not declared and another declared digest does not match.
+    Raises: InvalidModelFile: the file is a web page, for instance, or its header is broken. HashMismatch: no
+    SHA-256 is declared, and another declared digest does not match.
     """
     if file.suffix in SAFETENSORS_SUFFIXES:
         read_header(path)

@@ -64,7 +64,7 @@ class KnownVersions:
         self._known: dict[VersionId, ResolvedVersion] = {}
 
     def __call__(self, ref: str) -> ResolvedVersion:
-        """Resolve `ref`, using an earlier result for the same version.
+        """Resolve `ref`, or return the earlier result for the same version.
 
         Raises: the errors of the constructor's `resolve`.
         """
@@ -276,9 +276,9 @@ class NamedFinder:
 
     def _named_alike(self, wanted: Wanted) -> Iterator[str]:
         if wanted.held is not None:
-            yield f"{wanted.held.ref} (`{wanted.held.name}` in the library, which has only the same name)"
+            yield f"{wanted.held.ref} (`{wanted.held.name}` in the library; only its name matches)"
         for version, _ in self._searched(wanted):
-            yield f"{_words_of(version)}, whose file has only the same name"
+            yield f"{_words_of(version)} (only the name of its file matches)"
 
     def _searched(self, wanted: Wanted) -> Iterator[Hit]:
         """Search CivitAI for files of the right kind that have exactly this name."""

@@ -119,7 +119,7 @@ def shown_ref(text: str) -> str:
 
 
 class Downloads:
-    """The downloads of one command. Use this object from one thread; it starts further threads itself."""
+    """The downloads of one command. Use this object from one thread only; it starts more threads by itself."""
 
     def __init__(
         self,

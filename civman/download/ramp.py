@@ -2,8 +2,8 @@
 
 If the server throttles each connection, eight connections are eight times as fast as one, and adding more makes the
 download faster. If the network or this computer is the bottleneck, more connections only compete with each other. So
-connections are added in steps, and each step is measured before the next: it must have raised the speed by at least a
-third of what the same growth in connections would ideally bring.
+connections are added in steps, and each step is measured before the next: the step must have brought at least a
+third of the ideal gain, which is a speed that grows in proportion to the number of connections.
 
 Everything here is a plain value: no clock, no threads, no I/O.
 """

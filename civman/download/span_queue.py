@@ -153,7 +153,7 @@ class SpanQueue:
     def advance(self, span: Span, count: int, fresh: int) -> bool:
         """Record that `count` bytes of `span` were written, `fresh` of them for the first time.
 
-        Returns whether the transfer has made real progress since this last returned True.
+        Returns whether the transfer has made real progress since this method last returned True.
         """
         with self._changed:
             span.at += count

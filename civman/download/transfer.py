@@ -1,7 +1,7 @@
 """Downloads one file into a partial file, over as many connections as make it faster.
 
-Each connection has its own thread. Threads claim the lowest missing span, so that the unbroken run of bytes from the
-start of the file, which the digest follows, stays close to the last byte received. When no span is left to claim, an
+Each connection has its own thread. Threads claim the lowest missing span, so that the first gap in the file, up to
+which the digest can already be computed, stays close to the last byte received. When no span is left to claim, an
 idle thread takes over half of the slowest span, or all of it if that connection is silent. A connection that fails
 without having received anything is closed for good as long as others are working; the last one waits and tries again.
 
@@ -32,8 +32,8 @@ from civman.store.partial import Partial
 _BUFFER_BYTES = 1 << 20
 """The size in bytes of a read buffer.
 
-A buffer of this size stays in a CPU core's cache. One twice as large would have to be fetched from main memory again
-when it is written to the file.
+A buffer of this size stays in a CPU core's cache. A buffer twice as large would have to be fetched from main memory
+again when it is written to the file.
 """
 _FLUSH_S = 0.1
 _LOOK_S = 0.015
@@ -193,7 +193,8 @@ class Transfer:
             )
 
     def _write(self, span: Span, data: memoryview) -> None:
-        data = data[: max(0, span.end - span.at)]  # another worker may have taken over the end of the span
+        # drop the bytes after the end of the span, because another worker may have taken over that part
+        data = data[: max(0, span.end - span.at)]
         if not len(data):
             return
         fresh = self._partial.write(span.at, data)

@@ -18,7 +18,7 @@ _MOST_BYTES = 8 << 30
 
 
 def find_computed(index: Index, ref: HashRef) -> list[Asset]:
-    """Find the files with this digest by computing digests that the index lacks. The computed ones are saved."""
+    """Find the files with this digest by computing the digests that the index lacks, which are then saved."""
     kinds = computed_kinds().intersection(ref.kinds)
     left_bytes = _MOST_BYTES
     for blob in index.without_digests() if kinds else ():

@@ -50,8 +50,8 @@ def find_asset(
 ) -> Asset:
     """Find the one stored file that `ref` means. If several files match, those that `suits` accepts are preferred.
 
-    Raises: NotFound: no file matches. AmbiguousRef: several files match, and none is the primary file of the only
-        version.
+    Raises: NotFound: no file matches. AmbiguousRef: several files match, and they belong to several versions or none of
+        them is the primary file.
     """
     assets = _matching(index, ref, file)
     if suits is not None:

@@ -19,7 +19,7 @@ def asset_value(asset: Asset) -> dict[str, object]:
 
 
 def asset_values(assets: Iterable[Asset], absent: Mapping[Sha256, Presence]) -> list[dict[str, object]]:
-    """Convert assets to JSON objects that state whether each file is here, on a disconnected drive or missing."""
+    """Convert assets to JSON objects that show whether each file is present, on a disconnected drive, or missing."""
     return [{**asset_value(asset), "presence": absent.get(asset.blob.sha256, "here")} for asset in assets]
 
 

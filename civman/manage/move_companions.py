@@ -45,7 +45,7 @@ def _moved(store: BlobStore, sha256: Sha256, companion: Path, ending: str) -> st
     """Move one file. Returns an empty string, or the reason if the file could not be moved."""
     try:
         if companion.is_symlink() or companion.stat().st_size > _MOST_BYTES:
-            return "it is a link or very large; move it yourself if you need it"
+            return "the file is a link or very large; move it yourself if you need it"
         data = companion.read_bytes()
         with blob_lock(store, sha256):
             stored = store.companion(sha256, ending)
@@ -54,9 +54,9 @@ def _moved(store: BlobStore, sha256: Sha256, companion: Path, ending: str) -> st
             if not stored.exists():
                 store.write_companion(sha256, ending, data)
             if stored.read_bytes() != data:
-                return "its copy in the library could not be verified"
+                return "the copy in the library could not be verified"
         with contextlib.suppress(FileNotFoundError):
             remove_file(companion)
     except (OSError, CivmanError) as error:
-        return f"it could not be moved: {error}"
+        return f"the file could not be moved: {error}"
     return ""

@@ -266,9 +266,9 @@ class _Comparison:
 
 
 def _alike(version: ModelVersion, held: ModelVersion | None, asset: Asset) -> ModelFile:
-    """Choose the file of `version` with the same type, format and precision as the stored one.
+    """Choose the file of `version` with the same type, format and precision as the stored file.
 
-    Without exactly one such file, choose the one that a download would choose.
+    If there is not exactly one, choose the file that a download would choose.
     """
     own = next((file for file in held.files if file.id == asset.file_id), None) if held is not None else None
     if own is not None:

@@ -147,7 +147,7 @@ def _add(
         beside.version = wire_models.version(parsed.version, now=now, on_notice=lambda _: None)
     except CivmanError:
         return  # leave the version empty: the metadata file contains the model file's digest, but no valid version
-    # ignore files without an id: they could not be matched to CivitAI's files when CivitAI is asked later
+    # ignore files without an id, because a later import could not match them to the files that CivitAI lists
     same = (file for file in beside.version.files if file.hashes.sha256 == sha256 and file.id is not None)
     beside.file = next(same, None)
 

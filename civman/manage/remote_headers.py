@@ -87,7 +87,7 @@ class RemoteHeaders:
         """Download a small pickle completely. Returns the header that its safetensors copy would have."""
         if size > _MOST_BYTES:
             raise BadAnswer(
-                f"`{name}` is a pickle of {size:,} bytes, which has to be downloaded to inspect it",
+                f"`{name}` is a pickle of {size:,} bytes, which has to be downloaded to be inspected",
                 code=Cause.LONG_HEADER, hint="download the file: civman inspects a pickle without running it",
             )  # fmt: skip
         if size > len(first):

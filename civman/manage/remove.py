@@ -36,7 +36,7 @@ class RemovalPlan:
     assets: tuple[Asset, ...]
     blobs: tuple[Blob, ...]
     kept: tuple[Asset, ...]
-    """Other assets with the same bytes as some of `assets`; those bytes are kept."""
+    """Assets that are not removed and have the same bytes as some of `assets`, so that the bytes are kept."""
     outside: tuple[Asset, ...] = ()
     """Assets whose files are outside the store. Only their index rows are removed; the files stay where they are."""
     pinned: tuple[Asset, ...] = ()

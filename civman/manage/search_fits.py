@@ -33,7 +33,7 @@ def support_of(version: ModelVersion, label: str, model_type: ModelType) -> Supp
 
 
 def label_of(checkpoint: Inspected) -> str:
-    """The base model label of a checkpoint: CivitAI's own, else a general label for its architecture.
+    """The base model label of a checkpoint: CivitAI's label, or else a general label for its architecture.
 
     Raises: UsageError: CivitAI has no label for the architecture.
     """

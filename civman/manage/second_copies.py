@@ -1,4 +1,4 @@
-"""What garbage collection knows about the second copies of a library's files, such as those in an object store."""
+"""Describes second copies of a library's files, such as those in an object store, for garbage collection."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

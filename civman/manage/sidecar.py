@@ -39,7 +39,7 @@ def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
 def write_due(store: BlobStore, index: Index, *, most: int = _MOST_AT_ONCE) -> int:
     """Write up to `most` sidecars whose index rows have changed. Returns their number. Raises: StoreError."""
     due = index.sidecars_due()[:most]
-    # use threads: writing a sidecar mostly waits for the disk, and disks sync many small files at once as fast as one
+    # use threads, because writing a sidecar mostly waits for the disk, and many small files sync as fast as one
     reading = Lock()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="sidecar") as pool:
         for start in range(0, len(due), _SIDECARS_AT_ONCE):
@@ -219,7 +219,7 @@ def _restore_own(entry: dict[str, Any], asset: Asset, index: Index, on_notice: C
         entry.get("rating"),
         bool(entry.get("is_favourite")),
     )
-    # restore the annotations only if the index has none: those in the index would be newer
+    # restore the annotations only if the index has none, because annotations in the index are newer
     if own != NOTHING_SAID and asset.own == NOTHING_SAID:
         index.annotate(asset, own)
     if entry.get("alias") and asset.alias is None:

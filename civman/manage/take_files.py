@@ -138,8 +138,9 @@ class Taking:
     def _links_to_store(self, path: Path) -> bool:
         """Whether a file may be hard-linked into the store, which makes it read-only.
 
-        Symbolic links, files of other users and files on another disk may not. With mode MOVE, neither may a file that
-        has other hard links or cannot be deleted, because it would stay in place as a read-only file.
+        Symbolic links, files of other users and files on another disk must not be linked. With mode MOVE, files that
+        have other hard links or cannot be deleted must not be linked either, because they would stay in place as
+        read-only files.
         """
         if self._mode is ImportMode.COPY or path in self._links:
             return False
@@ -155,25 +156,27 @@ class Taking:
         """Delete a file whose bytes are in the store. If it cannot be deleted, restore its original permissions."""
         path = Path(seen.path)
         if path in self._links:
-            self.kept.append(Kept(str(path), f"it is a link to `{path.resolve()}`, which was copied", is_fault=False))
+            self.kept.append(
+                Kept(str(path), f"the file is a link to `{path.resolve()}`, which was copied", is_fault=False)
+            )
             return
         try:
             found = path.stat()
             if _is_foreign(found):
-                self.kept.append(Kept(str(path), "it belongs to another user; it was copied", is_fault=False))
+                self.kept.append(Kept(str(path), "the file belongs to another user, so it was copied", is_fault=False))
                 return
             if mode is None and os.path.samefile(path, stored.path):  # noqa: PTH121
-                self.kept.append(Kept(str(path), "it is a hard link of the file in the library", is_fault=False))
+                self.kept.append(Kept(str(path), "the file is a hard link to the file in the library", is_fault=False))
                 return
             if seen_now(seen.path, seen.sha256) != seen:
-                self.kept.append(Kept(str(path), "it was changed while it was imported", is_fault=True))
+                self.kept.append(Kept(str(path), "the file was changed while it was imported", is_fault=True))
                 return
             remove_file(path, twin=stored.path)
         except FileNotFoundError:
             return
         except OSError as error:
-            words = "its folder is read-only" if not os.access(path.parent, os.W_OK) else error.strerror or str(error)
-            self.kept.append(Kept(str(path), f"it was copied, but could not be deleted: {words}", is_fault=True))
+            reason = "the folder is read-only" if not os.access(path.parent, os.W_OK) else error.strerror or str(error)
+            self.kept.append(Kept(str(path), f"the file was copied, but could not be deleted: {reason}", is_fault=True))
             if mode is not None:
                 with contextlib.suppress(OSError, CivmanError):
                     self._store.unshare(stored)

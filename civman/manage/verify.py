@@ -396,7 +396,7 @@ def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
 
 
 def _with_sidecars(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] | None]]:
-    """All blobs with their sidecars, and files outside the store that a sidecar refers to."""
+    """Yield all blobs with their sidecars, and files outside the store that a sidecar refers to."""
     for stored in store.blobs():
         yield stored, store.read_sidecar(stored.sha256)
     for path in sorted((store.root / "blobs" / "sha256").glob("*/*.civman.json")):

@@ -1,4 +1,4 @@
-"""Runs each kind of job in the engine's process: renders, grids, replays, redrawn images and upscales.
+"""Runs each kind of job in the engine's process: renders, grids, replays, redraws and upscales.
 
 Every function takes the library and the job's payload and returns the job's result as JSON values.
 """

@@ -15,7 +15,7 @@ from civman.serve.jobs import JobQueue, JobState, ServerJob
 
 
 class EngineLink:
-    """Sends the queue's render jobs to the engine's process, from a thread of its own."""
+    """Sends the queue's render jobs to the engine's process, in a separate thread."""
 
     def __init__(self, jobs: JobQueue, library: Path, budget_bytes: int, run_command: RunCommand) -> None:
         """`budget_bytes`: the maximum memory in bytes for all loaded models together."""

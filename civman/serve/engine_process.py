@@ -1,7 +1,7 @@
 """The process that renders: it runs one job after another and keeps their models loaded.
 
 It is separate from the server, so that a crash or the system's out-of-memory killer ends one job instead of the server.
-The two exchange tuples through a pipe; the first element of a tuple names the kind of message.
+The server and this process exchange tuples through a pipe; the first element of a tuple names the kind of message.
 """
 
 import io
@@ -54,7 +54,7 @@ class _EngineProcess:
         self._current = 0
         self._is_watched, self._shown_at = False, 0.0
         self._images, self._done = 0, 0
-        """The number of images in the current job, and the number of images in those of its plans that are finished."""
+        """The number of images in the current job, and how many of them belong to finished plans."""
         self._last: tuple[int, str, int, int] | None = None
         self.warm: Any = None
 

@@ -62,7 +62,7 @@ def _environment() -> dict[str, str]:
 def hand_over(library: Path, argv: Sequence[str]) -> int | None:
     """Let the server of `library` run a command.
 
-    Returns the exit code; None if no server can run the command, so that the caller has to.
+    Returns the exit code; None if no server can run the command, so that the caller has to run it.
 
     The command's output is written to this process's stdout and stderr as it arrives. Ctrl-C cancels the command.
     """

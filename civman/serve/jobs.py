@@ -32,7 +32,7 @@ class JobKind(StrEnum):
 
     RENDER = "render"
     GRID = "grid"
-    """Render images that vary along one or two axes, and their contact sheet."""
+    """Render images that vary along one or two axes, and make a contact sheet of them."""
     REPLAY = "replay"
     """Render an image of the library again, unchanged or with changed fields."""
     REDRAW = "redraw"

@@ -39,7 +39,7 @@ _HEADERS: Mapping[str, str] = {
 class Access:
     """Who may use the server. `hosts`: valid values of the Host header; `origins`: other sites that may send requests.
 
-    `needs_token`: every request needs the token, not only those that act as the user who started the server.
+    `needs_token`: every request needs the token, not only requests that hand over a command.
     `by_address`: the server listens on all addresses of the machine, so the address at which a request arrives is also
     a valid Host.
     """

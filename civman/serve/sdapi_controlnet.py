@@ -67,8 +67,8 @@ def units_of(body: dict[str, Any]) -> list[dict[str, Any]]:
 def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Translate the ControlNet units of a request to the `controls` and `references` of a render request.
 
-    Raises: UsageError, CannotRender: civman cannot use a value. NotFound, AmbiguousRef: no stored model, or several,
-    match.
+    Raises: UsageError, CannotRender: civman cannot use a value. NotFound: no stored model matches. AmbiguousRef:
+    several stored models match.
     """
     draws_region = body.get("mask") and body.get("inpaint_full_res", True)
     found: dict[str, list[dict[str, Any]]] = {}

@@ -23,7 +23,7 @@ from civman.serve.sdapi_state import checkpoint_in_force, chosen
 from civman.serve.serving import Serving, client_of, json_body, serving
 
 _PREVIEW_SECONDS = 5.0
-"""For how many seconds previews are made after a client requests one. Clients poll at least every two seconds."""
+"""The time in seconds for which previews are made after a client requests one. Clients poll more often."""
 
 
 async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
@@ -93,7 +93,7 @@ async def _render(request: Request, *, has_image: bool) -> Response:
 def _with_digests(library: Library, body: dict[str, Any]) -> dict[str, Any]:
     """Replace the titles of a request's refiner and hires checkpoints with refs.
 
-    Raises: NotFound, AmbiguousRef: no stored checkpoint, or several, match a title.
+    Raises: NotFound: a title matches no stored checkpoint. AmbiguousRef: it matches several.
     """
     titles = further_checkpoints(body)
     return body | {field: f"sha256:{chosen(library, title).blob.sha256}" for field, title in titles.items()}

@@ -91,7 +91,7 @@ def test_an_unknown_hash_is_not_called_deleted_and_never_replaced_by_a_name(
     assert found.problem is not None
     assert found.problem.code is Cause.NOT_ON_CIVITAI
     assert "deleted" not in found.problem.message
-    assert any("91001@191010" in each and "same name" in each for each in found.stand_ins)
+    assert any("91001@191010" in each and "only the name of its file matches" in each for each in found.stand_ins)
     assert online.requests_to("storage") == []
 
 
