@@ -25,7 +25,7 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 UNET = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-_PARTS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
+_PARTS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2", "text_encoder_4": "te4"}
 _COMPONENTS = {part: component for component, part in _PARTS.items()}
 TRANSFORMER = "transformer"
 _TEXT = "text_encoder"

@@ -35,7 +35,7 @@ class Delta(NamedTuple):
 
     module: str
     part: str
-    """The part of the model: "unet", "te1", "te2" or "te3"."""
+    """The part of the model: "unet", "te1", "te2", "te3" or "te4"."""
     path: str
     """The module's path inside its part of the model, with underscores instead of dots."""
     kind: Adapter
@@ -203,6 +203,7 @@ class StatedAlphas:
     _KEY = "lora_adapter_metadata"
     _COMPONENTS: ClassVar[Mapping[str, str]] = {
         "unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_3",
+        "te4": "text_encoder_4",
     }  # fmt: skip
 
     def __init__(self, metadata: Mapping[str, str]) -> None:

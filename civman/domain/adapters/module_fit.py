@@ -117,7 +117,7 @@ def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, misfits: _Misfits
     if weight is None:
         if index.is_unused(delta.part, delta.path):
             return Match(module, Outcome.IDLE, "the layer never affects an image", delta)
-        if delta.part != "unet" and not index.parts & {"te1", "te2", "te3"}:
+        if delta.part != "unet" and not index.parts & {"te1", "te2", "te3", "te4"}:
             return Match(module, Outcome.ELSEWHERE, "the module changes a text encoder that the file does not contain")
         return Match(module, Outcome.MISSING, _NOT_IN_MODEL)
     flag = numbers.get(delta.parts["on_input"]) if "on_input" in delta.parts else None

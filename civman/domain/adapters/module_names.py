@@ -57,7 +57,7 @@ class ModuleIndex:
         *,
         projects: bool = False,
     ) -> None:
-        """Index the weights of a model's parts ("unet", "te1", "te2", "te3"); each part maps tensor names to shapes.
+        """Index the weights of a model's parts ("unet", "te1" to "te4"); each part maps tensor names to shapes.
 
         `unused`: (part, path prefix) of layers that a file may contain but the model does not use. `projects`: the
         model uses CLIP-L's projection.
@@ -203,7 +203,8 @@ _TEXT_PREFIXES = (
     ("text_encoders.clip_l.transformer.", "te1"), ("text_encoders.clip_l.", "te1"),
     ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.clip_g.", "te2"),
     ("text_encoders.t5xxl.transformer.", "te3"), ("text_encoders.t5xxl.", "te3"),
-    ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
+    ("text_encoders.llama.transformer.", "te4"), ("text_encoders.llama.", "te4"),
+    ("text_encoder_4.", "te4"), ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
 )  # fmt: skip
 _OTHER_PREFIXES = ("first_stage_model.", "vae.", "model_ema.", "text_encoders.", "cond_stage_model.", "conditioner.")
 
@@ -227,7 +228,7 @@ def parts_of(header: Header) -> tuple[dict[str, Shape], dict[str, dict[str, Shap
 
 def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
     bare: dict[str, Shape] = {}
-    parts: dict[str, dict[str, Shape]] = {part: {} for part in ("unet", "te1", "te2", "te3", "")}
+    parts: dict[str, dict[str, Shape]] = {part: {} for part in ("unet", "te1", "te2", "te3", "te4", "")}
     for name, shape in shapes.items():
         if prefix := _PART.match(name):
             parts[_PART_OF[prefix[0]]][name[prefix.end() :]] = shape

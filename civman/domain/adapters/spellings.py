@@ -60,13 +60,15 @@ BUNDLED = "bundle_emb."
 
 _PARTS = {
     **{f"{kind}_{name}_": part for kind in ("lora", "oft", "lycoris") for name, part in (
-        ("unet", "unet"), ("te", "te1"), ("te1", "te1"), ("te2", "te2"), ("te3", "te3"))},
+        ("unet", "unet"), ("te", "te1"), ("te1", "te1"), ("te2", "te2"), ("te3", "te3"), ("te4", "te4"))},
     "lora_transformer_": "unet", "lora_prior_unet_": "unet", "lora_prior_te_": "te1",
     "lycoris_text_encoder_2_": "te2", "lycoris_text_encoder_": "te1", "lycoris_text_model_": "te1", "lycoris_": "unet",
     "lora_unet.": "unet", "lora_te1.": "te1", "lora_te2.": "te2", "lora_te.": "te1",
-    "text_encoder_3.": "te3", "text_encoder_2.": "te2", "text_encoder_1.": "te1", "text_encoder.": "te1",
+    "text_encoder_4.": "te4", "text_encoder_3.": "te3", "text_encoder_2.": "te2",
+    "text_encoder_1.": "te1", "text_encoder.": "te1",
     "text_encoders.clip_l.": "te1", "text_encoders.clip_h.": "te1", "text_encoders.clip_g.": "te2",
-    "text_encoders.t5xxl.": "te3", "clip_l.": "te1", "clip_h.": "te1", "clip_g.": "te2", "t5xxl.": "te3",
+    "text_encoders.t5xxl.": "te3", "text_encoders.llama.": "te4",
+    "clip_l.": "te1", "clip_h.": "te1", "clip_g.": "te2", "t5xxl.": "te3",
     "cond_stage_model.transformer.": "te1", "cond_stage_model.model.": "te1",
     "conditioner.embedders.0.transformer.": "te1", "conditioner.embedders.1.model.": "te2",
     "model.diffusion_model.": "unet", "diffusion_model.": "unet", "unet.": "unet",
@@ -146,7 +148,7 @@ def means_the_only_encoder(module: str) -> bool:
 
 
 def locate(module: str, *, is_extended: bool = False) -> tuple[str, str]:
-    """Split a module's name into the model's part ("unet", "te1", "te2" or "te3") and the path within it.
+    """Split a module's name into the model's part ("unet", or "te1" to "te4") and the path within it.
 
     Dots in the path become underscores. `is_extended`: the file is in cloneofsimo's first layout, with convolutions.
 

@@ -154,7 +154,7 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
             parts.add("bare")
         if path.startswith(("input_blocks_1_1_", "input_blocks_2_1_", "down_blocks_0_attentions_")):
             parts.add("level0")
-    if parts & {"te2", "te3"}:
+    if parts & {"te2", "te3", "te4"}:
         parts -= {"single-text", "only-text"}
     return Look.at([*items, *((f":{part}", ()) for part in sorted(parts - {"unet"}))])
 
