@@ -43,6 +43,12 @@ PARTS: dict[str, Size] = {
                   "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8},
     "pile-t5": {"vocab_size": 32128, "d_model": 2048, "d_kv": 64, "num_heads": 32, "d_ff": 5120, "num_layers": 24},
     "xl-vae": "own/vae-sd-ldm",
+    "long-clip-l": {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+                    "num_attention_heads": 12, "projection_dim": 768, "max_position_embeddings": 248},
+    "long-clip-g": {"vocab_size": 49408, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+                    "num_attention_heads": 20, "projection_dim": 1280, "max_position_embeddings": 218},
+    "llama": {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+              "num_attention_heads": 32, "num_key_value_heads": 8},
     "mistral": {"vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 32768, "num_hidden_layers": 30,
                 "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8, "final_norm": False},
 }  # fmt: skip
@@ -90,6 +96,7 @@ MODELS: dict[str, dict[str, Published]] = {
     },
     "lumina2": {"": Published("own/orig-lumina2")},
     "krea2": {"": Published({}, {"qwen3-vl": "qwen3-4b", "vae": "wan-vae"})},
+    "hidream": {"": Published("own/hidream-diffusers", {"clip-l": "long-clip-l", "clip-g": "long-clip-g"})},
     "ernie-image": {"": Published(
         {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288,
          "text_in_dim": 3072}, {"vae": "flux2-vae"},

@@ -4,15 +4,18 @@ import base64
 import gzip
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from civman.diffusion.model_classes import construct_class
+from civman.prompts.tokenizer import byte_symbols
 
 CLIP_L = {
     "vocab_size": 49408, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12,
@@ -112,6 +115,17 @@ AURAFLOW = {
     "num_mmdit_layers": 2, "num_single_dit_layers": 2, "attention_head_dim": 256, "num_attention_heads": 1,
     "joint_attention_dim": 24, "caption_projection_dim": 256, "pos_embed_max_size": 64,
 }  # fmt: skip
+LLAMA = {
+    "vocab_size": 272, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 32, "head_dim": 128,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072,
+    "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}, "use_cache": False,
+}  # fmt: skip
+HIDREAM = {
+    "patch_size": 2, "in_channels": 16, "num_layers": 2, "num_single_layers": 1, "attention_head_dim": 128,
+    "num_attention_heads": 1, "caption_channels": [24, 32], "text_emb_dim": 64, "axes_dims_rope": (64, 32, 32),
+    "llama_layers": [0, 1, 2],
+}  # fmt: skip
 QWEN_IMAGE = {
     "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 128, "in_channels": 64, "out_channels": 16,
 }  # fmt: skip
@@ -170,6 +184,13 @@ TINY = {
         "transformer": ("AuraFlowTransformer2DModel", AURAFLOW), "text_encoder": ("UMT5EncoderModel", PILE_T5),
         "vae": ("AutoencoderKL", XL_KL),
     },
+    "hidream": {
+        "transformer": ("HiDreamImageTransformer2DModel", HIDREAM),
+        "text_encoder": ("CLIPTextModelWithProjection", CLIP_L | {"max_position_embeddings": 248}),
+        "text_encoder_2": ("CLIPTextModelWithProjection", CLIP_G | {"max_position_embeddings": 218}),
+        "text_encoder_3": ("T5EncoderModel", T5), "text_encoder_4": ("LlamaModel", LLAMA),
+        "vae": ("AutoencoderKL", KL),
+    },
     "qwen-image": {
         "transformer": ("QwenImageTransformer2DModel", QWEN_IMAGE), "text_encoder": ("Qwen2Model", QWEN25),
         "vae": ("AutoencoderKLQwenImage", WAN_VAE),
@@ -206,8 +227,36 @@ def recorded(name: str) -> Any:
     return json.loads(gzip.decompress((Path(__file__).parent / "fixtures" / f"{name}.json.gz").read_bytes()))
 
 
+@cache
+def llama_tokenizer() -> bytes:
+    """A small `tokenizer.json` with the rules of Llama 3: its words, bytes, and the names of its special tokens."""
+    made = Tokenizer(models.BPE(vocab=_llama_words(), merges=_LLAMA_MERGES, ignore_merges=True))
+    words = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(words), "isolated"), as_bytes])
+    made.add_special_tokens([*LLAMA_ENDS])
+    start, _ = LLAMA_ENDS
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, made.token_to_id(start))]
+    )
+    return made.to_str().encode()
+
+
+LLAMA_ENDS = ("<|begin_of_text|>", "<|eot_id|>")
+_LLAMA_MERGES = [("Ġ", "a"), ("p", "h"), ("o", "t"), ("Ġ", "o"), ("Ġo", "f"), ("a", "t"), ("Ġ", "c"), ("Ġc", "at")]
+
+
+def _llama_words() -> dict[str, int]:
+    return {word: number for number, word in enumerate([*byte_symbols(), *("".join(pair) for pair in _LLAMA_MERGES)])}
+
+
 def tokenizer_of(role: str) -> bytes:
     """The small tokenizer of a text encoder: of a kind that the encoder's file may contain."""
+    if role == "llama":
+        return llama_tokenizer()
     return tekken_model() if "mistral" in role or "ministral" in role else piece_model(PIECES.get(role, "gemma"))
 
 

@@ -38,6 +38,11 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
          "extra_pos_embed_type": None},
     ),
     "krea2": ("Krea2Transformer2DModel", {}),
+    "hidream": (
+        "HiDreamImageTransformer2DModel",
+        {"patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": (64, 32, 32),
+         "llama_layers": [*range(32), *[31] * 16]},
+    ),
     "ernie-image": (
         "ErnieImageTransformer2DModel",
         {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288,
@@ -129,7 +134,7 @@ BACKWARDS: dict[str, list[tuple[str, str]]] = {
         ("time_embed.linear_2", "tmlp.2"), ("time_mod_proj", "tproj.1"), ("txt_in.linear_1", "txtmlp.1"),
         ("txt_in.linear_2", "txtmlp.3"), ("final_layer.linear", "last.linear"),
     ],
-    "ernie-image": [],
+    "ernie-image": [], "hidream": [],
 }  # fmt: skip
 """Diffusers' name of a module → its name in the family's files; `#` is a number, `@` what the group matches."""
 

@@ -31,6 +31,8 @@ Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
 
 _CONVOLUTIONS: Final = "ResnetBlock2D"
 """The class of the UNet's convolution blocks. Diffusers does not list it among the blocks that repeat."""
+_EXPERTS: Final = "MOEFeedForwardSwiGLU"
+"""A layer of experts, such as HiDream's. It cannot be compiled: each call gives its experts other numbers of tokens."""
 _WANTED: Final = {"deterministic": True, "batch_invariant": True, "max_autotune": False, "freezing": False}
 """Settings for the compiler; settings that the installed version of torch does not know are left out."""
 _CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
@@ -44,7 +46,9 @@ class CompiledRegions:
 
         `backend`: None uses torch's compiler, inductor.
 
-        Raises: CannotRender (`no-compiler`): this machine cannot compile for the device.
+        Raises:
+            CannotRender: this machine cannot compile for the device (`no-compiler`), or the network's blocks cannot be
+                compiled (`not-compilable`).
         """
         self.compiler = compiler_of(device)
         self.graphs = 0
@@ -130,7 +134,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     lists = (getattr(network, name, None) or () for name in ("_repeated_blocks", "_no_split_modules"))
     names = {*next(filter(None, lists), ()), _CONVOLUTIONS}
     found = [module for module in network.modules() if type(module).__name__ in names]
-    if not found:
+    if not found or any(type(module).__name__ == _EXPERTS for module in network.modules()):
         raise CannotRender(
             f"--compile supports none of the blocks of {type(network).__name__}",
             hint="render without --compile",

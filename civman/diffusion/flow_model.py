@@ -21,6 +21,7 @@ from civman.diffusion.mapped_weights import Weights
 
 _OVERFLOWING = (
     "T5EncoderModel", "UMT5EncoderModel", "Qwen3Model", "Qwen2Model", "Gemma2Model", "Ministral3Model", "MistralModel",
+    "LlamaModel",
 )  # fmt: skip
 """The classes of text encoders whose activations overflow float16."""
 

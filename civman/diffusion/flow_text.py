@@ -31,8 +31,12 @@ class FlowText:
         self._components, self._device, self._tokenizers = components, device, tokenizers
         self.notes: list[str] = []
 
-    def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Tensor, Tensor]:
-        """Encode the first 75 tokens; return a layer's hidden states (1, 77, width) and the pooled vector (1, width).
+    def clip(
+        self, component: str, parsed: ParsedPrompt, layer: int = -1, most: int = CHUNK + 2
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Encode a prompt; return a layer's hidden states (1, `most`, width) and the pooled vector (1, width).
+
+        `most`: the number of tokens that the encoder reads, including the start and end tokens.
 
         `layer` counts from the end: -1 is the output of the last layer after the final norm, -2 that of the
         second-to-last layer without the norm. The pooled vector is the hidden state of the first end token, projected
@@ -41,14 +45,15 @@ class FlowText:
         encoder: Any = self._components[component]
         tokenizer = clip_tokenizer()
         ids, weights = _weighted(parsed, tokenizer.ids)
-        if len(ids) > CHUNK:
-            self._cut("CLIP", len(ids), CHUNK)
-        ids, weights = ids[:CHUNK], weights[:CHUNK]
+        room = most - 2
+        if len(ids) > room:
+            self._cut("CLIP", len(ids), room)
+        ids, weights = ids[:room], weights[:room]
         rows = [[START, *ids, END]]
         if any(weight != 1 for weight in weights):
             rows.append([START, END])
         padding = int(encoder.config.pad_token_id)
-        tokens = torch.tensor([row + [padding] * (CHUNK + 2 - len(row)) for row in rows], device=self._device)
+        tokens = torch.tensor([row + [padding] * (most - len(row)) for row in rows], device=self._device)
         with torch.no_grad():
             answer = encoder(tokens, output_hidden_states=True)
         states = answer.last_hidden_state if layer == -1 else answer.hidden_states[layer]
@@ -56,10 +61,13 @@ class FlowText:
         pooled = encoder.text_projection(at_end) if hasattr(encoder, "text_projection") else at_end
         return _moved(states, [1.0, *weights, 1.0]), pooled
 
-    def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Tensor:
+    def t5(
+        self, component: str, parsed: ParsedPrompt, least: int, most: int, *, hides_padding: bool = False
+    ) -> Tensor:  # fmt: skip
         """Encode a prompt as (1, tokens, width), padded to `least` tokens and cut off at `most` tokens.
 
-        The encoder also attends to padding tokens, as in ComfyUI and in diffusers' Flux pipeline.
+        The encoder also attends to padding tokens, as in ComfyUI and in diffusers' Flux pipeline. With `hides_padding`,
+        it does not, but the padding's hidden states are part of the result.
         """
         encoder: Any = self._components[component]
         tokenizer = load_tokenizer("t5")
@@ -70,8 +78,11 @@ class FlowText:
         if any(weight != 1 for weight in weights):
             rows.append(ends)
         tokens = torch.tensor([row + [tokenizer.padding] * (length - len(row)) for row in rows], device=self._device)
+        mask = None
+        if hides_padding:
+            mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self._device)
         with torch.no_grad():
-            return _moved(encoder(tokens).last_hidden_state, weights)
+            return _moved(encoder(tokens, attention_mask=mask).last_hidden_state, weights)
 
     def masked_t5(self, component: str, parsed: ParsedPrompt, length: int) -> Tensor:
         """Encode a prompt as (1, length, width), with zeros after the end token; a longer prompt is cut off before it.
@@ -151,23 +162,23 @@ class FlowText:
 
     def language_model(
         self, component: str, ids: Sequence[int], layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
-        *, least: int = 0, pads_before: bool = False,
+        *, least: int = 0, pads_before: bool = False, padding: int | None = None,
     ) -> Tensor:  # fmt: skip
         """Encode token ids as (1, tokens, width).
 
         `layer`: the index of the hidden states to return, such as -2; with several indices, these hidden states are
         concatenated along the width; with None, the last layer's are returned after the final norm. `weights`: one for
         each token. They act relative to the empty prompt, which here is the first token followed by masked padding.
-        `least`: the number of tokens up to which the ids are padded with the padding token of Qwen or Mistral, after
-        the text or, with `pads_before`, before it. No token attends to the padding, but the padding's hidden states are
-        part of the result.
+        `least`: the number of tokens up to which the ids are padded with `padding` (None: the padding token of Qwen or
+        Mistral), after the text or, with `pads_before`, before it. No token attends to the padding, but the padding's
+        hidden states are part of the result.
         """
         encoder: Any = self._components[component]
         rows, mask = [list(ids)], None
         if len(ids) < least:
-            padding = [self._padding(component)] * (least - len(ids))
-            rows = [[*padding, *ids] if pads_before else [*ids, *padding]]
-            hidden, seen = [0] * len(padding), [1] * len(ids)
+            filler = [self._padding(component) if padding is None else padding] * (least - len(ids))
+            rows = [[*filler, *ids] if pads_before else [*ids, *filler]]
+            hidden, seen = [0] * len(filler), [1] * len(ids)
             mask = torch.tensor([hidden + seen if pads_before else seen + hidden], device=self._device)
         if any(weight != 1 for weight in weights):
             rest = len(ids) - 1

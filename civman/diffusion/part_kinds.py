@@ -173,6 +173,45 @@ def _mistral(shapes: Shapes) -> Config:
 _MISTRAL_LAYERS: Final = 30
 
 
+def _llama(shapes: Shapes) -> Config:
+    """Describe Llama 3.1 8B, of which HiDream's transformer reads every layer."""
+    if (layers := count(shapes, "layers.")) != LLAMA_LAYERS:
+        raise CannotRender(
+            f"this Llama text encoder has {layers} layers, but the transformer reads the {LLAMA_LAYERS} of Llama 3.1 "
+            "8B",
+            hint="use Llama 3.1 8B Instruct", code=Cause.MISMATCHED_PARTS,
+        )  # fmt: skip
+    return _language_model(shapes) | {
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 131072,
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    }  # fmt: skip
+
+
+LLAMA_LAYERS: Final = 32
+
+
+def _long_clip(plain: Callable[[Shapes], Config]) -> Callable[[Shapes], Config]:
+    """Describe a CLIP text encoder with more positions than the usual 77."""
+
+    def config(shapes: Shapes) -> Config:
+        found = plain(shapes)
+        if (places := int(found["max_position_embeddings"])) < LONG_CLIP:
+            raise CannotRender(
+                f"this CLIP text encoder reads {places} tokens, but the model's own reads at least {LONG_CLIP}",
+                hint="use the text encoder that is published for the model", code=Cause.MISMATCHED_PARTS,
+            )  # fmt: skip
+        return found
+
+    return config
+
+
+LONG_CLIP: Final = 128
+"""The number of tokens that HiDream reads with each of its CLIP text encoders."""
+
+
 def _gemma(shapes: Shapes) -> Config:
     vocabulary, width = shapes["embed_tokens.weight"]
     head = 256  # the head width in all sizes of Gemma 2 but the largest
@@ -310,6 +349,11 @@ CLIP_G: Final = PartKind(
     "clip-g", "CLIP-G text encoder", "CLIPTextModelWithProjection", ("text_encoders.clip_g.transformer.", ""),
     (_CLIP_TABLE, "text_projection.weight"), _clip_config("gelu", 20), _clip_sources, _clip_names,
 )  # fmt: skip
+LONG_CLIP_L: Final = replace(
+    CLIP_L_PROJECTED, title="CLIP-L text encoder of HiDream", config=_long_clip(CLIP_L_PROJECTED.config)
+)
+LONG_CLIP_G: Final = replace(CLIP_G, title="CLIP-G text encoder of HiDream", config=_long_clip(CLIP_G.config))
+"""CLIP-L and CLIP-G trained for long texts: with 248 and 218 positions instead of 77."""
 _T5_SECOND_BIAS: Final = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 """The name of a tensor that UMT5 and Pile-T5 have, and T5 does not: a table of distances for the second block."""
 T5: Final = PartKind(
@@ -358,6 +402,11 @@ MINISTRAL: Final = PartKind(
 MISTRAL: Final = replace(
     MINISTRAL, role="mistral", title="Mistral Small 3 text encoder", model="MistralModel", config=_mistral,
     prefixes=("text_encoders.mistral3_24b.transformer.model.", *MINISTRAL.prefixes[1:]),
+)  # fmt: skip
+LLAMA: Final = PartKind(
+    "llama", "Llama 3.1 8B text encoder", "LlamaModel", ("text_encoders.llama.transformer.model.", "model.", ""),
+    ("embed_tokens.weight", "layers.0.self_attn.q_proj.weight"), _llama, _plainly,
+    tokenizers=(JSON,), lacks=_OTHER_MODELS,
 )  # fmt: skip
 FLUX_VAE: Final = PartKind(
     "vae", "VAE", "AutoencoderKL", ("vae.", "first_stage_model.", ""), ("decoder.conv_in.weight",),

@@ -15,7 +15,7 @@ from civman.manage.inspection import Inspected
 from civman.planning.checkpoint_facts import read_checkpoint
 from civman.planning.find_controls import require_fit
 from civman.planning.find_files import Found, model_header
-from civman.planning.flow_plan import own_shapes, variant_of
+from civman.planning.flow_plan import own_shapes, variant_of, why_refused
 
 ROLES: Final = {
     "lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE, "control": Kind.CONTROLNET,
@@ -110,6 +110,8 @@ def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
     family = flow_family_of(shapes)
     if family is None or not family.reads_images:
         return ()
+    if why_refused(family, checkpoint):
+        return ()
     variant, _ = variant_of(family, checkpoint, family.variants(own_shapes(family, shapes)))
     most = family.reads_images.get(variant, 0)
     pictures = "one reference picture" if most == 1 else f"up to {most} reference pictures"
@@ -120,10 +122,14 @@ def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
 def _why_not_rendered(checkpoint: Inspected, vae: Inspected | None) -> str:
     """Return the reason why civman cannot render with an SD 1, SD 2 or SDXL checkpoint.
 
-    Returns an empty string if civman can render with it, and for all other model families.
+    Returns an empty string if civman can render with it, and for model families that civman does not render.
     """
     identity = checkpoint.identity
-    if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _UNET_FAMILIES:
+    if identity is None or identity.kind is not Kind.CHECKPOINT:
+        return ""
+    if (family := flow_family_of(_shapes(checkpoint))) is not None:
+        return why_refused(family, checkpoint)
+    if identity.architecture not in _UNET_FAMILIES:
         return ""
     try:
         base, other = _found("checkpoint", checkpoint), _found("vae", vae)

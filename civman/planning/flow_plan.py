@@ -193,6 +193,10 @@ def variant_of(
 
     If neither indicates one, the family's most common variant is chosen, with a notice. `possible`: the variants that
     the tensors allow. Returns the variant and the notices.
+
+    Raises:
+        UsageError: the requested variant is not a possible one.
+        CannotRender: the label or the name is that of a model that civman cannot render, and no variant was requested.
     """
     if asked is not None:
         if asked not in possible:
@@ -201,9 +205,15 @@ def variant_of(
                 hint="choose one of: " + ", ".join(each or "(none)" for each in possible), code=Cause.BAD_CONFIG,
             )  # fmt: skip
         return asked, ()
+    if why := why_refused(family, file):
+        raise CannotRender(
+            f"civman cannot render with `{file.name}`: {why}",
+            hint="if it is another model, choose its variant with --variant: " + ", ".join(possible),
+            code=Cause.UNKNOWN_FAMILY,
+        )
     if len(possible) == 1:
         return possible[0], ()
-    label, name = (file.label or "").casefold(), file.name.casefold()
+    label, name = _names(file)
     for words, witness in ((label, f"CivitAI says {file.label}"), (name, "according to the file's name")):
         # try the most common variant last, because the other variants' names begin with its name
         for variant in reversed(possible):
@@ -214,6 +224,17 @@ def variant_of(
         "(--variant changes this)"
     )
     return possible[0], (words,)
+
+
+def why_refused(family: FlowFamily, file: Inspected) -> str:
+    """Return why civman cannot render with a checkpoint by its label or name; empty if neither is a reason."""
+    found = (why for word, why in family.refused_words.items() if any(word in name for name in _names(file)))
+    return next(found, "")
+
+
+def _names(file: Inspected) -> tuple[str, str]:
+    """Return CivitAI's label and the file's name in lower case."""
+    return (file.label or "").casefold(), file.name.casefold()
 
 
 def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from diffusers import (
     Flux2Pipeline,
     FluxKontextPipeline,
     FluxPipeline,
+    HiDreamImagePipeline,
     Krea2Pipeline,
     Lumina2Pipeline,
     QwenImagePipeline,
@@ -30,6 +31,7 @@ from diffusers.modular_pipelines.anima import AnimaAutoBlocks
 from tokenizers import Tokenizer, processors
 from transformers import (
     BatchEncoding,
+    LlamaForCausalLM,
     Ministral3Config,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -375,8 +377,51 @@ def _auraflow(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, c
     return pipe(**common, latents=latents, guidance_scale=cfg, negative_prompt=negative).images
 
 
+def long_clip() -> Any:
+    """CLIP's tokenizer for text encoders with more than 77 positions."""
+    words = clip()
+    words.model_max_length = 248
+    return words
+
+
+def llama_tokenizer() -> Any:
+    """Transformers' tokenizer of the small vocabulary with Llama's rules; the pipeline pads with its end token."""
+    start, end = tiny_flows.LLAMA_ENDS
+    words = Tokenizer.from_str(tiny_flows.llama_tokenizer().decode())
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token=start, eos_token=end, model_max_length=131072)
+
+
+def llama(language: Any) -> Any:
+    """Llama as transformers builds it for diffusers' pipeline, with the weights of the language model."""
+    whole = LlamaForCausalLM(language.config).eval()
+    whole.model.load_state_dict(language.state_dict())
+    return whole
+
+
+def hidream(plain: Any, parts: Any) -> Any:
+    """HiDream's pipeline with the tiny parts."""
+    wide = long_clip()
+    wide.pad_token = "!"
+    return HiDreamImagePipeline(
+        plain, parts["vae"], parts["text_encoder"], long_clip(), parts["text_encoder_2"], wide,
+        parts["text_encoder_3"], t5(), llama(parts["text_encoder_4"]), llama_tokenizer(), parts["transformer"],
+    )  # fmt: skip
+
+
+def _hidream(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    pipe = hidream(plain, parts)
+    # the pipeline scales every size to a megapixel: here the image's own size counts as such
+    pixels = common["width"] * common["height"]
+    pipe.default_sample_size = (pixels**0.5 + 1e-6) / 8
+    parts["transformer"].max_seq = min(pixels // 256, 4096)
+    return pipe(
+        **common, num_inference_steps=len(common["sigmas"]), latents=latents, guidance_scale=cfg,
+        negative_prompt=negative,
+    ).images  # fmt: skip
+
+
 _DRAW = {
     "flux1": _flux, "flux2-dev": _flux2_dev, "flux2": _flux2, "chroma": _chroma, "z-image": _z_image,
     "qwen-image": _qwen_image, "sd3": _sd3, "anima": _anima, "lumina2": _lumina2, "krea2": _krea2,
-    "ernie-image": _ernie_image, "auraflow": _auraflow,
+    "ernie-image": _ernie_image, "auraflow": _auraflow, "hidream": _hidream,
 }  # fmt: skip

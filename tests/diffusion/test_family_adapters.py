@@ -193,7 +193,7 @@ def test_other_kinds_follow_their_formula_on_whole_layers(
     require_merge(base, adapter, of_merged_file(base, changed, tmp_path), tmp_path)
 
 
-KOHYA_TEXTS = {"clip-l": "lora_te1_", "clip-g": "lora_te2_", "t5": "lora_te3_"}
+KOHYA_TEXTS = {"clip-l": "lora_te1_", "clip-g": "lora_te2_", "t5": "lora_te3_", "llama": "lora_te4_"}
 """kohya's prefix for each text encoder; a model's only language model is `lora_te_`."""
 TEXTS = ("kohya", "ComfyUI")
 

@@ -43,6 +43,18 @@ FULL: dict[str, tuple[str, dict[str, Any]]] = {
             "extra_pos_embed_type": None,
         },
     ),
+    "hidream": (
+        "hidream_transformer",
+        {
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "caption_channels": [4096, 4096],
+            "axes_dims_rope": (64, 32, 32),
+            "llama_layers": [0, 1, 2, 3],
+        },
+    ),
     "ernie-image": (
         "ernie_image",
         {

@@ -43,6 +43,7 @@ FLOWS = (
     "krea2",
     "ernie-image",
     "auraflow",
+    "hidream",
 )
 Models = Callable[[str], LoadedModel]
 
@@ -83,7 +84,9 @@ def flow_call(model: Any, name: str, seed: int) -> Any:
         width = model.components["transformer"].config.text_embed_dim
     if name == "krea2":
         width = 12 * config["text_hidden_dim"]
-    pooled = torch.randn(1, config.get("pooled_projection_dim", 8), generator=made)
+    if name == "hidream":
+        width = sum(count * each for count, each in zip((1, 32), config["caption_channels"], strict=True))
+    pooled = torch.randn(1, config.get("pooled_projection_dim") or config.get("text_emb_dim", 8), generator=made)
     channels = {"flux2-dev": 32, "flux2": 32, "ernie-image": 32, "auraflow": 4}.get(name, 16)
     at = Instant(torch.randn(1, channels, 8, 8, generator=made), (1 / (seed + 1),), (seed + 0.5,))
     return FlowCall(model, at, FlowEncoded(torch.randn(1, 32, width, generator=made), pooled))

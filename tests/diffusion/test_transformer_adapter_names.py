@@ -25,6 +25,7 @@ CONVERTERS = {
     "auraflow": converters.convert_auraflow_transformer_checkpoint_to_diffusers,
     "anima": converters.convert_cosmos_transformer_checkpoint_to_diffusers,
     "ernie-image": converters.convert_ernie_image_transformer_checkpoint_to_diffusers,
+    "hidream": converters.convert_hidream_transformer_to_diffusers,
     "krea2": converters.convert_krea2_transformer_checkpoint_to_diffusers,
 }
 

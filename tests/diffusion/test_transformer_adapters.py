@@ -32,6 +32,9 @@ TINY = {
               "adaln_lora_dim": 6},
     "ernie-image": {"hidden_size": 16, "num_attention_heads": 1, "num_layers": 2, "ffn_hidden_size": 24,
                     "text_in_dim": 12, "rope_axes_dim": (4, 6, 6)},
+    "hidream": {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
+                "caption_channels": [12, 14], "text_emb_dim": 10, "axes_dims_rope": (4, 2, 2),
+                "llama_layers": [0, 1]},
 }  # fmt: skip
 R, ALPHA, SCALE = 3, 2.0, 0.7
 

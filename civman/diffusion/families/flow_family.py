@@ -47,14 +47,18 @@ class Defaults:
 class Texts(Protocol):
     """The interface of a loaded model's text encoders, which `civman.diffusion.flow_text` implements."""
 
-    def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Any, Any]:
-        """Encode a prompt with CLIP; return a layer's hidden states (1, 77, width) and the pooled vector (1, width)."""
+    def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1, most: int = 77) -> tuple[Any, Any]:
+        """Encode a prompt with CLIP; return a layer's states (1, `most`, width) and the pooled vector (1, width).
+
+        A prompt is padded or cut off so that it has `most` tokens, including the start and end tokens.
+        """
         ...
 
-    def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Any:
+    def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int, *, hides_padding: bool = False) -> Any:
         """Encode a prompt with T5; return the hidden states (1, tokens, width).
 
-        A prompt of fewer than `least` tokens is padded, one of more than `most` tokens is cut off.
+        A prompt of fewer than `least` tokens is padded, one of more than `most` tokens is cut off. `hides_padding`:
+        whether no token attends to the padding.
         """
         ...
 
@@ -106,14 +110,15 @@ class Texts(Protocol):
 
     def language_model(
         self, component: str, ids: Any, layer: int | tuple[int, ...] | None, weights: Sequence[float] = (),
-        *, least: int = 0, pads_before: bool = False,
+        *, least: int = 0, pads_before: bool = False, padding: int | None = None,
     ) -> Any:  # fmt: skip
         """Encode token ids with a language model; return a layer's hidden states (1, tokens, width).
 
         `layer`: the index of the hidden states to return, without the final norm; with several indices, these hidden
         states are concatenated along the width; with None, the last layer's are returned after the final norm.
-        `weights`: the weight of each token; empty if the family does not support weights. `least`: for Qwen and Mistral
-        models, the number of tokens up to which the prompt is padded, at its end or, with `pads_before`, at its start.
+        `weights`: the weight of each token; empty if the family does not support weights. `least`: the number of tokens
+        up to which the prompt is padded, at its end or, with `pads_before`, at its start. `padding`: the id of the
+        padding token; None: that of Qwen or Mistral.
         """
         ...
 
@@ -188,6 +193,10 @@ class FlowFamily:
     """Maps each variant to lower-case words that identify it in CivitAI's labels and in file names.
 
     Only needed for variants that have the same tensors.
+    """
+    refused_words: ClassVar[Mapping[str, str]] = {}
+    """If models that civman cannot render have the same tensors: maps words, in lower case, that identify these models
+    in CivitAI's labels and in file names to the reason.
     """
     known_extras: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that real files contain but the transformer does not use."""

@@ -11,6 +11,7 @@ from civman.diffusion.families.ernie_image import ERNIE_IMAGE
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.families.flux1 import FLUX1
 from civman.diffusion.families.flux2 import FLUX2_DEV, FLUX2_KLEIN
+from civman.diffusion.families.hidream import HIDREAM
 from civman.diffusion.families.krea2 import KREA2
 from civman.diffusion.families.lumina2 import LUMINA2
 from civman.diffusion.families.qwen_image import QWEN_IMAGE
@@ -34,7 +35,7 @@ has the tensor names by which the refiner is recognised.
 
 FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
     FLUX1, FLUX2_DEV, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2, ERNIE_IMAGE,
-    AURAFLOW,
+    AURAFLOW, HIDREAM,
 )  # fmt: skip
 
 
