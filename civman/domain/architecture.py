@@ -65,6 +65,7 @@ class Architecture(StrEnum):
     HUNYUAN_IMAGE = "hunyuan-image"
     HUNYUAN_DIT = "hunyuan-dit"
     HIDREAM = "hidream"
+    HIDREAM_O1 = "hidream-o1"
     ANIMA = "anima"
     COSMOS = "cosmos"
     PIXART = "pixart"

@@ -13,9 +13,10 @@ from typing import Any
 from civman.diffusion.checkpoint_names import UNET, VAE, Config
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
-from civman.diffusion.families.registry import Family, unet_family_of
+from civman.diffusion.families.registry import FLOW_FAMILIES, UNET_FAMILIES, Family, unet_family_of
 from civman.diffusion.families.unet_family import UNetFamily
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
+from civman.domain.architecture import Architecture, Kind
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES
 from civman.errors import CannotRender, Cause, UsageError
 from civman.planning.find_files import Found
@@ -63,6 +64,7 @@ def read_checkpoint(
     """
     shapes, metadata = found.header.shapes, found.header.metadata
     require_known_rules(shapes, found.inspected.name)
+    _require_rendered_family(found)
     family = unet_family_of(shapes)
     configs = _configs(found, json.loads(config) if config else {}, vae)
     require_parts(family, configs, found.inspected.name)
@@ -98,6 +100,20 @@ def read_checkpoint(
         int(configs["text_encoder"]["num_hidden_layers"]) if family.takes_clip_skip else None, notices,
         vae_reads_pictures=not configs["vae"].get("decoder_only"), input_channels=channels,
     )  # fmt: skip
+
+
+def _require_rendered_family(found: Found) -> None:
+    """Check that the file is not a model of a family that civman knows only by its tensors. Raises: CannotRender."""
+    seen = found.identity
+    known = {*(family.name for family in UNET_FAMILIES), *(family.architecture for family in FLOW_FAMILIES)}
+    has_unet = f"{UNET}input_blocks.0.0.weight" in found.header.shapes
+    if seen.kind is Kind.CHECKPOINT and not has_unet and seen.architecture not in (*known, Architecture.UNKNOWN):
+        raise CannotRender(
+            f"`{found.inspected.name}` is a model of the family {seen.architecture}, which civman does not render",
+            hint="civman renders " + ", ".join([
+                *(family.title for family in UNET_FAMILIES), *(family.title for family in FLOW_FAMILIES),
+            ]), code=Cause.UNKNOWN_FAMILY,
+        )  # fmt: skip
 
 
 def differing_config(found: Found, folder: Path) -> str:

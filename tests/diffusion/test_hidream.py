@@ -297,6 +297,18 @@ def test_hidream_e1_is_refused_by_its_name_by_render_and_check(civman: Any, file
     assert "civman renders only HiDream-I1" not in other.out
 
 
+def test_hidream_o1_is_refused_as_a_family_of_its_own(civman: Any, tmp_path: Path) -> None:
+    names = ("language_model.layers.0.self_attn.q_proj", "x_embedder.proj1", "final_layer2.linear")
+    path = tmp_path / "drawing.safetensors"
+    save_file({f"model.{name}.weight": torch.zeros(8, 8) for name in names}, path)
+
+    refused = civman("render", str(path), "a cat", *QUICK, "--dry-run")
+
+    assert "unknown-family" in refused.err
+    assert "is a model of the family hidream-o1, which civman does not render" in " ".join(refused.err.split())
+    assert refused.code != 0
+
+
 def test_missing_and_wrong_parts_are_refused_before_loading(civman: Any, files: dict[str, Path]) -> None:
     def refused(**changed: str) -> str:
         made = command(civman, files, "drawing", "--dry-run", **changed)

@@ -151,6 +151,10 @@ CASES: dict[str, Tensors] = {
     "sd3-diffusers": CLASSES["SD3Transformer2DModel"],
     "auraflow": plain("double_layers.0.attn.w1q.weight", "cond_seq_linear.weight"),
     "hidream": plain("double_stream_blocks.0.block.adaLN_modulation.1.bias"),
+    "hidream-o1": plain(
+        "model.language_model.layers.0.self_attn.q_proj.weight", "model.x_embedder.proj1.weight",
+        "model.final_layer2.linear.weight", "lm_head.weight",
+    ),
     "z-image-width": {"cap_embedder.0.weight": (2560,), "cap_embedder.1.weight": (3840, 2560)},
     "lumina2-width": {"cap_embedder.0.weight": (2304,), "cap_embedder.1.weight": (2304, 2304)},
     "krea2": plain("txtfusion.projector.weight"),

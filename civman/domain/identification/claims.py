@@ -62,7 +62,8 @@ _BASES: tuple[tuple[str, A], ...] = (
     (r"stable-diffusion-v?1|^sd[_-]v?1", A.SD1), (r"chroma", A.CHROMA), (r"flux[._-]?2", A.FLUX2),
     (r"flux[._-]?1|^flux", A.FLUX1), (r"hunyuan[_-]?image", A.HUNYUAN_IMAGE),
     (r"hunyuan[_-]?video|framepack", A.HUNYUAN_VIDEO), (r"lumina", A.LUMINA2), (r"z[_-]?image", A.Z_IMAGE),
-    (r"qwen[_-]?image", A.QWEN_IMAGE), (r"^wan", A.WAN), (r"anima", A.ANIMA), (r"hidream", A.HIDREAM),
+    (r"qwen[_-]?image", A.QWEN_IMAGE), (r"^wan", A.WAN), (r"anima", A.ANIMA),
+    (r"hidream[_-]?o1", A.HIDREAM_O1), (r"hidream", A.HIDREAM),
     (r"auraflow|pony-?v7", A.AURAFLOW), (r"kolors", A.KOLORS), (r"ltx[_-]?v?2", A.LTX2), (r"ltx", A.LTX_VIDEO),
     (r"cosmos", A.COSMOS), (r"pixart", A.PIXART), (r"sana", A.SANA), (r"cascade|wurstchen", A.CASCADE),
 )  # fmt: skip
