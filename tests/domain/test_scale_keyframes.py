@@ -120,7 +120,7 @@ def test_tags_follow_the_extension(kind: str) -> None:
                 (lora.keyframes, lora.hires_keyframes)] == [keyframes, second], tag  # fmt: skip
         [read] = read_tags(tag, (1, 10)).loras
         assert (read.text, read.unet, read.keyframes, read.hires_keyframes) == (text, unet, keyframes, second), tag
-    assert "depends on the images" in read_tags("<lora:ink:0@0,1@1>", (1, 10)).reasons[0].words
+    assert "depends on earlier images" in read_tags("<lora:ink:0@0,1@1>", (1, 10)).reasons[0].words
     assert not read_tags("<lora:ink:te=1:unet=0@0,1@1>", (1, 10)).reasons
     assert "keyframes" in read_tags("<lora:ink:0@x>", (1, 10)).reasons[0].words
     with pytest.raises(UsageError) as refused:
