@@ -360,10 +360,10 @@ def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
     flags = checkpoint.identity.flags if checkpoint.identity else ()
     said = prediction_type(part.header.metadata) if part.header else ""
     if "v-prediction" in flags and said != "v":
-        training = (
-            f"`{part.name}` was trained for noise prediction" if said else f"`{part.name}` states no prediction type"
-        )
-        finding.at_least(Verdict.CAUTION, f"the checkpoint uses v-prediction, but {training}")
+        reason = f"`{part.name}` states no prediction type, and the checkpoint uses v-prediction"
+        if said:
+            reason = f"`{part.name}` was trained for noise prediction, but the checkpoint uses v-prediction"
+        finding.at_least(Verdict.CAUTION, reason)
     elif said == "v" and "v-prediction" not in flags and checkpoint.header is not None:
         finding.at_least(
             Verdict.CAUTION, f"`{part.name}` was trained for v-prediction, but the checkpoint shows no sign of it"

@@ -342,7 +342,7 @@ def _forced(word: str, rest: str, text: str) -> Ref:
     digest = rest.lower()
     kind = None if word == "hash" else HashKind(word)
     if kind is HashKind.AUTOV3 and len(digest) == 64:
-        digest = digest[:12]  # API responses of early 2024 contained all 64 digits
+        digest = digest[:12]  # API responses of early 2024 contained AutoV3 digests of 64 digits
     lengths = sorted(set(_DIGITS.values()) if kind is None else {_DIGITS[kind]})
     is_cut = kind is HashKind.SHA256 and _SHORTEST_SHA256 <= len(digest) < 64
     if not _HEX.fullmatch(digest) or not (is_cut or len(digest) in lengths):
@@ -362,7 +362,7 @@ def _from_air(text: str) -> Ref:
             raise _invalid(
                 f"the model is on {other[1].lower()}, not on CivitAI: {_shown(text)}",
                 text,
-                hint="civman can only look up models with the source `civitai`",
+                hint="civman can only look up models on CivitAI, whose AIRs have the source `civitai`",
             )
         if found:
             raise _invalid(f"the model is on {found['source'].lower()}, not on CivitAI: {_shown(text)}", text)

@@ -219,7 +219,7 @@ def test_only_a_recipe_with_a_cropped_control_image_is_written_in_its_schema() -
         recipe = replace(FULL, start=start, controls=(ControlUse(A, B, crops=crops),), files=())
         assert json.loads(recipe.to_json())["schema"] == schema
         assert Recipe.from_json(recipe.to_json()) == recipe
-    with pytest.raises(UsageError, match="cropped"):
+    with pytest.raises(UsageError, match="to crop a control image"):
         replace(recipe, start=None, controls=(ControlUse(A, B, crops=True),))
 
 

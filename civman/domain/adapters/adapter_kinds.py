@@ -104,7 +104,7 @@ def describe(kind: Adapter, shapes: Shapes) -> Described:
             raise MisfitError("the module's tensors are empty")
     found = _DESCRIBERS[kind](shapes)
     if "up_bias" in shapes and shapes["up_bias"] != found.shape[:1]:
-        shown = times(shapes["up_bias"])
+        shown = shape_text(shapes["up_bias"])
         raise MisfitError(f"the adapter's bias has the shape {shown}, but its `up` tensor has {found.shape[0]} rows")
     return found
 
@@ -133,10 +133,12 @@ def misfit(
     inputs, according to a flag in its file; None if unknown.
     """
     if "up_bias" in shapes and bias is None:
-        return f"the adapter has a bias of shape {times(shapes['up_bias'])}, but the layer has no bias"
+        return f"the adapter has a bias of shape {shape_text(shapes['up_bias'])}, but the layer has no bias"
     if "diff_b" in shapes and shapes["diff_b"] != bias:
-        expected = f"the layer's bias has the shape {times(bias)}" if bias else "the layer has no bias"
-        return f"the adapter changes a bias of shape {times(shapes['diff_b'])}, but {expected}"
+        changed = shape_text(shapes["diff_b"])
+        if not bias:
+            return f"the adapter changes a bias of shape {changed}, but the layer has no bias"
+        return f"the adapter changes a bias of shape {changed}, but the layer's bias has the shape {shape_text(bias)}"
     if kind is Adapter.FULL and not found.shape:
         return None
     if "oft_r" in shapes or "boft_r" in shapes:
@@ -202,7 +204,7 @@ def matrix(shape: Shape) -> tuple[int, int]:
     return shape[0], prod(shape[1:])
 
 
-def times(shape: Shape) -> str:
+def shape_text(shape: Shape) -> str:
     """Format a shape as text, such as `320x768`."""
     return "x".join(map(str, shape))
 
@@ -227,7 +229,7 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
         return 0
     if prod(shape) == weight[1] and (len(shape) == 1 or shape[1] == weight[1]):
         return 1
-    raise MisfitError(f"a dora_scale of shape {times(shape)} does not fit a weight of shape {times(weight)}")
+    raise MisfitError(f"a dora_scale of shape {shape_text(shape)} does not fit a weight of shape {shape_text(weight)}")
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
@@ -249,7 +251,7 @@ def _same_rank(first: int, second: int) -> None:
 
 def _two_axes(shape: Shape) -> Shape:
     if len(shape) < 2:
-        raise MisfitError(f"a factor of the adapter is not a matrix, but has the shape {times(shape) or 'scalar'}")
+        raise MisfitError(f"a factor of the adapter is not a matrix, but has the shape {shape_text(shape) or 'scalar'}")
     return shape
 
 
@@ -311,12 +313,14 @@ def _factor(shapes: Shapes, name: str, core: str) -> Shape:
 def _oft(shapes: Shapes) -> Described:
     if "oft_r" in shapes:
         if len(shapes["oft_r"]) != 2:
-            raise MisfitError(f"oft_R must have one row for each block, but has the shape {times(shapes['oft_r'])}")
+            raise MisfitError(
+                f"oft_R must have one row for each block, but has the shape {shape_text(shapes['oft_r'])}"
+            )
         return Described(sides=(input_width(shapes) or 0,), rank=_block_size(shapes["oft_r"][1]))
     name = "oft_blocks" if "oft_blocks" in shapes else "oft_diag"
     blocks = shapes[name]
     if blocks[-1:] != blocks[-2:-1] or len(blocks) not in ((3, 4) if name == "oft_blocks" else (3,)):
-        raise MisfitError(f"{name} must consist of square blocks, but has the shape {times(blocks)}")
+        raise MisfitError(f"{name} must consist of square blocks, but has the shape {shape_text(blocks)}")
     stages, count, size, _ = (1, *blocks)[-4:]
     if len(blocks) == 4 and (size % 2 or count % 2 ** (stages - 1)):
         raise MisfitError(f"{count} blocks of size {size} cannot be used in {stages} butterfly stages")
@@ -326,7 +330,7 @@ def _oft(shapes: Shapes) -> Described:
 def _boft(shapes: Shapes) -> Described:
     blocks = shapes["boft_r"]
     if len(blocks) != 4 or blocks[2] != blocks[3]:
-        raise MisfitError(f"boft_R must consist of square blocks, but has the shape {times(blocks)}")
+        raise MisfitError(f"boft_R must consist of square blocks, but has the shape {shape_text(blocks)}")
     return Described(sides=(blocks[1] * blocks[2],), rank=blocks[2])
 
 
@@ -347,7 +351,7 @@ def _full(shapes: Shapes) -> Described:
 def _ia3(shapes: Shapes) -> Described:
     factor = shapes["ia3_l"] if "ia3_l" in shapes else shapes["factor"]
     if not factor or prod(factor) != max(factor):
-        raise MisfitError(f"the IA3 factors must be a vector, but have the shape {times(factor) or 'scalar'}")
+        raise MisfitError(f"the IA3 factors must be a vector, but have the shape {shape_text(factor) or 'scalar'}")
     return Described(sides=(max(factor),))
 
 
@@ -363,7 +367,7 @@ _DESCRIBERS: dict[Adapter, Callable[[Shapes], Described]] = {
 def _fit_shape(_shapes: Shapes, found: Described, weight: Shape) -> None:
     wanted, actual = matrix(found.shape), matrix(weight)
     if wanted != actual:
-        raise MisfitError(f"made for the shape {times(wanted)}, but the weight has {times(actual)}")
+        raise MisfitError(f"made for the shape {shape_text(wanted)}, but the weight has {shape_text(actual)}")
 
 
 def _fit_lokr(shapes: Shapes, found: Described, weight: Shape) -> None:
@@ -371,25 +375,25 @@ def _fit_lokr(shapes: Shapes, found: Described, weight: Shape) -> None:
     kernel = prod(weight[2:])
     right = _factor(shapes, "lokr_w2", "lokr_t2")
     if kernel != 1 and prod(found.shape[2:]) not in (1, kernel):
-        shown = times(found.shape[2:])
-        raise MisfitError(f"the adapter's kernel is {shown}, but the layer's kernel is {times(weight[2:])}")
+        shown = shape_text(found.shape[2:])
+        raise MisfitError(f"the adapter's kernel is {shown}, but the layer's kernel is {shape_text(weight[2:])}")
     if prod(found.shape[2:]) == 1 and matrix(right)[1] % kernel:
         columns = matrix(right)[1]
-        raise MisfitError(f"the LoKr's {columns} columns cannot be divided into kernels of {times(weight[2:])}")
+        raise MisfitError(f"the LoKr's {columns} columns cannot be divided into kernels of {shape_text(weight[2:])}")
 
 
 def _fit_rotation(shapes: Shapes, found: Described, weight: Shape) -> None:
     if found.sides != weight[:1]:
         raise MisfitError(f"the adapter's blocks are for {found.sides[0]} outputs, but the weight has {weight[0]}")
     if "rescale" in shapes and prod(shapes["rescale"]) != weight[0]:
-        raise MisfitError(f"rescale has the shape {times(shapes['rescale'])}, but the weight has {weight[0]} rows")
+        raise MisfitError(f"rescale has the shape {shape_text(shapes['rescale'])}, but the weight has {weight[0]} rows")
 
 
 def _fit_glora(shapes: Shapes, _found: Described, weight: Shape) -> None:
     narrow, widen, out, inner = (_two_axes(shapes[name]) for name in glora_parts(shapes, weight))
     _same_rank(matrix(narrow)[1], widen[0])
     if (narrow[0], matrix(widen)[1]) != (weight[1], weight[1]):
-        shown = f"{times(narrow)} and {times(widen)}"
+        shown = f"{shape_text(narrow)} and {shape_text(widen)}"
         raise MisfitError(f"the input factors have the shapes {shown}, but the weight has {weight[1]} inputs")
     columns = matrix(inner)[1]
     if "bm" in shapes:
@@ -405,7 +409,7 @@ def _fit_factors(shapes: Shapes, weight: Shape, on_input: bool | None) -> None:
     if "ia3_l" in shapes:
         on_input = factors_on_input(shapes)
         if on_input is None:
-            shown = times(shapes["ia3_l"])
+            shown = shape_text(shapes["ia3_l"])
             raise MisfitError(f"the shape of the IA3 factors, {shown}, does not show if they scale inputs or outputs")
     count = prod(shapes["ia3_l"] if "ia3_l" in shapes else shapes["factor"])
     sides = weight[:2] if on_input is None else weight[1:2] if on_input else weight[:1]

@@ -186,7 +186,7 @@ def _described(kind: Adapter, shapes: Mapping[str, Shape]) -> _Described:
         problem = ""
         if len(shape) > 1 and (scale := shapes.get("dora_scale")):
             sizes = (shape[0], shape[1], math.prod(shape[1:]))
-            shown = adapter_kinds.times(scale)
+            shown = adapter_kinds.shape_text(scale)
             problem = "" if max(scale) in sizes else f"a dora_scale of shape {shown} does not fit the weight"
     except MisfitError as reason:
         (shape, sides, rank), problem = Described(), str(reason)

@@ -437,5 +437,5 @@ def _slice(shape: Shape, part: str) -> Shape:
             return (width, width)
         case "kv":
             return ((shape[0] - width) // 2, width)
-        case _:  # "rest": the rows after those of query, key and value
+        case _:  # "rest" means the rows that follow those of query, key and value
             return (shape[0] - 3 * width, width)

@@ -28,7 +28,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _WHOLE = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
 _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
 _STATED_SHAPE = "comfy.gguf.orig_shape."
-"""The prefix of a metadata key whose value is the true shape of a tensor that is stored with rows of another width.
+"""The prefix of a metadata key whose value is the true shape of a tensor that is stored with a different row width.
 
 The rest of the key is the tensor's name. City96's converter writes these keys for convolutions.
 """

@@ -41,7 +41,7 @@ _DOUBLE = r"^(double|single)_blocks_#_"
 _STREAMS = r"^(single_)?transformer_blocks_#_attn_to_[qkv]$|^single_transformer_blocks_#_(proj_mlp|norm_linear)$"
 _ADDED = r"^transformer_blocks_#_(attn1_add_[qkv]_proj|txt_ff_net_#_proj)$"
 _LIKE_FLUX = (A.CHROMA, A.HUNYUAN_VIDEO, A.HUNYUAN_IMAGE, A.BRIA, A.LONGCAT_IMAGE, A.OVIS_IMAGE, A.FLUX3, A.MOTIF_VIDEO)
-"""Families whose joint and single transformer blocks have the names that diffusers uses for Flux.1's."""
+"""Families whose joint and single transformer blocks have the same names as those of Flux.1 in diffusers."""
 
 ADAPTED: tuple[Rule, ...] = (
     Rule("on-flux3", A.FLUX3, "block names as in Flux.3", needs=(r"^early_stream_modulations|^(txt_)?mode_blocks_",)),

@@ -19,7 +19,7 @@ FACE: Final = "face"
 SEPARATOR: Final = "[SEP]"
 """Separates the prompts for the first, second … region of a pass; the last prompt is also for all further regions."""
 WHOLE_PROMPT: Final = "[PROMPT]"
-"""In the prompt of a region: replaced with the image's prompt."""
+"""A placeholder in a region's prompt, which is replaced with the image's prompt."""
 SKIP: Final = "[SKIP]"
 """The prompt of a region that is to be left unchanged."""
 _MOST: Final = 1000

@@ -42,7 +42,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_value(kind: Any, value: object, where: str) -> Any:
-    """Convert a JSON value to the type `kind`; if that fails, the error says where in the document.
+    """Convert a JSON value to the type `kind`. `where`: the value's place in the document, for error messages.
 
     Raises: UsageError.
     """

@@ -260,7 +260,7 @@ def _control_problems(recipe: Any) -> Iterator[str]:
         if use.resize_mode not in CONTROL_RESIZE_MODES:
             yield f"resize mode `{use.resize_mode}` is not one of {', '.join(CONTROL_RESIZE_MODES)}"
         if use.crops and not (recipe.start and recipe.start.only_masked):
-            yield "a control image can be cropped only if only the masked region of an input image is rendered"
+            yield "to crop a control image, render only the masked region of an input image"
 
 
 def _are_blocks(text: str) -> bool:
@@ -302,8 +302,8 @@ def _hires_problems(recipe: Any, hires: Any) -> Iterator[str]:
         any(cut for cut, _ in trims) and not hires.stretches
     ):
         yield (
-            "the first pass's image can be trimmed only if it is stretched, and only by multiples of 16 pixels less "
-            "than its size"
+            "the first pass's image can be trimmed only if it is stretched, and the trimmed width and height must be "
+            "multiples of 16 that are smaller than the image"
         )
     if hires.stretches and recipe.rules == 1:
         yield "recipe rules 1 do not support stretching the first pass"
@@ -353,4 +353,4 @@ def _number_problems(recipe: Any) -> Iterator[str]:
     if not all(math.isfinite(number) for number in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
         yield "guidance and scales must be finite numbers"
     if recipe.guidance_scale < 0 or not 0 <= recipe.guidance_rescale <= 1:
-        yield "guidance cannot be negative, and its rescaling must be between 0 and 1"
+        yield "the guidance scale cannot be negative, and the CFG rescale must be between 0 and 1"
