@@ -20,10 +20,10 @@ from civman.domain.catalog import ModelType
 from civman.domain.files.header import Header
 from civman.domain.files.weight_forms import Quantisation, weight_form
 from civman.domain.identification.claims import prediction_type
-from civman.domain.part_families import SCALED_VAES, TEXT_WIDTHS, VAE_FAMILIES
+from civman.domain.part_families import SCALED_VAES, TEXT_WIDTHS, VAE_FAMILIES, same_scale
 from civman.errors import Cause, Incompatible, UnknownFit
 
-RULES = 5
+RULES = 6
 """The version of the rules that the verdicts are based on.
 
 Increase it whenever `check` returns a different verdict for the same files.
@@ -474,10 +474,7 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 
 
 def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    """Compare a VAE with a checkpoint by the number of latent channels and the layout.
-
-    If both match, the labels decide, because no tensor shows the scaling factor of the latents.
-    """
+    """Compare latent channels and layout; if both match, the labels decide, as no tensor shows the latents' scale."""
     ours = checkpoint.identity.latent_channels if checkpoint.identity else None
     theirs = part.identity.latent_channels if part.identity else None
     if ours and theirs and ours != theirs:
@@ -486,6 +483,10 @@ def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     known = Architecture.UNKNOWN not in (checkpoint.architecture, part.architecture)
     if known and checkpoint.architecture not in allowed:
         return _Finding(Verdict.CANNOT, Depth.ARCHITECTURE, [f"{checkpoint.architecture} uses another kind of VAE"])
+    shared = same_scale(checkpoint.architecture, architectures_of(part.label))
+    if (shared and support is Support.NONE) or (shared is not None and support is None):
+        words = f"the latents of models for {part.label} have {'the same' if shared else 'another'} scale"
+        return _Finding(Verdict.FITS if shared else Verdict.CANNOT, Depth.LABELS, [words])
     if support is not None:
         finding = _by_labels(checkpoint, part, support)
         if support is Support.NONE and ours and theirs:

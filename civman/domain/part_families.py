@@ -1,5 +1,6 @@
 """Which CLIP text encoders and autoencoders an architecture uses, as far as tensor shapes show it."""
 
+from collections.abc import Set
 from typing import Final
 
 from civman.domain.architecture import Architecture
@@ -22,3 +23,27 @@ VAE_FAMILIES: Final = {
 
 SCALED_VAES: Final = frozenset({Architecture.FLUX2})
 """Architectures whose VAE files contain the scale of their latents."""
+
+_SAME_SCALE: Final = (
+    frozenset({Architecture.SD1, Architecture.SD2}),
+    frozenset({Architecture.SDXL, Architecture.SDXL_REFINER, Architecture.KOLORS, Architecture.AURAFLOW}),
+    frozenset({Architecture.FLUX1, Architecture.CHROMA, Architecture.Z_IMAGE, Architecture.LUMINA2,
+               Architecture.HIDREAM}),
+    frozenset({Architecture.SD3}),
+    frozenset({Architecture.FLUX2, Architecture.ERNIE_IMAGE}),
+    frozenset({Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA, Architecture.KREA2}),
+)  # fmt: skip
+"""Groups of architectures whose latents have the same scale, so that each can use the VAEs of the others.
+
+Source: the configurations of the models' VAEs.
+"""
+
+
+def same_scale(ours: Architecture, theirs: Set[Architecture]) -> bool | None:
+    """Whether `ours` scales its latents as one of `theirs` does; None if that is not known."""
+    group = next((group for group in _SAME_SCALE if ours in group), None)
+    if group is None or not theirs:
+        return None
+    if group & theirs:
+        return True
+    return False if theirs <= frozenset().union(*_SAME_SCALE) else None

@@ -7,6 +7,7 @@ from itertools import islice
 from civman.civitai.client import CivitaiClient
 from civman.domain.base_models import Support, architectures_of, known_labels, label_support
 from civman.domain.catalog import ModelType, ModelVersion
+from civman.domain.part_families import same_scale
 from civman.domain.search_query import ModelPage, SearchQuery
 from civman.errors import UsageError
 from civman.manage.inspection import Inspected
@@ -28,8 +29,18 @@ def search_fitting(
 
 
 def support_of(version: ModelVersion, label: str, model_type: ModelType) -> Support:
-    """How well a version works with a checkpoint that has this label, judged by CivitAI's base model labels."""
-    return label_support(label, version.base_model or "", model_type)
+    """How well a version works with a checkpoint that has this label, judged by CivitAI's base model labels.
+
+    CivitAI's table does not list all VAEs that work. Those for other models with the same scale of latents, such as
+    SDXL's for Pony V7, are taken for partly supported.
+    """
+    said = version.base_model or ""
+    support = label_support(label, said, model_type)
+    if support is Support.NONE and model_type is ModelType.VAE:
+        theirs = architectures_of(said)
+        if any(same_scale(ours, theirs) for ours in architectures_of(label)):
+            return Support.PARTIAL
+    return support
 
 
 def label_of(checkpoint: Inspected) -> str:

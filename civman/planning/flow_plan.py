@@ -10,6 +10,8 @@ from civman.diffusion.families.flow_family import Defaults, FlowFamily, Need
 from civman.diffusion.families.registry import flow_family_of
 from civman.diffusion.flow_parts import TOKENIZER, TRANSFORMER, Placed, missing_parts, option_of, place_parts
 from civman.diffusion.memory_plan import Estimate, layer_bytes
+from civman.domain.base_models import architectures_of
+from civman.domain.part_families import same_scale
 from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
 from civman.errors import AmbiguousRef, CannotRender, Cause, UsageError
 from civman.manage.inspection import Inspected
@@ -254,11 +256,16 @@ def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
 
 
 def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) -> list[Found]:
-    """List the stored files that fit a part of a checkpoint, by kind and width."""
+    """List the stored files that fit a part of a checkpoint, by kind, width and, for VAEs, by CivitAI's label."""
     widths = part_widths(family, found)
     if widths is None:
         return []
-    return [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
+    fitting = [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
+    if need.component != "vae":
+        return fitting
+    # leave out VAEs that CivitAI labels as those of models with another scale of latents, which no tensor shows
+    ours = family.architecture
+    return [each for each in fitting if same_scale(ours, architectures_of(each.inspected.label)) is not False]
 
 
 def own_shapes(family: FlowFamily, shapes: Shapes) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,8 @@ from civman.domain.adapters.adapter_tensors import read_deltas
 from civman.domain.adapters.module_fit import fit_modules
 from civman.domain.adapters.module_names import ModuleIndex
 from civman.errors import InvalidModelFile
-from civman.planning.flow_plan import variant_of
+from civman.manage.inspection import inspect_path
+from civman.planning.flow_plan import fitting_files, variant_of
 from civman.prompts.emphasis import parse
 from civman.rendering.encode_prompts import FlowTextEncoders
 
@@ -297,6 +299,20 @@ def test_check_asks_for_the_parts_that_render_asks_for(civman: Any, files: dict[
     assert "contains no" not in silent
     assert "contains no" not in whole
     assert "has no tokenizer" not in whole
+
+
+def test_a_vae_that_civitai_labels_for_another_scale_is_never_taken_by_itself(files: dict[str, Path]) -> None:
+    def found(name: str, label: str | None) -> Any:
+        inspected = replace(inspect_path(files[name]), name=str(label), label=label)
+        return SimpleNamespace(header=inspected.header, inspected=inspected)
+
+    labels = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Pony", "Pony V7", None)
+    finder: Any = SimpleNamespace(stored=lambda _role: [found("vae", label) for label in labels])
+    (need,) = (need for need in AURAFLOW.needs if need.component == "vae")
+
+    fitting = fitting_files(finder, need, AURAFLOW, found("drawing", None))
+
+    assert [each.inspected.name for each in fitting] == ["SDXL 1.0", "Pony", "Pony V7", "None"]
 
 
 def test_a_broken_tokenizer_is_refused(files: dict[str, Path]) -> None:

@@ -287,6 +287,9 @@ def test_embedding_is_compared_with_the_widths_of_the_text_encoders(embedding, c
         (("vae-sd-ldm", "SD 1.5"), ("ckpt-sdxl", "SDXL 1.0"), Verdict.CANNOT),
         (("vae-sd-ldm", "SDXL 1.0"), ("ckpt-sdxl", "Pony"), Verdict.CAUTION),
         (("vae-sd-diffusers", None), ("ckpt-sdxl", None), Verdict.CAUTION),
+        (("vae-sd-ldm", "SDXL 1.0"), ("ckpt-sdxl", None), Verdict.FITS),
+        (("vae-sd-ldm", "SD 1.5"), ("ckpt-sdxl", None), Verdict.CANNOT),
+        (("vae-sd-ldm", "PixArt a"), ("ckpt-sdxl", None), Verdict.CAUTION),
         (("bfl-flux-ae", "Flux.1 D"), ("ckpt-sdxl", "SDXL 1.0"), Verdict.CANNOT),
         (("bfl-flux-ae", "Flux.1 D"), ("bfl-flux-schnell", "Flux.1 S"), Verdict.FITS),
         (("bfl-flux-ae", None), ("bfl-flux2-dev", None), Verdict.CANNOT),
@@ -294,6 +297,29 @@ def test_embedding_is_compared_with_the_widths_of_the_text_encoders(embedding, c
 )  # fmt: skip
 def test_vae_goes_by_latent_channels_and_where_they_agree_by_label(vae, checkpoint, verdict):
     assert one(part(*checkpoint), part(*vae)).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("vae", "label", "checkpoint", "verdict"),
+    [
+        ("vae-sd-ldm", "SDXL 1.0", ("auraflow-diffusers", "Pony V7"), Verdict.FITS),
+        ("vae-sd-ldm", "Pony", ("auraflow-diffusers", "AuraFlow"), Verdict.FITS),
+        ("vae-sd-ldm", "SDXL 1.0", ("auraflow-diffusers", None), Verdict.FITS),
+        ("vae-sd-ldm", "SD 1.5", ("auraflow-diffusers", "Pony V7"), Verdict.CANNOT),
+        ("vae-sd-ldm", "SD 2.1", ("auraflow-diffusers", None), Verdict.CANNOT),
+        ("vae-sd-ldm", None, ("auraflow-diffusers", "Pony V7"), Verdict.CAUTION),
+        ("bfl-flux-ae", "Flux.1 D", ("orig-z-image", "ZImageTurbo"), Verdict.FITS),
+        ("bfl-flux-ae", "Flux.1 D", ("orig-lumina2", None), Verdict.FITS),
+        ("bfl-flux-ae", "SD 3", ("orig-z-image", "ZImageTurbo"), Verdict.CANNOT),
+        ("bfl-flux-ae", "Flux.1 D", ("orig-sd3m", "SD 3"), Verdict.CANNOT),
+        ("vae-wan-diffusers", "Wan Video 2.1", ("qwen-image-diffusers", "Qwen"), Verdict.CANNOT),
+    ],
+)  # fmt: skip
+def test_a_vae_fits_the_families_whose_latents_have_its_scale(vae, label, checkpoint, verdict):
+    name, said = checkpoint
+    found = one(part(recorded(f"own/{name}"), said), part(recorded(f"own/{vae}"), label))
+
+    assert found.verdict is verdict, found.reasons
 
 
 def test_labels_alone_answer_where_nothing_was_read():
