@@ -1,7 +1,7 @@
 """Read the metadata of A1111, Forge, SD.Next, CivitAI's generator and other programs that write A1111's text.
 
-Meaningless settings that CivitAI's generator writes (`Sampler: Undefined`, a clip skip for Flux) are left out, and a
-note says so.
+Meaningless settings that CivitAI's generator writes (`Sampler: Undefined`, a clip skip for Flux) are left out, which
+`PictureMetadata.notes` reports.
 """
 
 import re
@@ -60,11 +60,11 @@ def _settings(parsed: infotext.Parsed, generator: Generator) -> tuple[Settings, 
     sampler: str | None = details.get("Sampler") or None
     if sampler in _NO_NAMES:
         sampler = None
-        notes.append("the sampler is not stated")
+        notes.append("the settings contain no sampler")
     clip_skip = parsed.whole("Clip skip")
     if clip_skip is not None and generator is Generator.CIVITAI and "flux" in details.get("Model", "").casefold():
         clip_skip = None
-        notes.append("a clip skip is stated, although Flux has none")
+        notes.append("the settings contain a clip skip, which has no effect on Flux")
     size = parsed.size or (None, None)
     return Settings(
         steps=parsed.whole("Steps"), sampler=sampler, schedule=details.get("Schedule type") or details.get("Scheduler"),

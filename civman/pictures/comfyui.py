@@ -25,9 +25,7 @@ _MODELS: Final = {
 _TEXTS: Final = ("text", "text_g", "text_l", "t5xxl", "clip_l", "prompt", "string", "value", "populated_text")
 _LATENTS: Final = ("latent_image", "samples", "latent", "latents")
 _AROUND: Final = ("guider", "sigmas", "sampler", "noise")
-"""The inputs of a sampler node that link to its guider, noise levels, sampling method and noise, if these are nodes of
-their own.
-"""
+"""The inputs of a sampler node that may link to separate nodes: guider, noise levels, sampling method and noise."""
 _AIR: Final = re.compile(r"urn:air:[^:]+:(?P<kind>[^:]+):civitai:[0-9]+@(?P<version>[0-9]{1,18})")
 _EMBEDDING: Final = re.compile(r"embedding:([^\s,:()\[\]{}]{1,200})")
 
@@ -76,11 +74,15 @@ class _Graph:
         samplers = [key for key in used if self._is_sampler(key)]
         notes = []
         if len(samplers) > 1:
-            notes.append(f"{len(samplers)} sampling passes; the settings are those of the first")
+            notes.append(
+                f"the graph has {len(samplers)} sampling passes; only the settings of the first one are listed"
+            )
         models = tuple(dict.fromkeys(part for key in used for part in self._models(key)))
         if not samplers:
             return PictureMetadata(
-                Generator.COMFYUI, resources=models, notes=(*notes, "no sampler was found in the graph")
+                Generator.COMFYUI,
+                resources=models,
+                notes=(*notes, "the graph contains no sampler that civman recognises"),
             )
         first = self._first_pass(samplers[0])
         prompt, negative = self._prompts(first)

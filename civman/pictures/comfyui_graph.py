@@ -57,7 +57,7 @@ WIDGETS: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A connection to an output of another node. `output` is the output's index, from 0."""
+    """A connection to an output of another node. `output` is the index of the output, from 0."""
 
     node: str
     output: int
@@ -153,7 +153,7 @@ def _workflow_inputs(node: Mapping[str, Any], links: Mapping[Any, Link]) -> Iter
 
 
 def _passed_on(node: Mapping[str, Any], links: Mapping[Any, Link]) -> Iterator[tuple[int, Link | None]]:
-    """For each output of a bypassed node, yield the link of the node's first input of the same type."""
+    """Yield the index of each output of a bypassed node, and the link of the node's first input of the same type."""
     inputs = [item for item in node.get("inputs") or [] if isinstance(item, dict)]
     for place, output in enumerate(node.get("outputs") or []):
         kind = output.get("type") if isinstance(output, dict) else None

@@ -81,7 +81,7 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
         if value["civman_grid"] == SCHEMA:
             axes = tuple((str(axis["name"]), tuple(map(str, axis["values"]))) for axis in value["axes"])
             told = Contents(axes, tuple(tuple(map(str, row)) for row in value["recipes"]))
-            _ = list(told.cells)  # raises IndexError if there are fewer labels than cells
+            _ = list(told.cells)  # iterating raises IndexError if there are fewer labels than cells
             return told
     except (UsageError, KeyError, IndexError, TypeError) as error:
         raise UsageError("the list of cells in this contact sheet is damaged", code=Cause.BAD_GRID) from error
@@ -91,7 +91,7 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:
-    """Encode a sheet, (H, W, 3) uint8, as a PNG that includes its contents `told`. Equal input gives equal bytes."""
+    """Encode a sheet, (H, W, 3) uint8, as a PNG with its contents `told`. The same input gives the same bytes."""
     from PIL import Image  # importing Pillow takes 0.1 s, so it is imported only to write an image
     from PIL.PngImagePlugin import PngInfo
 
@@ -217,7 +217,7 @@ def _font(module: Any, size: int) -> "FreeTypeFont":
 
 
 def _readable(values: Sequence[str], font: "FreeTypeFont") -> list[str]:
-    """Replace characters that the font lacks with boxes. If there are any, number the values to keep them distinct."""
+    """Replace characters that the font lacks with boxes; if there are any, number the values to keep them distinct."""
     missing = _picture(font, "\U0010fffe")
     found, is_whole = [], True
     for value in values:

@@ -39,7 +39,7 @@ def blurred(pixels: Any, sigma: float) -> Any:
     exact = _gaussian(sigma, reach=3)
     weights, rest = np.zeros(len(exact), np.int64), 0.0
     middle = len(exact) // 2
-    for place in range(middle):  # add the rounding error to the next weight
+    for place in range(middle):  # carry the rounding error over to the next weight
         wanted = exact[place] * 256 + rest
         weights[place] = weights[-1 - place] = whole = round(wanted)
         rest = wanted - whole
@@ -49,7 +49,7 @@ def blurred(pixels: Any, sigma: float) -> Any:
 
 
 def _gaussian(sigma: float, *, reach: int) -> Any:
-    """The normalised weights of a Gaussian that extends about `reach` standard deviations to each side."""
+    """Return the normalised weights of a Gaussian that extends about `reach` standard deviations to each side."""
     import numpy as np
 
     places = round(sigma * reach * 2 + 1) | 1

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 LOW: Final = 100
 HIGH: Final = 200
-"""A1111's thresholds `LOW` and `HIGH`: an edge continues through pixels above `LOW`, if one of them is above `HIGH`."""
+"""A1111's thresholds: an edge contains a pixel above `HIGH`, and continues through all pixels above `LOW`."""
 
 
 def edges(pixels: Any, low: int = LOW, high: int = HIGH) -> Any:

@@ -81,8 +81,8 @@ def comment_text(value: bytes) -> str:
     """Decode a user comment in any of the encodings that programs use.
 
     The standard does not specify the byte order of UTF-16, and the byte order of the TIFF does not determine it
-    (CivitAI's images use another one). civman chooses the order that yields generation data, or else the order that
-    yields more ASCII characters.
+    (CivitAI's images use another one). civman chooses the order in which the text contains generation data, or else the
+    one with more ASCII characters.
     """
     code, body = value[:8], value[8:]
     if code == b"UNICODE\0":

@@ -21,7 +21,7 @@ _MOST_TEXT: Final = 64 * 1024 * 1024
 _MOST_NOTES: Final = 10_000
 _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 _MARKER: Final = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
-"""Matches a JPEG marker that is neither a stuffed byte nor a restart marker."""
+"""Matches a JPEG marker, but not a stuffed byte or a restart marker."""
 _SCAN: Final = 0xDA
 _COMMENT: Final = 0xFE
 _NO_FRAME: Final = (0xC4, 0xC8, 0xCC)
@@ -93,7 +93,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if len(check) < 4:
             raise ValueError("it is truncated")
         if zlib.crc32(kind + body).to_bytes(4, "big") != check:
-            raise ValueError(f"it is damaged (checksum of the chunk at byte {at})")
+            raise ValueError(f"it is damaged: the chunk at byte {at} has a wrong checksum")
         yield kind, body
         at += 12 + length
 
@@ -145,7 +145,7 @@ def _jpeg_pixels(data: bytes) -> bytes:
     for marker, body in _jpeg_segments(data):
         if marker == _SCAN:
             break
-        # keep JFIF and Adobe segments, which specify how the colours are encoded
+        # keep JFIF and Adobe segments, because they specify how the colours are encoded
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
             parts += bytes((0xFF, marker)), (len(body) + 2).to_bytes(2, "big"), body
     return b"".join([*parts, data[_first_scan(data) :]])

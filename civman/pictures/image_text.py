@@ -83,7 +83,8 @@ def write(
             options |= {"quality": _JPEG_QUALITY if quality is None else quality, "subsampling": 0}
         elif format == "webp":
             options |= {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
-            options |= {"exact": True} if image.mode == "RGBA" else {}  # `exact` keeps the colours of transparent areas
+            # `exact` preserves the colours of transparent areas
+            options |= {"exact": True} if image.mode == "RGBA" else {}
         if profile is not None:
             options["icc_profile"] = profile
         image.save(data, format.upper(), **options)
@@ -120,8 +121,8 @@ def _check_segments(options: Mapping[str, Any]) -> None:
     for name, what in (("exif", "prompt and settings"), ("xmp", "recipe")):
         if len(options.get(name, b"")) > _MOST_SEGMENT:
             raise UsageError(
-                f"a JPEG cannot contain such a long text: {what}, {len(options[name])} bytes, but only "
-                f"{_MOST_SEGMENT} fit",
+                f"the {what} of this image take {len(options[name])} bytes, but a JPEG can contain only "
+                f"{_MOST_SEGMENT}",
                 hint="save a PNG or a WebP, or leave out the metadata (--no-metadata)",
                 code=Cause.TEXT_TOO_LONG,
             )
@@ -207,7 +208,7 @@ def _notes(data: bytes, name: str) -> tuple[Format, image_chunks.Notes]:
         why = "a text in it is damaged" if isinstance(error, UnicodeDecodeError) else str(error)
         raise _bad(name, why) from error
     if not 0 < notes.width * notes.height <= _MOST_PIXELS:
-        raise _bad(name, f"according to its header it has {notes.width}x{notes.height} pixels")
+        raise _bad(name, f"civman does not read images of {notes.width}x{notes.height} pixels")
     return kind, notes
 
 
@@ -217,7 +218,7 @@ def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str, *, wit
     try:
         with Image.open(io.BytesIO(image_chunks.pixels_only(data)), formats=[kind.upper()]) as image:
             if image.size != size:
-                raise _bad(name, "it states two different sizes")
+                raise _bad(name, "its headers contain two different sizes")
             return image.convert("RGBA" if with_alpha and image.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise _bad(name, "it is damaged: its pixels cannot be fully decoded") from error

@@ -40,7 +40,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class CivitaiEntry:
-    """An entry of `Civitai resources`: a model version on CivitAI, and its weight if one is given."""
+    """An entry of `Civitai resources`: a model version on CivitAI, and its weight or None."""
 
     version_id: int | None
     kind: str = ""

@@ -66,7 +66,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class PictureMetadata:
-    """Prompt, settings and models of an image. `notes` say what was not understood, left out or translated."""
+    """Prompt, settings and models of an image. `notes` report what civman did not understand, ignored or translated."""
 
     generator: Generator
     prompt: str = ""
@@ -99,11 +99,11 @@ class Loose:
         return next((found for key in keys if (found := number(self.value.get(key))) is not None), None)
 
     def inner(self, key: str) -> "Loose":
-        """The object under `key`; empty if there is none."""
+        """The object that is the value of `key`; an empty one if there is none."""
         return Loose(self.value.get(key))
 
     def items(self, key: str) -> list[Any]:
-        """The list under `key`; empty if there is none."""
+        """The list that is the value of `key`; an empty one if there is none."""
         value = self.value.get(key)
         return value if isinstance(value, list) else []
 

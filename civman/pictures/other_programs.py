@@ -34,7 +34,8 @@ def read(carried: Carried) -> PictureMetadata | None:
             return told
     if any(key in entries for key in ("prompt", "workflow")) or "workflow:" in entries.get("ImageDescription", ""):
         return PictureMetadata(
-            Generator.COMFYUI, notes=("it contains only the editor's workflow, or a graph that cannot be read",)
+            Generator.COMFYUI,
+            notes=("the image contains only ComfyUI's editor workflow, or a graph that cannot be read",),
         )
     return None
 
@@ -163,7 +164,7 @@ def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
 
 
 def _invoke_model(kind: str, model: Loose, weight: float | None) -> Resource:
-    """Convert a model entry of InvokeAI. Its hash is BLAKE3, unless the entry names another algorithm."""
+    """Convert a model entry of InvokeAI. Its hash is a BLAKE3 hash, unless the entry names another algorithm."""
     algorithm, colon, digest = model.text("hash").partition(":")
     known = a1111.hex_of(digest if colon else algorithm)
     return Resource(kind, model.text("name", "model_name"), known, weight=weight)
@@ -182,7 +183,7 @@ def _invoke_old(entries: Mapping[str, str]) -> PictureMetadata | None:
     try:
         info = InvokeAIParser().parse(data)
         words = (str(info.full_prompt), str(info.full_negative_prompt))
-    # the error of sd-parsers, and the exceptions that unexpected JSON causes in it
+    # besides its own ParserError, sd-parsers raises these exceptions for unexpected JSON
     except (ParserError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     sampler, found, more = info.samplers[0], Loose(info.samplers[0].parameters), Loose(info.metadata)

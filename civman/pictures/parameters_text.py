@@ -25,7 +25,7 @@ __all__ = ["Part", "SecondPass", "Generation", "text", "Parsed", "read"]
 
 _NOT_IN_NAMES: Final = re.compile(r'[,:"{}\[\]<>\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _ENDS_THAT_CUT: Final = ("resources", "hashed prompt", "hashed negative prompt", "negative prompt")
-"""Endings of names that, followed by a colon, would end the text or be read as the negative prompt."""
+"""Endings of entry names at which, if a colon follows, readers end the text or start the negative prompt."""
 _KEYS: Final = frozenset({
     "steps", "sampler", "schedule type", "cfg scale", "seed", "size", "model", "model hash", "vae", "vae hash",
     "clip skip", "denoising strength", "rng", "ensd", "version", "hashes", "lora hashes", "civitai resources",
@@ -79,7 +79,7 @@ class Part:
 
 
 class Words(str):
-    """A setting that is a text such as a prompt. It is quoted, as in A1111, instead of having characters replaced."""
+    """A setting whose value is a text, such as a prompt. It is quoted, as in A1111, so no characters are replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class SecondPass:
     upscaler: str
     prompt: str | None = None
     negative: str | None = None
-    """The prompts of the second pass; None means that of the first pass."""
+    """The negative prompt of the second pass; None means that of the first pass."""
     loras: tuple[Part, ...] | None = None
     """The LoRAs of the second pass, whose tags are added to its prompt; None means those of the first pass."""
     checkpoint: Part | None = None
@@ -329,7 +329,7 @@ def _with_tags(prompt: str, parts: Sequence[Part], loras: Sequence[tuple[str, Pa
 
 
 def _key(part: Part) -> tuple[str, str | None, str | None]:
-    """Return a key that is equal for entries of the same file."""
+    """Return a key that is the same for all entries of one file."""
     return part.name, part.autov2, part.autov3
 
 

@@ -16,7 +16,7 @@ from civman.pictures.upscale_text import settings_of, upscaler_title
 
 
 def parameters(record: Record, *, with_words: bool = True) -> str:
-    """Write the `parameters` text for one image; `with_words=False` leaves out the prompts."""
+    """Write the `parameters` text for one image. `with_words`: include the prompts."""
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
     # if the second pass stretches the image, as A1111 before 2023 did, `Size` is the size of the second pass
@@ -49,7 +49,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
 
 
 def _prompt(record: Record, *, with_words: bool) -> str:
-    """The prompt of the first pass with tags for its hypernetworks."""
+    """Return the first pass's prompt with tags for its hypernetworks; only the tags if `with_words` is False."""
     return _with_networks(record, record.recipe.prompt if with_words else "", record.recipe.hypernetworks)
 
 
@@ -70,9 +70,9 @@ def _loras(record: Record, uses: Sequence[LoraUse]) -> tuple[Part, ...]:
 
 
 def _second_pass(record: Record, hires: Hires, *, with_words: bool) -> SecondPass:
-    """Describe the second pass.
+    """Convert the recipe's second pass.
 
-    Its prompt is written only if the text, the LoRAs or the hypernetworks differ from those of the first pass.
+    Its prompt is written only if its text, LoRAs or hypernetworks differ from those of the first pass.
     """
     recipe, (prompt, negative) = record.recipe, (hires.prompt, hires.negative_prompt)
     has_networks = hires.loras is not None or hires.hypernetworks is not None
@@ -176,9 +176,9 @@ _CONTROL_RESIZES = {
 
 
 def _reference_unit(record: Record, use: ReferenceUse) -> ControlUnit:
-    """Build a ControlNet unit for an IP-Adapter; its module selects the image encoder.
+    """Build the ControlNet unit of an IP-Adapter; the unit's module selects the image encoder.
 
-    The crop of the image cannot be expressed.
+    The crop of the reference picture is left out, because units have no field for it.
     """
     return ControlUnit(
         _part(record, use.sha256), use.weight, use.start, use.end, "Balanced", "Crop and Resize",
@@ -331,7 +331,7 @@ def _part(
 
 
 def _stem(name: str) -> str:
-    """The name of a file without its extension, as A1111 shows it."""
+    """Return the name of a file without its extension, as A1111 shows it."""
     return next((name.removesuffix(end) for end in MODEL_SUFFIXES if name.endswith(end)), name)
 
 

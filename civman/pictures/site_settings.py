@@ -1,4 +1,4 @@
-"""The settings of an image as CivitAI's API lists them (`meta`), which also tracks which entries were read.
+"""The settings of an image as CivitAI's API lists them (`meta`). Records which entries have been read.
 
 CivitAI's reader splits quoted values with commas into several entries; these fragments keep their odd names here.
 """
@@ -18,7 +18,7 @@ _API_NAMES: Final = {
 _VERSION: Final = re.compile(r"(?:f[0-9.]+)?v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
 _HASH: Final = re.compile(r"[0-9a-fA-F]{8,64}")
 _FORGE: Final = re.compile(r"f[0-9]|(classic|neo)\b")
-"""Versions of Forge and of its forks Classic and Neo, as a regular expression."""
+"""Matches the versions of Forge and of its forks Classic and Neo."""
 _MODULE: Final = re.compile(r"Module [0-9]+")
 
 
@@ -153,7 +153,7 @@ class Entries:
                 yield NamedFile("embedding" if kind == "embed" else "lora", name, self._hash(value))
 
     def _forge_vae(self) -> str:
-        """The VAE that Forge names as an additional module; "" if it names none, or text encoders, too."""
+        """The VAE that Forge lists as an additional module; "" if it lists none, or also lists text encoders."""
         modules = [name for name in self._values if _MODULE.fullmatch(name)]
         return self.text(modules[0]) if self.is_forge and len(modules) == 1 else ""
 
@@ -163,7 +163,7 @@ class Entries:
         return self._hash(listed.get(key, ""))
 
     def listed(self, kind: str) -> list[NamedFile]:
-        """The files of a kind such as "lora" in the API's list of resources, with the weights that the list states."""
+        """The files of a kind such as "lora" in the API's list of resources, with their weights in that list."""
         return [
             NamedFile(
                 kind, str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item.get("weight"))
@@ -202,7 +202,7 @@ def _pairs(value: object) -> dict[str, str]:
 
 
 def _quoted(text: str, kind: str) -> dict[str, str]:
-    """Parse `name: hash, name: hash`."""
+    """Parse a list such as `name: hash, name: hash`; the keys of the result are `kind:name`."""
     found = {}
     for item in text.split(","):
         name, colon, value = item.rpartition(":")

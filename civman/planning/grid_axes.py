@@ -53,7 +53,7 @@ def axes_of(texts: Sequence[str]) -> tuple[Axis, ...]:
         raise bad_grid(f"both axes change the same field: {axes[0].name} and {axes[-1].name}")
     cells = len(axes[0].values) * (len(axes[1].values) if len(axes) > 1 else 1)
     if cells > MOST_CELLS:
-        raise bad_grid(f"the grid has {cells} cells; the limit is {MOST_CELLS}", "draw it in several parts")
+        raise bad_grid(f"the grid has {cells} cells; the limit is {MOST_CELLS}", "render the grid in several parts")
     return axes
 
 

@@ -88,7 +88,7 @@ def channel_of(resize_mode: str | None) -> str:
 def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
     """Return the size to render at if none is requested: the input image's, rounded down to multiples of 8.
 
-    An image with more than four times the model's native number of pixels is first scaled down to the native number.
+    An image with more than four times as many pixels as the model's native size is first scaled down to that many.
     """
     width, height = picture.width, picture.height
     if width * height > 4 * native * native:
@@ -160,12 +160,12 @@ def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 def cropped(request: RenderRequest, picture: InputPicture) -> RenderRequest:
     """Set a request's size to that of its input image after ComfyUI's crop.
 
-    Raises: UsageError: the request states another size.
+    Raises: UsageError (`bad-size`): the request specifies another size.
     """
     size = picture.width // 8 * 8, picture.height // 8 * 8
     if (request.width or size[0], request.height or size[1]) != size:
         raise UsageError(
-            f"`{COMFYUI_CROP}` only crops the image to multiples of 8, so its size must be "
+            f"the resize mode `{COMFYUI_CROP}` only crops the image to multiples of 8, so its size must be "
             f"{size[0]}x{size[1]}",
             hint="leave out --size, or choose another resize mode, such as `comfyui lanczos`", code=Cause.BAD_SIZE,
         )  # fmt: skip
@@ -204,7 +204,7 @@ def find_input(root: Path, digest: Sha256, given: Iterable[Path] = ()) -> dict[S
 
 
 def input_file(role: str, digest: Sha256, here: Mapping[Sha256, Path]) -> PlannedFile:
-    """Return an image of a recipe as a file of a plan. `here`: the available files by SHA-256.
+    """Return the file of an image in a recipe, as a plan lists it. `here`: the available files by SHA-256.
 
     `role` is one of `PICTURE_ROLES`. Raises: UsageError (`no-start-image`): the image is not among the files.
     """
@@ -218,9 +218,10 @@ def input_file(role: str, digest: Sha256, here: Mapping[Sha256, Path]) -> Planne
 
 
 def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError | None:
-    """Return the error (`no-start-image`) for input images that `here` does not contain; None if no image is missing.
+    """Return the error (`no-start-image`) if the input image or its mask is not in `here`; None if both are.
 
-    The message also names the files in `here` that the recipe does not use, because the user may have given wrong ones.
+    The message also names the files in `here` that the recipe does not use, because the user may have passed wrong
+    ones.
     """
     wanted = {"input image": start.sha256, "mask": start.mask_sha256}
     missing = {role: digest for role, digest in wanted.items() if digest is not None and digest not in here}
@@ -228,11 +229,7 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
         return None
     named = " and ".join(f"the {role} (sha256 {digest[:12]}…)" for role, digest in missing.items())
     others = [f"`{path}`" for digest, path in here.items() if digest not in wanted.values()]
-    given = (
-        f"; {', '.join(others)} {'is a different file' if len(others) == 1 else 'are different files'}"
-        if others
-        else ""
-    )
+    given = f"; the recipe does not use {', '.join(others)}" if others else ""
     return UsageError(
         f"{named} of the recipe {'is' if len(missing) == 1 else 'are'} missing{given}",
         hint="pass the original file of each missing image with --picture FILE", code=Cause.NO_START_IMAGE,

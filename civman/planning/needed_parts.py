@@ -35,7 +35,7 @@ class NeededPart:
     refs: Mapping[Sha256, str]
     """For each published file that is on CivitAI, the ref with which to download it."""
     was_asked: bool = False
-    """Whether CivitAI was asked whether it has the published files."""
+    """Whether civman has searched CivitAI for the published files."""
 
 
 def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
@@ -76,7 +76,7 @@ def _tokenizer(finder: Finder, family: FlowFamily, checkpoint: Found) -> tuple[N
 
 
 def with_offers(parts: Iterable[NeededPart], look_up: Lookup) -> tuple[NeededPart, ...]:
-    """For all parts that no stored file fits, look up the published files on CivitAI."""
+    """For each part that no stored file fits, search CivitAI for the published files that do."""
     every = tuple(parts)
     wanted = [known.sha256 for part in every if not part.held for known in part.published]
     versions = look_up(wanted) if wanted else {}
@@ -100,17 +100,17 @@ def with_offers(parts: Iterable[NeededPart], look_up: Lookup) -> tuple[NeededPar
 
 def said(part: NeededPart) -> str:
     """Describe in a sentence which part is needed, whether it is stored, and where to get it."""
-    what = f"needs a {part.title}" + (" (optional)" if part.is_optional else "")
+    needed = f"needs a {part.title}" + (" (optional)" if part.is_optional else "")
     if part.held:
-        return f"{what}: in the library as {', '.join(f'`{name}`' for name in part.held)}"
+        return f"{needed}: the library has {', '.join(f'`{name}`' for name in part.held)}"
     for known in part.published:
         if ref := part.refs.get(known.sha256):
-            return f"{what}, which is not in the library: `civman download {ref}` fetches {known.title}"
+            return f"{needed}, which is not in the library: `civman download {ref}` downloads {known.title}"
     if not part.published:
-        return f"{what}, which is not in the library"
+        return f"{needed}, which is not in the library"
     known = part.published[0]
-    asked = "CivitAI has none of the known files" if part.was_asked else "CivitAI was not asked for it"
+    answer = "CivitAI has none of the known files" if part.was_asked else "civman has not searched CivitAI for it"
     return (
-        f"{what}, which is not in the library, and {asked}: {known.title} is published as `{known.name}` "
-        f"({known.published}, sha256 {known.sha256}); `civman import FILE` adds it"
+        f"{needed}, which is not in the library, and {answer}: get {known.title} as `{known.name}` "
+        f"({known.published}, sha256 {known.sha256}) and add it with `civman import FILE`"
     )

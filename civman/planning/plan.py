@@ -293,7 +293,7 @@ def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *,
     planned = plan_recipe(index, recipe_of(source), pictures, on_event=on_event)
     record = source.record
     parent, typed = (record.parent, record.typed) if record else (None, None)
-    # accept partial adapters and pure noise: the comparison with the original shows whether the result is the same
+    # accept partial adapters and pure noise, because the replay is compared with the original anyway
     return replace(planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed)
 
 
@@ -373,7 +373,7 @@ def _without_what_has_no_effect(
 
 
 def _prompt_notices(texts: tuple[str, str], passes: Sequence[PassParts], recipe: Recipe) -> tuple[str, ...]:
-    """Notices about how the prompts are read, and about words that other programs would read as syntax.
+    """Return notices about how the prompts are read, and about words that other programs would read as syntax.
 
     `texts`: the first pass's prompts as requested.
     """
@@ -398,9 +398,9 @@ def _fitting(
     checkpoint: Found, passes: Sequence[PassParts], further: FurtherCheckpoints, shared: Sequence[Found],
     conditions: Conditions,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Check that each checkpoint fits the files that act on it, and return the cautions from these checks.
+    """Check that each checkpoint fits the files used with it, and return the warnings from these checks.
 
-    `shared`: the files that act in all passes.
+    `shared`: the files that are used in all passes.
     """
     of_passes = [[lora.found for lora in each.loras] for each in passes]
     found = [*_compatible(checkpoint, [*of_passes[0], *shared], conditions)]

@@ -27,9 +27,7 @@ def require_use(terms: Terms | None, use: str) -> None:
         UsageError: `use` is not in `USES`.
     """
     if use not in USES:
-        raise UsageError(
-            f"`{use}` is not a use of images that --require can check", hint=f"choose one of: {', '.join(USES)}"
-        )
+        raise UsageError(f"--require cannot check the use `{use}`", hint=f"choose one of: {', '.join(USES)}")
     if terms is not None and terms.sell_pictures is Answer.YES:
         return
     terms = terms or terms_of([])

@@ -30,7 +30,9 @@ def within_limits(
     notices: tuple[str, ...] = ()
     if checkpoint.family.needs_picture and not pictures:
         raise CannotRender(
-            "a refiner model needs an input image", hint="pass the input image with --init", code=Cause.NEEDS_PICTURE
+            "a refiner checkpoint can render only from an input image",
+            hint="pass the input image with --init",
+            code=Cause.NEEDS_PICTURE,
         )
     is_open = request.width is None and request.height is None
     is_open = is_open and request.tiled_upscale is None and request.ultimate_upscale is None
@@ -41,7 +43,7 @@ def within_limits(
         request = cropped(request, pictures[0])
     hires = request.hires
     if not checkpoint.family.merges_tokens and (request.token_merging or (hires and hires.token_merging)):
-        words = f"tokens are not merged on {checkpoint.title}, which has no attention at full resolution"
+        words = f"token merging has no effect on {checkpoint.title}, which has no attention at full resolution"
         notices = (*notices, words)
         hires = replace(hires, token_merging=None) if hires else None
         request = replace(request, token_merging=None, hires=hires)
@@ -75,7 +77,7 @@ def require_encoder(recipe: Recipe, checkpoint: Checkpoint, further: FurtherChec
     if starts or (rereads and not second.vae_reads_pictures):
         raise CannotRender(
             "the VAE has only a decoder, so it cannot encode the input image",
-            hint="name another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
+            hint="choose another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
             code=Cause.MISSING_PART, part="vae",
         )  # fmt: skip
 
@@ -87,7 +89,7 @@ def require_channels(recipe: Recipe, checkpoint: Checkpoint) -> None:
         raise CannotRender(
             "ComfyUI's resize modes cannot be used with an inpainting checkpoint, whose UNet takes the mask as "
             "additional input channels",
-            hint="use a checkpoint that is not for inpainting, or A1111's resize modes", code=Cause.ODD_INPUT,
+            hint="use a checkpoint that is not for inpainting, or one of A1111's resize modes", code=Cause.ODD_INPUT,
             channels=checkpoint.input_channels,
         )  # fmt: skip
 

@@ -104,10 +104,10 @@ def _without_tags(request: RenderRequest, negative: str) -> str:
 
 
 def counts_own_steps(request: RenderRequest, rules: str | None, sampler: samplers.Sampler) -> bool:
-    """Whether the recipe must repeat the prompts for the second pass so that its own sampler's steps are counted.
+    """Whether the recipe must contain the prompts again for the second pass.
 
-    Without repeated prompts, prompt editing in the second pass would follow the evaluations of the first pass's
-    sampler.
+    This is the case if the sampler of the second pass needs a different number of evaluations per step: without
+    separate prompts, prompt editing in the second pass would count the evaluations of the first pass's sampler.
     """
     hires = request.hires
     if hires is None or not hires.sampler or rules != Rule.V1_6:
@@ -170,7 +170,7 @@ def refiner_checkpoint(
         raise Incompatible(
             f"only one of the two models is for inpainting: the refiner `{name}` has "
                     f"{facts.input_channels} input channels, the checkpoint {first.input_channels}",
-            hint="choose two inpainting models, or none", code=Cause.CANNOT_WORK,
+            hint="use inpainting models for both, or for neither", code=Cause.CANNOT_WORK,
         )  # fmt: skip
     return FurtherCheckpoint(found, facts, is_same)
 

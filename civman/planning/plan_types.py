@@ -56,7 +56,7 @@ class Planned:
     allow_partial: bool = False
     """Whether to apply adapters even if some of their layers do not fit the model."""
     keeps_noise: bool = False
-    """Save an image that is nothing but noise, with a note, instead of raising an error."""
+    """Whether to save an image that is nothing but noise, with a remark, instead of raising an error."""
     typed: TypedPrompts | None = None
     parent: Sha256 | None = None
     """The SHA-256 of the recipe of which this plan's recipe is a variation."""

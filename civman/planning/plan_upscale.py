@@ -113,8 +113,8 @@ def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_eve
     if settings.others:
         raise CannotRender(
             f"the image was changed by more than one upscale: {', '.join(settings.others)}",
-            hint="only images that were changed by one upscaler can be made again, because A1111 does not "
-                    "record how a second one was blended in",
+            hint="civman can only repeat the work of a single upscaler, because A1111 does not record how a "
+                    "second one was blended in",
             code=Cause.NOT_DRAWABLE,
         )  # fmt: skip
     source = read_source(picture)

@@ -104,9 +104,9 @@ def prompt_line(line: str, request: RenderRequest, where: str = "the line") -> P
 
 
 def _settled(changes: dict[str, Any], frame: dict[str, int], where: str) -> dict[str, Any]:
-    """Complete the changes of a line.
+    """Convert a line's options where A1111 and civman differ. `frame`: the width and height to resize the seed from.
 
-    Values that switch a setting off in A1111 are left out; A1111's number of batches and batch size become one number
+    Values that disable a setting in A1111 are removed, and A1111's number of batches and batch size become one number
     of images.
     """
     if "prompt" not in changes:
@@ -134,7 +134,7 @@ def _options(line: str, where: str) -> list[tuple[str, list[str]]]:
     except ValueError as error:
         raise _bad(where, "a quotation mark is not closed", "write an apostrophe in a prompt as \\'") from error
     if not words or not words[0].startswith("--"):
-        raise _bad(where, "text comes before the first option", "write the prompt after --prompt")
+        raise _bad(where, "there is text before the first option", "write the prompt after --prompt")
     found: list[tuple[str, list[str]]] = []
     for word in words:
         if word.startswith("--"):
@@ -149,17 +149,21 @@ def _name(word: str, where: str) -> str:
     if name in _OPTIONS:
         return name
     hints = {
-        "outpath_samples": "--output of `civman render` names the folder",
-        "outpath_grids": "--grid of `civman render` makes a contact sheet",
-        "sampler_index": "name the sampler with --sampler_name",
-        "prompt_for_display": "records contain the prompt as typed",
+        "outpath_samples": "choose the folder with `civman render --output`",
+        "outpath_grids": "make a contact sheet with `civman render --grid`",
+        "sampler_index": "specify the sampler with --sampler_name",
+        "prompt_for_display": "leave it out, because civman always records the prompt as typed",
     }
-    raise _bad(where, f"civman has no option `{word}` for a prompt", hints.get(name, f"options: {', '.join(_OPTIONS)}"))
+    raise _bad(
+        where,
+        f"civman does not support the option `{word}` in a prompt file",
+        hints.get(name, f"options: {', '.join(_OPTIONS)}"),
+    )
 
 
 def _single(name: str, values: Sequence[str], where: str) -> str:
     if not values:
-        raise _bad(where, f"`--{name}` has no value", f"write it after --{name}")
+        raise _bad(where, f"`--{name}` has no value", f"write the value after --{name}")
     return " ".join(values)
 
 
@@ -168,15 +172,15 @@ def _number(name: str, values: Sequence[str], where: str, kind: Callable[[str], 
     try:
         return kind(text)
     except ValueError as error:
-        what = "a whole number" if kind is int else "a number"
-        raise _bad(where, f"`--{name} {text}` is not {what}", "write digits") from error
+        expected = "an integer" if kind is int else "a number"
+        raise _bad(where, f"the value of `--{name} {text}` is not {expected}", "write digits") from error
 
 
 def _size(text: str, where: str) -> tuple[int, int]:
     try:
         return size_of(text.lower())
     except UsageError as error:
-        raise _bad(where, f"`--size {text}` is not a size", "write it as 832x1216") from error
+        raise _bad(where, f"the value of `--size {text}` is not a size", "write a size such as 832x1216") from error
 
 
 def _bad(where: str, why: str, hint: str) -> UsageError:

@@ -105,8 +105,9 @@ def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[s
         added, others = own[0], own[1:]
         if is_composed:
             notices.append(
-                f"trigger words of `{lora.found.inspected.name}` are not added to a prompt with AND or with a weight at"
-                f" its end; the first are: {added}"
+                f"the prompt contains AND or ends with a weight, so no trigger words of `{lora.found.inspected.name}` "
+                "are"
+                f" added; the first ones are: {added}"
             )
             continue
         prompt = f"{prompt.rstrip().rstrip(',')}, {added}" if prompt.strip() else added
@@ -131,7 +132,7 @@ def _plain(word: str) -> str:
     text = text if "\\" in text else emphasis.escape(text)
     try:
         return "" if emphasis.parse(text).loras or editing.is_composed(text) else text
-    except UsageError:  # skip a trigger word that contains an unreadable tag or weight
+    except UsageError:  # skip a trigger word that contains an invalid tag or weight
         return ""
 
 
@@ -198,7 +199,7 @@ def embeddings(
 def _names(candidates: Sequence[Found], prompts: Sequence[str], bound: Mapping[str, Found]) -> dict[str, Found]:
     """Map each embedding name that occurs in a prompt to its embedding.
 
-    `bound`: the names for which the request states the embedding.
+    `bound`: the names for which the request specifies the embedding.
     """
     names = dict(bound)
     certain = {_folded(word) for word in bound}
@@ -255,8 +256,9 @@ def require_widths(
             raise Incompatible(
                 f"the embedding `{use.word}` in `{found.inspected.name}` was made for other text encoders than the"
                 f" checkpoint's, whose width is {' and '.join(map(str, widths))}",
-                hint="leave the word out of the prompt"
-                + (", or --allow-partial applies it where it fits" if any(places) else ""),
+                hint="leave the word out of the prompt, or apply the embedding where it fits with --allow-partial"
+                if any(places)
+                else "leave the word out of the prompt",
                 code=Cause.EMBEDDING_WIDTH, embedding=use.word,
             )  # fmt: skip
 
@@ -265,8 +267,8 @@ def _vectors(found: Found, name: str) -> int:
     """Return the number of vectors in an embedding. Raises: InvalidModelFile: the embedding is invalid."""
     shapes = found.header.shapes
     read = read_embedding(packed(shapes, name) or shapes)
-    if isinstance(read, str):
-        raise InvalidModelFile(f"`{found.inspected.name}` contains no valid embedding `{name}`: {read}", name=name)
+    if isinstance(problem := read, str):
+        raise InvalidModelFile(f"`{found.inspected.name}` contains no valid embedding `{name}`: {problem}", name=name)
     return read.length
 
 

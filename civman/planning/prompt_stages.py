@@ -16,7 +16,7 @@ from civman.prompts.editing import Part, Rule, Stage, Timing
 _WITHOUT_AND = ("DDIM", "PLMS")
 """Samplers with which A1111 before version 1.6 could not combine prompts with `AND`."""
 _EVER = 2**31
-"""The last evaluation of a stage that never ends: a number that no pass reaches."""
+"""The last evaluation of a stage that lasts until the end of a pass: a number that no pass reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,10 @@ def rules_for(prompt: str, negative: str, wanted: str | None) -> str:
     """
     if wanted not in (None, *PROMPT_RULES):
         raise UsageError(
-            f"`{wanted}` is not a set of prompt rules", hint=f"choose one of: {', '.join(filter(None, PROMPT_RULES))}",
+            f"`{wanted}` is not a version of the prompt rules", hint=(
+                "choose one of: "
+                f"{', '.join(filter(None, PROMPT_RULES))}"
+            ),
             code=Cause.BAD_VALUE,
         )  # fmt: skip
     has_weight = wanted != "" and editing.is_composed(prompt)
@@ -56,12 +59,13 @@ def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
     for name, text in (("prompt", prompt), ("negative prompt", negative)):
         if editing.is_plain_because_of_bar(text):
             found.append(
-                f"the {name} contains a `|` or a `\\` in a place where A1111 reads the whole {name} as plain text, so "
-                "nothing in it changes during the steps"
+                f"a `|` or `\\` in the {name} makes A1111 read the whole {name} as plain text, so it does not change "
+                "during "
+                "the steps"
             )
     [first, *others] = editing.parts(prompt)
     if rules and not others and first.weight != 1:
-        found.append(f"the prompt ends with a weight: as in A1111, the guidance is multiplied by {first.weight:g}")
+        found.append(f"the prompt ends with a weight, so the guidance is multiplied by {first.weight:g}, as in A1111")
     return tuple(found)
 
 
@@ -141,7 +145,7 @@ def _require_readable(recipe: Recipe, prompt: str, negative: str, sampler: str) 
         if recipe.emphasis != "comfyui" and changes(prompt, negative):
             raise UsageError(
                 "a prompt of the recipe changes during the steps or contains AND, but the recipe "
-                "names no rules for reading it (`prompt_rules`)",
+                "does not specify the rules for reading it (`prompt_rules`)",
                 hint="set prompt_rules to a1111-1.6, or write a backslash before the brackets",
                 code=Cause.PROMPT_SYNTAX,
             )

@@ -120,7 +120,9 @@ def _of_site(image: SiteImage) -> tuple[dict[str, Any], tuple[str, ...]]:
         apart = [name for name in ("Seed", "Steps", "prompt") if name in page and page.text(name) != file.text(name)]
         if apart:
             named = ", ".join(name.lower() for name in apart)
-            notices = (f"the settings on CivitAI's page differ from those in the file ({named}); the file's are used",)
+            notices = (
+                f"CivitAI's page and the image's file have different settings ({named}); those in the file are used",
+            )
         own = meta | {name: own[name] for name in _LISTS if name in own and name not in meta}
     return {"id": image.id, "meta": own, "baseModel": image.base_model}, notices
 

@@ -31,15 +31,15 @@ def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
     if request.slots in (None, 0, 1) or recipe.slots:
         return ()
     why = (
-        "it is redrawn in tiles"
+        "it is rendered in tiles"
         if recipe.enlarged_input is not None
-        else "regions of it are drawn again"
+        else "its regions are rendered again in detail passes"
         if recipe.details
-        else "its model changes between the passes or within one"
+        else "its model changes between or during the passes"
         if recipe.changes_model
-        else "the scale of its LoRA changes over the steps"
+        else "the scale of a LoRA changes over the steps"
     )
-    return (f"--slots has no effect on an image that is computed alone: {why}",)
+    return (f"--slots has no effect, because the image must be computed alone: {why}",)
 
 
 def beside(plans: Sequence[Planned]) -> list[int]:

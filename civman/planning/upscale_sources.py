@@ -73,7 +73,7 @@ def _eight_bit(image: Any) -> tuple[Any, list[str]]:
         values = np.asarray(image, dtype=np.float64)
         most = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=1.0)), 1.0)
         image = Image.fromarray((values.clip(0, most) * (_OPAQUE / most)).round().astype(np.uint8))
-        notices.append("its 16 or 32 bits per value are reduced to 8")
+        notices.append("its values are reduced from 16 or 32 bits to 8")
     if not image.has_transparency_data:
         return image.convert("RGB"), notices
     image = image.convert("RGBA")

@@ -130,7 +130,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
     start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
-    # leave out embeddings that are packed in an adapter's file: the adapter adds them
+    # leave out embeddings that are packed in an adapter's file, because the adapter brings them along
     adapters = {use.sha256 for use in recipe.loras}
     own = [use for use in recipe.embeddings if use.sha256 not in adapters]
     return RenderRequest(

@@ -31,9 +31,10 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A file that settings name. `version`: the version on CivitAI that the settings name for this file, or None.
+    """A model file that an image's settings name.
 
-    `held`: the stored file that is used for it, or None; `by`: how that stored file was recognised.
+    `version`: its version on CivitAI, or None if the settings contain none. `held`: the stored file that is used for
+    it, or None; `by`: how that stored file was recognised.
     """
 
     file: NamedFile
@@ -58,12 +59,12 @@ class Wanted:
     def notice(self) -> str:
         """A notice for the user about the stored file; empty if it is certainly the right one."""
         if self.by is By.NAME:
-            other = f"; its hash is not {self.file.hash[:12]}, which the settings state" if self.file.hash else ""
+            other = f"; its hash is not {self.file.hash[:12]}, the one in the settings" if self.file.hash else ""
             return f"the {self.words} was found by its name only{other}"
         if self.by is By.VERSION and self.file.hash:
-            return f"the {self.words}: another file of the same version on CivitAI is used"
+            return f"instead of the {self.words}, another file of the same version on CivitAI is used"
         if self.held is None and self.file.role == "embedding":
-            return f"the {self.words} is not in the library, so its name is read as plain words"
+            return f"the {self.words} is not in the library, so its name is read as plain text"
         return ""
 
 

@@ -33,7 +33,7 @@ class Distance:
     psnr_db: float | None
     largest: int
     share: float
-    """The share of pixels that differ, from 0 to 1."""
+    """The fraction of the pixels that differ, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Difference:
 
     def __str__(self) -> str:
         then, now = ("not recorded" if value is None else str(value) for value in (self.then, self.now))
-        return f"{_TITLES.get(self.what, self.what)}: {then} then, {now} now"
+        return f"{_TITLES.get(self.what, self.what)}: {then} for the original, {now} for the replay"
 
 
 def distance(one: Any, other: Any) -> Distance | None:

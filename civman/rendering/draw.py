@@ -90,7 +90,7 @@ class Job:
         }  # fmt: skip
 
     def finished(self, recipe: Recipe, picture: Picture, place: tuple[int, int], on_event: OnEvent) -> Drawn:
-        """Restore and enlarge an image as far as the plan requests it, and return it with its record.
+        """Restore the faces in an image and enlarge it if the plan requests it, and return it with its record.
 
         `recipe`: a recipe that reproduces the image.
         """

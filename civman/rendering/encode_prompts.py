@@ -46,7 +46,7 @@ class TextEncoders:
     def encode(
         self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
     ) -> tuple[Any, Any]:
-        """Encode a prompt. Returns the context (1, tokens, width) and the pooled text, if there is any."""
+        """Encode a prompt. Returns the context (1, tokens, width) and the pooled embedding, or None."""
         return encode(
             self.encoders, self.tokenizers, parsed, recipe.clip_skip, embeddings, is_negative=is_negative,
             emphasis=recipe.emphasis,
@@ -71,7 +71,7 @@ class FlowTextEncoders:
     def encode(
         self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
     ) -> tuple[Any, Any]:
-        """Encode a prompt. Returns the context (1, tokens, width) and the pooled text, if there is any."""
+        """Encode a prompt. Returns the context (1, tokens, width) and the pooled embedding, or None."""
         del recipe, embeddings
         encode_one = self._family.encode_negative if is_negative else self._family.encode
         encoded = encode_one(self._texts, parsed)
@@ -107,7 +107,7 @@ class KeptEncoders:
     ) -> tuple[Any, Any]:
         """Encode a prompt, or get its encoding from the cache.
 
-        Returns the context (1, tokens, width) and the pooled text.
+        Returns the context (1, tokens, width) and the pooled embedding.
         """
 
         def encoded() -> tuple[Any, Any, tuple[str, ...]]:
@@ -140,7 +140,7 @@ def encode_stage(text: AnyEncoders, planned: Planned, texts: PassPrompts) -> Pro
 
 
 def _joined(text: AnyEncoders, planned: Planned) -> CombinedConditioning:
-    """Encode prompts that consist of several parts. Raises: Incompatible: an embedding does not fit the model."""
+    """Encode prompts that combine several texts. Raises: Incompatible: an embedding does not fit the model."""
     recipe, embeddings = planned.recipe, _embeddings(text, planned)
 
     def all_of(words: str, parts: Sequence[PromptPart], *, is_negative: bool) -> tuple[Encoded, ...]:

@@ -26,7 +26,7 @@ from civman.domain.recipes.recipe import LoraUse, Recipe
 from civman.errors import CannotRender, Cause
 from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
 
-_NO_GAIN = "on a CPU, compiling makes a step about as fast as before (measured: 1.0 times), and the first image slower"
+_NO_GAIN = "on a CPU, compiling makes the steps no faster (measured: 1.0 times the speed), but the first image slower"
 ENCODERS = ("text_encoder", "text_encoder_2")
 """The text encoders that a model can have, in the order in which their outputs are concatenated."""
 
@@ -191,8 +191,11 @@ def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEv
     if machine.low_vram:
         return planned.memory.plan(free)
     if 0 < free < needed:
-        words = f"rendering needs about {needed / 2**30:.1f} GiB on {device}, but only {free / 2**30:.1f} GiB is free"
-        on_event(Notice("render", f"{words}; --low-vram needs less memory"))
+        words = (
+            f"rendering needs about {needed / 2**30:.1f} GiB on {device}, but only {free / 2**30:.1f} GiB is free; "
+            "--low-vram needs less memory"
+        )
+        on_event(Notice("render", words))
     return MemoryPlan.RESIDENT
 
 

@@ -18,15 +18,14 @@ The limit is low, because other programs resize with other filters than civman.
 _BLOCK: Final = 8
 _BLOCK_GAP: Final = 6.0
 _STRONG: Final = 50
-"""The JPEG quality used to measure how much strong compression changes a block of pixels.
+"""The JPEG quality of strong compression, with which civman measures how much compression can change a block of pixels.
 
 A block that differs by more than twice as much was retouched.
 """
 _MOST_RETOUCHED: Final = 0.6
-"""If a smaller share of the blocks than this was changed, the file counts as the original image, retouched in places.
-"""
+"""The fraction of changed blocks below which the file counts as the original image, retouched in places."""
 _FEW: Final = 0.02
-"""If a smaller share of the pixels than this differs, a small spot was retouched: re-encoding changes more pixels."""
+"""The fraction of changed pixels below which a small spot was retouched, because re-encoding changes more pixels."""
 
 
 class ChangeKind(StrEnum):
@@ -42,7 +41,10 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """How a file differs from the image as it was made. `words`: a predicate for messages, such as "was resized …"."""
+    """How a file differs from the image as it was made.
+
+    `words`: the end of a sentence whose subject is the file, such as "was resized from 64x64 to 32x32".
+    """
 
     kind: ChangeKind
     words: str
@@ -151,7 +153,7 @@ def _block_gaps(made: Any, found: Any) -> Any:
 
 
 def _region(changed: Any) -> str:
-    """Return the size and position of the changed area in pixels, as a phrase."""
+    """Describe the size and position of the changed area, such as "within 64x32 pixels at position 8,16"."""
     import numpy as np
 
     rows, columns = (np.flatnonzero(changed.any(axis=axis)) * _BLOCK for axis in (1, 0))

@@ -1,4 +1,4 @@
-"""Restores faces in images and enlarges finished images, as far as the recipe requests it."""
+"""Restores faces in finished images and enlarges the images, if the recipe requests it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -74,7 +74,10 @@ class Grid:
             return tuple(found)
         prompts = {cell.planned.recipe.prompt for cell in self.cells}
         if len(prompts) > 1:
-            words = "trigger words were added only to the cells with their LoRA, so the prompts differ; see --trigger"
+            words = (
+                "trigger words were added only to cells that use their LoRA, so the cells have different prompts (see "
+                "--trigger)"
+            )
             return (*found, words)
         return tuple(found)
 
@@ -246,7 +249,7 @@ def _require_different(axes: Sequence[Axis], digest_of: DigestOf) -> None:
 
 
 def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: DigestOf) -> None:
-    """Check that each LoRA of an axis is used exactly once; it would be used twice if a prompt tag named it as well."""
+    """Check that each LoRA of an axis is used only once, and not also by a tag in the prompt."""
     for name, text in changes:
         kind, _, ref = name.partition(":")
         if kind != "lora":
@@ -312,8 +315,10 @@ def _explain_unfinished(error: CivmanError, order: Sequence[Cell], made: Sequenc
         error.message = "stopped"
     elif done < len(order):
         error.message = f"cell {order[done].name}: {error.message}"
-    kept = f"{done} of {len(order)} cells are saved in `{place.folder}`, " if done else ""
-    error.message += f"; {kept}no contact sheet was made"
+    if done:
+        error.message += f"; {done} of {len(order)} cells are saved in `{place.folder}`, but no contact sheet was made"
+    else:
+        error.message += "; no contact sheet was made"
     error.args = (error.message,)
     error.facts |= {"cells": len(order), "done": done}
 

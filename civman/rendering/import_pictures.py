@@ -16,8 +16,9 @@ from civman.pictures import image_text
 class ImportedPictures:
     """The result of importing a folder of pictures.
 
-    `taken`: the number of imported pictures; `known`: the number of pictures that were already in the index; `others`:
-    the number of pictures without a civman record; `problems`: error messages about files that cannot be read.
+    `taken`: the number of newly imported pictures; `known`: the number of pictures that were already in the index;
+    `others`: the number of pictures without a civman record; `problems`: error messages about files that cannot be
+    read.
     """
 
     taken: int
@@ -56,7 +57,7 @@ def import_pictures(index: Index, folder: Path) -> ImportedPictures:
 
 
 def _record(text: str) -> AnyRecord | None:
-    """Return the record of a rendered or upscaled image; None if there is only a recipe, or no prompts."""
+    """Return the record of a rendered or upscaled image; None if the text is only a recipe, or lacks the prompts."""
     origin = read_origin(text)
     return origin.upscaled_record or origin.record
 

@@ -15,7 +15,7 @@ from civman.planning.recipe_sources import find_recipe
 
 @dataclass(frozen=True, slots=True)
 class UsedModel:
-    """A model that a picture was made with. `held`: its stored file, or None; `by`: what identified that file."""
+    """A model with which a picture was made. `held`: its stored file, or None; `by`: how that file was recognised."""
 
     resource: Resource
     held: Asset | None = None

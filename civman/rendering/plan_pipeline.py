@@ -23,7 +23,10 @@ from civman.rendering.weight_files import with_safe_copies
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The model and adapters that a pipeline was made from, stored as an attribute of the UNet that pipelines share."""
+    """The model and adapters from which a pipeline was made.
+
+    It is stored as an attribute of the UNet, which several pipelines may share.
+    """
 
     identity: ModelIdentity
     loras: tuple[LoraUse, ...]
@@ -105,8 +108,8 @@ def call(planned: Planned, pipe: Any) -> dict[str, Any]:
 def _conditioning(planned: Planned, pipe: Any | None, machine: Machine, on_event: OnEvent) -> Conditioning:
     if planned.recipe.prompt_rules:
         raise CannotRender(
-            "the plan's prompts change during the steps or are combined with AND, so one set of "
-            "embeddings is not enough for them",
+            "the plan's prompts change during the steps or are combined with AND, so a single set "
+            "of embeddings cannot represent them",
             hint="render the plan with `library.render` instead", code=Cause.NO_PIPELINE,
         )  # fmt: skip
     planned = with_safe_copies(planned)
@@ -125,10 +128,13 @@ def _require_origin(planned: Planned, pipe: Any) -> None:
     origin = getattr(pipe.unet, _ORIGIN, None)
     if origin == Origin.of(planned):
         return
-    why = "was made for another checkpoint, VAE or set of LoRAs" if origin else "was not made by `library.pipeline`"
-    raise CannotRender(f"this pipeline cannot render the plan: it {why}",
-                       hint="create a pipeline for this plan with `library.pipeline(plan)`",
-                       code=Cause.NO_PIPELINE)  # fmt: skip
+    raise CannotRender(
+        "this pipeline cannot render the plan, because it was made for another checkpoint, VAE or set of LoRAs"
+        if origin
+        else "this pipeline cannot render the plan, because it was not made by `library.pipeline`",
+        hint="create a pipeline for this plan with `library.pipeline(plan)`",
+        code=Cause.NO_PIPELINE,
+    )
 
 
 def _require_scheduler(planned: Planned, pipe: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from civman.domain.events import OnEvent, ignore
+from civman.domain.plurals import counted
 from civman.domain.recipes.machine import Machine
 from civman.errors import CivmanError, Interrupted
 from civman.index import Index
@@ -62,14 +63,13 @@ class Saved(Protocol):
 
 @contextmanager
 def keeping(made: Sequence[Saved], place: Place) -> Iterator[None]:
-    """If the block raises an error or is interrupted, add to the error which images were saved before."""
+    """If the block raises an error or is interrupted, add the paths of the images saved so far to the error."""
     try:
         yield
     except KeyboardInterrupt:
-        finished = "1 finished picture is" if len(made) == 1 else f"{len(made)} finished pictures are"
-        done = f"; {finished} saved in `{place.folder}`" if made else ""
+        done = f"; saved {counted(len(made), 'finished picture')} in `{place.folder}`" if made else ""
         raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
-    except CivmanError as error:  # rendering or saving one picture failed; the pictures before it are saved
+    except CivmanError as error:  # one picture could not be rendered or saved, but the earlier ones are saved
         error.facts["paths"] = [str(rendering.path) for rendering in made]
         raise
 

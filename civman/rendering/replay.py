@@ -101,7 +101,7 @@ def _renamed(then: Record, now: Record) -> tuple[str, ...]:
     """List notices about model files whose names in this library differ from the recorded names."""
     before = {name.sha256: name.name for name in then.names}
     return tuple(
-        f"`{before[name.sha256]}` has the name `{name.name}` in this library"
+        f"the file recorded as `{before[name.sha256]}` is called `{name.name}` in this library"
         for name in now.names
         if before.get(name.sha256, name.name) != name.name
     )

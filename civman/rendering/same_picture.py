@@ -27,7 +27,7 @@ _MOST_CROPPED: Final = 2.0
 _DETAIL_SIDE: Final = 256
 _DETAIL: Final = 0.60
 _COLOUR, _BRIGHTNESS, _CONTRAST = 6.0, 6.0, 0.12
-"""The thresholds above which differences are mentioned: colour and brightness from 0 to 255, contrast as a share."""
+"""The thresholds above which differences are mentioned: colour and brightness from 0 to 255, contrast as a fraction."""
 _PLACES: Final = (
     "upper left", "top", "upper right", "left", "middle", "right", "lower left", "bottom", "lower right",
 )  # fmt: skip
@@ -45,7 +45,7 @@ class Likeness(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Likened:
-    """How alike two images are.
+    """How similar two images are.
 
     `gradients`: the correlation of their gradients, from -1 to 1; `psnr_db`: the PSNR of the reduced images. Both are
     None if the images cannot be compared; `psnr_db` is also None if the reduced images are equal. `differs`:
@@ -61,10 +61,10 @@ class Likened:
 
     def __str__(self) -> str:
         if self.gradients is None:
-            return f"{self.likeness.value}: the images show too little, or have different shapes"
+            return f"{self.likeness.value}: the images have too little detail or too different shapes to be compared"
         equal = "equal pixels" if self.psnr_db is None else f"PSNR {self.psnr_db:.1f} dB"
         differing = f", differing in {', '.join(self.differs)}" if self.differs else ""
-        cropped = ", of the middle that both show" if self.is_cropped else ""
+        cropped = ", comparing only the middle that both images show" if self.is_cropped else ""
         numbers = f"correlation of gradients {self.gradients:.2f}, {equal} at {SIDE} pixels{cropped}"
         return f"{self.likeness.value}{differing} ({numbers})"
 
@@ -97,7 +97,7 @@ def _likened(one: Any, other: Any) -> Likened:
     if verdict is not Likeness.SAME:
         mirrored = _correlation(_gradients(small[:, ::-1]), second)
         if mirrored >= NEARLY:
-            words = f"left and right ({mirrored:.2f} mirrored)"
+            words = f"left and right (correlation with the mirrored image: {mirrored:.2f})"
             return Likened(Likeness.COMPOSITION, gradients, psnr, (words,))
     return Likened(verdict, gradients, psnr)
 
@@ -187,7 +187,7 @@ def _grey(pixels: Any) -> Any:
 
 
 def _chroma(pixels: Any) -> Any:
-    """Return blue and red minus the luminance, averaged over up to 8 x 8 pixels."""
+    """Return the blue and red channels minus the luminance, averaged over blocks of up to 8 x 8 pixels."""
     import numpy as np
 
     grey = _grey(pixels)

@@ -24,7 +24,7 @@ FORMATS = ("png", "jpeg", "webp")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _WORDS, _WORDS_LENGTH = 6, 60
 _NO_WORDS = 40
-"""The length in bytes of a generated file name without the prompt's words: seed, eight hash digits, suffix."""
+"""The length in bytes of a generated file name without words of the prompt: seed, eight hash digits, suffix."""
 
 
 class EmbeddedMetadata(StrEnum):

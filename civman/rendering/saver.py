@@ -1,8 +1,8 @@
 """Saves images in a separate thread, so that the next image can be computed meanwhile.
 
 Compressing a PNG of 1024x1024 pixels takes about as long as several sampling steps on a fast GPU. Images are saved in
-the order in which they were queued. If too many are waiting because the disk is slower than the GPU, `put` waits as
-well.
+the order in which they were queued. If too many are waiting because the disk is slower than the GPU, `put` waits until
+one of them is saved.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""Makes a sheet that shows an original, the image drawn again, and the difference between the two."""
+"""Writes a PNG that shows an original image, the same image rendered again, and the difference between the two."""
 
 from pathlib import Path
 from typing import Any, Final

@@ -6,7 +6,7 @@ from civman.domain.events import Event, OnEvent, Step
 
 
 class SlotProgress:
-    """The progress of a job of `count` images; its `Step` events add up the steps of all images in slots."""
+    """The progress of a job of `count` images. Its `Step` events add up the steps of all images in slots."""
 
     def __init__(self, count: int, on_event: OnEvent) -> None:
         self._count, self._on_event = count, on_event

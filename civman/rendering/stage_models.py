@@ -82,7 +82,7 @@ class StageModels:
         return encode_stage(_encoders(self.engine, planned), planned, passes_of(recipe)[0])
 
     def _alike(self, recipe: Recipe) -> Iterator[Stage]:
-        """Yield all stages of the plan that use the same model and adapters as `recipe`, the recipe of one stage."""
+        """Yield all stages of the plan that use the same model and adapters as the stage with this recipe."""
         for stage in stages_of(self.planned.recipe):
             other = stage_recipe(self.planned.recipe, stage)
             if (ModelIdentity.of(other), other.loras) == (ModelIdentity.of(recipe), recipe.loras):

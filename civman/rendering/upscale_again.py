@@ -17,7 +17,7 @@ from civman.rendering.upscale import UpscaledPicture, upscale
 class UpscaledAgain:
     """An image that was upscaled again, compared with the original if there is one.
 
-    `is_unchanged`: whether the original's file still contains the pixels with which it was saved.
+    `is_unchanged`: whether the original's file still has the pixels with which it was saved.
     """
 
     verdict: Verdict

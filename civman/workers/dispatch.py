@@ -89,7 +89,7 @@ def work_off(
         mine = given[report.worker]
         if report.task is None:
             lost, given[report.worker], held[report.worker] = mine, [], None
-            on_event(Notice("render", "a worker was lost; its images are rendered by another one"))
+            on_event(Notice("render", "a worker was lost; another one renders its images"))
             for task in reversed(lost):
                 queue.put_back(task)
             if lost:

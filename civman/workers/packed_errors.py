@@ -8,7 +8,7 @@ Packed = tuple[type[CivmanError], tuple[Any, ...], dict[str, Any]]
 
 
 def packed(error: CivmanError) -> Packed:
-    """The class, the arguments and the attributes of an error."""
+    """Return the class, the arguments and the attributes of an error as plain values."""
     return type(error), error.args, dict(error.__dict__)
 
 

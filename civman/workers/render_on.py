@@ -45,7 +45,9 @@ def render_on(
         import_pictures(index, place.folder)
         left = unfinished(index, tasks, place)
         if len(left) < len(tasks):
-            on_event(Notice("render", f"{counted(len(tasks) - len(left), 'image')} of {len(tasks)} rendered before"))
+            on_event(
+                Notice("render", f"{len(tasks) - len(left)} of {counted(len(tasks), 'image')} are already finished")
+            )
         tasks = left
     files = {file.sha256 for task in tasks for file in task.planned.files}
     tasks = side_by_side(tasks)

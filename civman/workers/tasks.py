@@ -30,7 +30,7 @@ class Task:
     plan: int
     planned: Work
     others: tuple["Task", ...] = ()
-    """The tasks that the same worker computes in the other slots; empty for images without slots."""
+    """The tasks that the same worker computes in further slots; empty for images without slots."""
 
     @property
     def together(self) -> tuple["Task", ...]:

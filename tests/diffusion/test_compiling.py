@@ -134,7 +134,7 @@ def test_the_environment_names_the_engine(tiny_files: dict[str, Path]) -> None:
     assert [each.what for each in differences(eager, ours)] == ["compiler", "engine"]
     earlier = {name: value for name, value in eager.items() if name not in ("engine", "compiler")}
     assert differences(earlier, eager) == ()
-    assert str(differences(earlier, ours)[1]) == f"engine: eager then, {ours['engine']} now"
+    assert str(differences(earlier, ours)[1]) == f"engine: eager for the original, {ours['engine']} for the replay"
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

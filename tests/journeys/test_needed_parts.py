@@ -75,7 +75,7 @@ def test_people_read_how_to_get_each_part(civman: Civman, checkpoint: str) -> No
 
     said = " ".join(done.out.split())
     assert "needs a T5 text encoder, which is not in the library: `civman download " in said
-    assert f"CivitAI has none of the known files: CLIP-L is published as `clip_l` ({CLIP.published}" in said
+    assert f"CivitAI has none of the known files: get CLIP-L as `clip_l` ({CLIP.published}" in said
     assert VAE.sha256 in said.replace(" ", "")
 
 
@@ -127,4 +127,4 @@ def test_a_downloaded_ip_adapter_names_the_encoder_that_it_needs(
     assert (need["role"], need["title"], need["held"]) == ("clip-vision", "CLIP vision encoder ViT-H/14", [])
     assert [known["name"] for known in need["published"]] == ["CLIP-ViT-H-14-laion2B-s32B-b79K"]
     assert stored["held"] == ["h.safetensors"]
-    assert "needs a CLIP vision encoder ViT-H/14: in the library as `h.safetensors`" in shown
+    assert "needs a CLIP vision encoder ViT-H/14: the library has `h.safetensors`" in shown

@@ -274,7 +274,7 @@ def test_a_comfyui_graph_of_many_parts_is_followed_to_its_first_pass():
         ("checkpoint", "dream.safetensors", None), ("lora", "ink.safetensors", 0.5),
         ("controlnet", "canny.safetensors", None), ("embedding", "bad_hands", None),
     ]  # fmt: skip
-    assert found.notes == ("2 sampling passes; the settings are those of the first",)
+    assert found.notes == ("the graph has 2 sampling passes; only the settings of the first one are listed",)
 
 
 def test_civitais_comfyui_pictures_name_models_by_air():
@@ -302,7 +302,7 @@ def test_comfyuis_webp_has_the_graph_in_exif():
 
 def test_a_workflow_alone_is_said_to_be_that():
     assert told(workflow='{"nodes": []}').notes == (
-        "it contains only the editor's workflow, or a graph that cannot be read",
+        "the image contains only ComfyUI's editor workflow, or a graph that cannot be read",
     )
 
 

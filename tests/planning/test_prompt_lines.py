@@ -49,15 +49,15 @@ def test_a_line_may_name_styles() -> None:
     ("line", "says"),
     [
         ("--steps 30", "has no prompt"),
-        ("a boat --steps 30", "text comes before the first option"),
-        ("--prompt a --steps many", "`--steps many` is not a whole number"),
+        ("a boat --steps 30", "there is text before the first option"),
+        ("--prompt a --steps many", "`--steps many` is not an integer"),
         ("--prompt a --steps", "`--steps` has no value"),
         ("--prompt a --cfg_scale", "`--cfg_scale` has no value"),
         ("--prompt a --size big", "`--size big` is not a size"),
-        ("--prompt a --restore_faces true", "civman has no option `--restore_faces`"),
-        ("--prompt a --outpath_samples x", "civman has no option `--outpath_samples`"),
+        ("--prompt a --restore_faces true", "civman does not support the option `--restore_faces`"),
+        ("--prompt a --outpath_samples x", "civman does not support the option `--outpath_samples`"),
         ('--prompt "a', "a quotation mark is not closed"),
-        ("-- a", "civman has no option `--`"),
+        ("-- a", "civman does not support the option `--`"),
     ],
 )
 def test_a_line_that_cannot_be_followed_is_refused_with_its_number(tmp_path: Path, line: str, says: str) -> None:

@@ -232,5 +232,5 @@ def test_a_recipe_without_rules_keeps_its_text_and_never_changes_in_silence(libr
 
     assert 'schema":3' in old.to_json()
     assert library.plan(old).recipe == old
-    with pytest.raises(UsageError, match="names no rules for reading it"):
+    with pytest.raises(UsageError, match="does not specify the rules for reading it"):
         library.plan(replace(old, prompt="[a:b:1]"))

@@ -219,7 +219,7 @@ def test_a_plan_shows_the_passes(civman: Civman) -> None:
     assert "detail     1,1,8,8 at strength 0.3, 2 steps, 64x64" in shown.out
     slots = civman("render", *BASE, "--detail", "1,1,8,8", "--slots", "2", "--dry-run", "--json")
     assert made(slots, "plan")[0]["recipe"].get("slots", 0) == 0
-    assert "regions of it are drawn again" in slots.err
+    assert "its regions are rendered again" in slots.err
 
 
 @pytest.mark.parametrize("side", [0, 1, 2, 3, 4, 7, -1, -2, -3, -4])

@@ -262,7 +262,7 @@ def test_each_missing_input_of_a_replay_is_named_by_its_role(
     assert " and the mask (sha256 " in both.err
     assert "the input image" not in wrong.err
     assert f"the mask (sha256 {sha256(mask.read_bytes()).hexdigest()[:12]}…)" in wrong.err
-    assert f"`{other}` is a different file" in wrong.err
+    assert f"the recipe does not use `{other}`" in wrong.err
 
 
 @pytest.mark.usefixtures("stocked")
@@ -288,7 +288,7 @@ def test_an_interrupted_run_keeps_what_was_done_and_says_so(root: Path) -> None:
 
     with Library.open(root, offline=True) as library:
         planned = library.plan(RenderRequest("tiny-sd1", "a cat", steps=2, width=64, height=64, count=3))
-        with pytest.raises(Interrupted, match="stopped; 1 finished picture is saved in ") as caught:
+        with pytest.raises(Interrupted, match="stopped; saved 1 finished picture in ") as caught:
             library.render(planned, on_event=stop_in_the_second_picture)
 
     kept = list((root / "renders").iterdir())

@@ -224,7 +224,7 @@ def test_a_copy_of_the_file_under_another_name_will_do(
     code, said = verdict(civman, made.pictures["circle.png"])
 
     assert (code, said["verdict"]) == (0, "identical")
-    assert any("has the name `mine-" in notice for notice in said["notices"])
+    assert any("is called `mine-" in notice for notice in said["notices"])
 
 
 # -- verdicts that are not "identical"

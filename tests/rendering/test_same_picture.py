@@ -76,7 +76,7 @@ def test_of_images_with_other_shapes_the_shared_middle_is_compared(path: Path) -
         found = liken(pixels, cropped)
 
         assert (found.likeness, found.is_cropped) == (Likeness.SAME, True)
-        assert "of the middle that both show" in str(found)
+        assert "comparing only the middle that both images show" in str(found)
 
 
 @pytest.mark.parametrize("path", BUSY, ids=lambda path: path.stem)

@@ -161,7 +161,7 @@ def test_an_image_whose_lora_changes_over_the_steps_is_computed_alone(civman: Ci
 
     (plan,) = alone.json["plan"]
     assert plan["recipe"].get("slots", 0) == 0
-    assert any("the scale of its LoRA changes" in each for each in plan["notices"])
+    assert any("the scale of a LoRA changes" in each for each in plan["notices"])
     assert beside.json["plan"][0]["recipe"]["slots"] == 4
 
 

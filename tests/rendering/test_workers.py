@@ -178,7 +178,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(library: Library, tmp_p
     finally:
         pool.close()
     assert [made[number] for number in range(12)] == expected
-    assert notices == ["a worker was lost; its images are rendered by another one"]
+    assert notices == ["a worker was lost; another one renders its images"]
 
 
 class Mortal:
