@@ -118,11 +118,11 @@ def _exif_options(record: str | None, parameters: str | None) -> dict[str, Any]:
 
 
 def _check_segments(options: Mapping[str, Any]) -> None:
-    for name, what in (("exif", "prompt and settings"), ("xmp", "recipe")):
+    for name, contents in (("exif", "prompt and settings"), ("xmp", "recipe")):
         if len(options.get(name, b"")) > _MOST_SEGMENT:
             raise UsageError(
-                f"the {what} of this image take {len(options[name])} bytes, but a JPEG can contain only "
-                f"{_MOST_SEGMENT}",
+                f"a JPEG can contain at most {_MOST_SEGMENT} bytes of {contents}, but this image has "
+                f"{len(options[name])}",
                 hint="save a PNG or a WebP, or leave out the metadata (--no-metadata)",
                 code=Cause.TEXT_TOO_LONG,
             )
@@ -208,7 +208,7 @@ def _notes(data: bytes, name: str) -> tuple[Format, image_chunks.Notes]:
         why = "a text in it is damaged" if isinstance(error, UnicodeDecodeError) else str(error)
         raise _bad(name, why) from error
     if not 0 < notes.width * notes.height <= _MOST_PIXELS:
-        raise _bad(name, f"civman does not read images of {notes.width}x{notes.height} pixels")
+        raise _bad(name, f"its size of {notes.width}x{notes.height} is not supported: at most {_MOST_PIXELS:,} pixels")
     return kind, notes
 
 
@@ -225,9 +225,9 @@ def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str, *, wit
 
 
 def _bad(name: str, why: str) -> UsageError:
-    what = f"the picture `{name}`" if name else "the picture"
+    picture = f"the picture `{name}`" if name else "the picture"
     return UsageError(
-        f"cannot read {what}: {why}",
+        f"cannot read {picture}: {why}",
         hint="civman reads complete PNG, JPEG and WebP files",
         code=Cause.BAD_PICTURE,
         path=name,

@@ -70,9 +70,9 @@ def read_checkpoint(
     require_parts(family, configs, found.inspected.name)
     channels = configs["unet"]["in_channels"]
     if channels not in (4, 9):
-        kind = _ODD_INPUTS.get(channels, "the additional input is of an unknown kind")
+        reason = _ODD_INPUTS.get(channels, "the additional input is of an unknown kind")
         raise CannotRender(
-            f"the UNet of `{found.inspected.name}` has {channels} input channels, because {kind}; civman supports 4 "
+            f"the UNet of `{found.inspected.name}` has {channels} input channels, because {reason}; civman supports 4 "
             "and 9",
             code=Cause.ODD_INPUT,
             channels=channels,
@@ -197,7 +197,7 @@ def _require_shapes(found: Found, vae: Found | None, family: UNetFamily, configs
 def native_size(metadata: Mapping[str, str], multiple: int = 8) -> int | None:
     """Return the native size: the side in pixels of a square with as many pixels as the resolution in the metadata.
 
-    None if the metadata states no resolution.
+    None if the metadata contains no resolution.
     """
     said = _SIZE.fullmatch(metadata.get("modelspec.resolution", "").strip())
     return (int((int(said[1]) * int(said[2])) ** 0.5) // multiple * multiple or None) if said else None

@@ -106,7 +106,7 @@ class _PassReader:
         found = [node for node in found if node.kind != "PreviewImage"] or found
         if not found:
             other = next((node for node in self._reader.graph.values() if "save" in node.kind.casefold()), None)
-            raise Stopped(f"{other} saves the result in a way that civman does not support" if other else
+            raise Stopped(f"{other} saves an image in a way that civman does not support" if other else
                           "the graph saves no image")  # fmt: skip
         found.sort(key=lambda node: (len(node.id), node.id))
         sources = {(node.inputs.get("images") or node.inputs.get("image")) for node in found}
@@ -330,16 +330,16 @@ class _PassReader:
 
     def _steps(self, node: Node) -> int:
         """Read a node's number of steps. Raises: Stopped: the number is outside ComfyUI's limits."""
-        found = self._reader.whole(node, "steps")
-        if not 1 <= found <= _MOST_STEPS:
-            raise Stopped(f"{node} has {found} steps, but ComfyUI allows only 1 to {_MOST_STEPS}")
-        return found
+        steps = self._reader.whole(node, "steps")
+        if not 1 <= steps <= _MOST_STEPS:
+            raise Stopped(f"{node} has {steps} steps, but ComfyUI allows only 1 to {_MOST_STEPS}")
+        return steps
 
     def _schedule(self, node: Node, name: str) -> Schedule:
-        found = self._reader.text(node, name)
-        if found not in SCHEDULES:
-            raise Stopped(f"{node} uses the scheduler `{found}`, which civman does not support")
-        return SCHEDULES[found]
+        scheduler = self._reader.text(node, name)
+        if scheduler not in SCHEDULES:
+            raise Stopped(f"{node} uses the scheduler `{scheduler}`, which civman does not support")
+        return SCHEDULES[scheduler]
 
     def _advanced(self, node: Node) -> Sampled:
         """Read a KSamplerAdvanced node; if it continues an earlier one, both together are read as one pass."""

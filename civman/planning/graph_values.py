@@ -79,17 +79,17 @@ class Reader:
     seen: set[str] = field(default_factory=set)
     """The ids of the nodes that were read so far."""
 
-    def node(self, link: object, what: str) -> Node:
-        """Return the node at the other end of a link, skipping reroute nodes. `what`: what the link provides."""
+    def node(self, link: object, wanted: str) -> Node:
+        """Return the node at the other end of a link, skipping reroute nodes. `wanted`: what it should provide."""
         for _ in range(_DEEPEST):
             if not isinstance(link, Link) or link.node not in self.graph:
-                raise Stopped(f"no node of the graph provides {what}")
+                raise Stopped(f"no node of the graph provides {wanted}")
             found = self.graph[link.node]
             self.seen.add(found.id)
             if found.kind not in _PASSING:
                 return found
             link = next((item for item in found.inputs.values() if isinstance(item, Link)), None)
-        raise Stopped(f"the links to {what} form a circle in the graph")
+        raise Stopped(f"the links to {wanted} form a circle in the graph")
 
     def value(self, node: Node, name: str) -> Any:
         """Return the value of a node's input, read through primitive nodes; None if the input is missing."""
@@ -97,13 +97,13 @@ class Reader:
         for _ in range(_DEEPEST):
             if not isinstance(item, Link):
                 return item
-            found = self.node(item, f"the input `{name}` of {node}")
-            if not _VALUES.fullmatch(found.kind):
-                raise Stopped(f"{found} computes the input `{name}` of {node} in a way that civman does not support")
-            names = [each for each in _VALUE_NAMES if each in found.inputs]
+            source = self.node(item, f"the input `{name}` of {node}")
+            if not _VALUES.fullmatch(source.kind):
+                raise Stopped(f"{source} computes the input `{name}` of {node} in a way that civman does not support")
+            names = [each for each in _VALUE_NAMES if each in source.inputs]
             if len(names) != 1:
-                raise Stopped(f"{found} provides no value, or several, for the input `{name}` of {node}")
-            item = found.inputs[names[0]]
+                raise Stopped(f"{source} provides no value, or several, for the input `{name}` of {node}")
+            item = source.inputs[names[0]]
         raise Stopped(f"the links to the input `{name}` of {node} form a circle in the graph")
 
     def text(self, node: Node, name: str) -> str:
@@ -200,9 +200,9 @@ class Reader:
         names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
         return Text(first, self.clip(node.inputs.get("clip")), sizes=tuple(self.whole(node, name) for name in names))
 
-    def unknown(self, node: Node, what: str) -> Stopped:
-        """Return the error for a node that civman does not support. `what`: what the node determines."""
-        return Stopped(f"{node} determines {what} in a way that civman does not support")
+    def unknown(self, node: Node, result: str) -> Stopped:
+        """Return the error for a node that civman does not support. `result`: what the node determines."""
+        return Stopped(f"{node} determines {result} in a way that civman does not support")
 
     def _require_shallow(self, depth: int, node: Node) -> None:
         if depth > _DEEPEST:

@@ -227,11 +227,11 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
     missing = {role: digest for role, digest in wanted.items() if digest is not None and digest not in here}
     if not missing:
         return None
-    named = " and ".join(f"the {role} (sha256 {digest[:12]}…)" for role, digest in missing.items())
-    others = [f"`{path}`" for digest, path in here.items() if digest not in wanted.values()]
-    given = f"; the recipe does not use {', '.join(others)}" if others else ""
+    images = " and ".join(f"the {role} (sha256 {digest[:12]}…)" for role, digest in missing.items())
+    wrong = [f"`{path}`" for digest, path in here.items() if digest not in wanted.values()]
+    unused = f"; the recipe does not use {', '.join(wrong)}" if wrong else ""
     return UsageError(
-        f"{named} of the recipe {'is' if len(missing) == 1 else 'are'} missing{given}",
+        f"{images} of the recipe {'is' if len(missing) == 1 else 'are'} missing{unused}",
         hint="pass the original file of each missing image with --picture FILE", code=Cause.NO_START_IMAGE,
         missing=list(missing), sha256=[str(digest) for digest in missing.values()],
     )  # fmt: skip

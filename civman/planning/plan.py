@@ -333,9 +333,9 @@ def _embeddings(
 
 
 def _named_second_pass(request: RenderRequest, sampler: samplers.Sampler) -> RenderRequest:
-    """Replace the names of the second pass's own sampler and schedule with civman's.
+    """Convert the names of the second pass's sampler and schedule to civman's names.
 
-    If the request gives noise levels, the number of steps is set to fit them.
+    If the request contains noise levels, the number of steps is set to fit them.
     """
     hires = request.hires
     if hires is not None and (hires.sampler or hires.schedule):

@@ -236,7 +236,9 @@ def requested_checkpoints(
         )  # fmt: skip
     if refiner is not None and (request.tiled_upscale is not None or request.ultimate_upscale is not None):
         raise UsageError(
-            "an image that is redrawn in tiles cannot have a refiner", hint="leave out --refiner", code=Cause.BAD_VALUE
+            "a refiner cannot be used for an image that is rendered in tiles",
+            hint="leave out --refiner",
+            code=Cause.BAD_VALUE,
         )
     second = other = None
     if wanted is not None and (other_file := finder.find("checkpoint", wanted)).sha256 != checkpoint.sha256:

@@ -267,7 +267,8 @@ def _vectors(found: Found, name: str) -> int:
     """Return the number of vectors in an embedding. Raises: InvalidModelFile: the embedding is invalid."""
     shapes = found.header.shapes
     read = read_embedding(packed(shapes, name) or shapes)
-    if isinstance(problem := read, str):
+    if isinstance(read, str):
+        problem = read
         raise InvalidModelFile(f"`{found.inspected.name}` contains no valid embedding `{name}`: {problem}", name=name)
     return read.length
 

@@ -131,7 +131,7 @@ def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
 
 
 def require_readable(recipe: Recipe) -> None:
-    """Check that a recipe states rules for its prompts if they need any. Raises: UsageError (`prompt-syntax`)."""
+    """Check that a recipe specifies prompt rules if its prompts need any. Raises: UsageError (`prompt-syntax`)."""
     hires = recipe.hires
     _require_readable(recipe, recipe.prompt, recipe.negative_prompt, recipe.sampler)
     if hires is not None and (hires.prompt, hires.negative_prompt) != (None, None):

@@ -141,7 +141,7 @@ class _Reader:
 
     def __init__(self, entries: Entries, base_model: str, pixels: tuple[int | None, int | None]) -> None:
         self._entries, self._base_model, self._pixels = entries, base_model, pixels
-        # read an image without a version as one of A1111 1.2: later versions state their number
+        # read an image without a version as one of A1111 1.2, because later versions record their number
         self._version = entries.version or (1, 2)
         self._is_own = entries.is_own
         self.by_comfyui = entries.follows_comfyui
@@ -226,11 +226,11 @@ class _Reader:
         seed, steps, scale = entries.whole("Seed"), entries.whole("Steps"), entries.number("CFG scale")
         seed = None if seed is not None and seed < 0 else seed  # -1 means a random seed, which is unknown
         found = {"sampler": entries.text("Sampler") or None, "seed": seed, "steps": steps, "CFG scale": scale}
-        missing = [] if isinstance(entries.value("prompt"), str) else ["no prompt"]
-        missing += [f"no {name}" for name, value in found.items() if value is None]
+        missing = [] if isinstance(entries.value("prompt"), str) else ["prompt"]
+        missing += [name for name, value in found.items() if value is None]
         if missing or seed is None or steps is None or scale is None:
-            listed = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
-            raise _Missing(f"the settings contain {listed}")
+            values = " and no ".join(filter(None, (", no ".join(missing[:-1]), missing[-1])))
+            raise _Missing(f"the settings contain no {values}")
         return seed, steps, scale
 
     def _require_family(self) -> None:

@@ -1,10 +1,11 @@
-"""Reads the units of A1111's ControlNet extension in an image's settings, so that the image can be drawn again.
+"""Reads the units of A1111's ControlNet extension in an image's settings, so that the image can be rendered again.
 
 The user passes the control pictures, which the settings do not contain.
 
-The extension has written units in three forms: as entries of their own (`ControlNet 0 Module`), and as one quoted entry
-for each unit with the field names of 2023 (`preprocessor: …`) or the current ones (`Module: …`). CivitAI's parsers turn
-a quoted entry into an object, or tear it apart into entries whose first name begins with a quotation mark.
+The extension has written units in three forms: as separate entries (`ControlNet 0 Module`), and as one quoted entry for
+each unit with the field names of 2023 (`preprocessor: …`) or the current ones (`Module: …`). CivitAI's parsers turn a
+quoted entry into an object, or tear it into several entries, the first of which has a name that begins with a quotation
+mark.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Reads the settings of the extension ADetailer, which redraws regions of the finished image.
 
-Only its passes for faces can be repeated, with civman's own face detector; other passes are left out.
+civman repeats only passes for faces, with its own face detector; all other passes are left out.
 """
 
 import json
@@ -22,7 +22,7 @@ from civman.planning.redraw_prompts import negative_words
 from civman.planning.redraw_result import stand_in
 
 OWN_DETECTOR: Final = "retinaface"
-"""The name of civman's own face detector in the settings that civman writes."""
+"""The name of civman's face detector in the settings that civman writes."""
 _FACES: Final = re.compile(r"(face|mediapipe_face(?!_mesh_eyes))", re.IGNORECASE)
 _ANY: Final = re.compile("ADetailer ")
 _LEFT_OUT: Final = {

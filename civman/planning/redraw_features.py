@@ -207,7 +207,7 @@ _FEATURES: Final = (
     _feature(
         "Backend$|Pipeline$",
         NO,
-        "the image was made by SD.Next with diffusers, whose noise levels differ from those of A1111; civman follows "
+        "the image was made by SD.Next with diffusers, whose noise levels differ from those of A1111; civman supports "
         "only A1111's",
         lambda entries: entries.text("Backend").casefold() == "diffusers" or "Pipeline" in entries,
     ),

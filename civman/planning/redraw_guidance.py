@@ -56,7 +56,7 @@ def second_sampling(entries: Entries, first: str) -> dict[str, Any]:
 
 
 def second_ratio(entries: Entries) -> float:
-    """Return the token merging ratio of the second pass: its own, else that of the first pass."""
+    """Return the token merging ratio of the second pass; if the settings contain none, that of the first pass."""
     return entries.number("Token merging ratio hr") or entries.number("Token merging ratio") or 0.0
 
 

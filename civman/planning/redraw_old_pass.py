@@ -6,8 +6,8 @@ import math
 def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size of the first pass, and how many pixels of its width and height were cut off.
 
-    `first`: the stated size; 0x0 means an area of 512 x 512 pixels, rounded up to multiples of 64. `final`: the size of
-    the finished image.
+    `first`: the size in the settings; 0x0 means an area of 512 x 512 pixels, rounded up to multiples of 64. `final`:
+    the size of the finished image.
     """
     (width, height), (across, down) = first, final
     if width == 0 or height == 0:

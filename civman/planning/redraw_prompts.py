@@ -100,7 +100,8 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
                                   f"know, so `{parts[0].strip()[:40]}` is applied to all blocks equally"))  # fmt: skip
         found = _scales(parts[1:], takes_both=kind == "lyco" or version >= (1, 5))
         if isinstance(found, str):
-            reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {found}"))
+            problem = found
+            reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {problem}"))
         else:
             loras.append(TaggedLora(
                 parts[0].strip(), found.unet, found.text, blocks, found.keyframes, found.hires_keyframes

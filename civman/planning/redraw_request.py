@@ -1,6 +1,6 @@
 """Turns the settings in other programs' images into render requests that use files in the library.
 
-A file is found by its hash if the settings state one, else by its version on CivitAI, else by its name. A notice
+A file is found by its hash if the settings contain one, else by its version on CivitAI, else by its name. A notice
 reports files that were found by their names.
 """
 
@@ -175,7 +175,7 @@ def request_of(
 
 
 def _with_files(asked: HiresRequest, made: Hires, ref: Callable[[Sha256], str]) -> HiresRequest:
-    """Return the second pass's request, with refs for the adapters, hypernetworks and checkpoint of its own."""
+    """Return the request for the second pass, with refs for the files that only the second pass uses."""
     networks = made.hypernetworks
     return replace(
         asked, checkpoint=ref(made.checkpoint.sha256) if made.checkpoint is not None else None,

@@ -25,7 +25,7 @@ OPEN: Final = ("prediction", "is_zero_snr", "precision", "config")
 class Redraw:
     """The result of converting one image's settings: a verdict with reasons and, if possible, a recipe.
 
-    `recipe` is a JSON object with the names and hashes that the settings state.
+    `recipe` is a JSON object with the names and hashes in the settings.
     """
 
     id: object
@@ -36,7 +36,7 @@ class Redraw:
     made: Recipe | None = None
     """The recipe, with placeholders from `stand_in` for the digests of files; None if there is none."""
     leaves: tuple[str, ...] = OPEN
-    """The fields of a request that depend on the checkpoint because the settings do not state them."""
+    """The fields of a request that depend on the checkpoint, because the settings do not contain them."""
     controls: tuple[ControlRequest, ...] = ()
     """Requests for ControlNet units. The ref is a model's name; `picture` is empty if no picture was passed for the
     unit.

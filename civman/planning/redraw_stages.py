@@ -64,8 +64,8 @@ def own_texts(
 ) -> OwnTexts:  # fmt: skip
     """Read the second pass's own prompts.
 
-    `emphasis`: the recipe's rule for emphasis. `loras` and `networks` are named outside the prompts, so they act in
-    both passes.
+    `emphasis`: the recipe's rule for emphasis. `loras` and `networks`: those that the settings contain outside the
+    prompts, so they act in both passes.
     """
     found = OwnTexts()
     prompt, negative = (_whole(entries, name, found) for name in ("Hires prompt", "Hires negative prompt"))
@@ -88,8 +88,11 @@ def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
     if not isinstance(text, str) or not text:
         return None
     if text.startswith('"'):
-        words = f"CivitAI cut off the second pass's {name.partition(' ')[2]} at its first comma"
-        found.reasons.append(Reason(Drawable.NO, f"{words}; download the image to use the complete prompt in its file"))
+        words = (
+            f"CivitAI cut off the second pass's {name.partition(' ')[2]} at its first comma; download the image to use "
+            "the complete prompt in its file"
+        )
+        found.reasons.append(Reason(Drawable.NO, words))
         return None
     return text
 
@@ -135,7 +138,7 @@ def with_second_checkpoint(hires: Hires, file: NamedFile | None) -> Hires:
 
 
 def stand_in_of(file: NamedFile) -> Sha256:
-    """Return the placeholder that recipes contain for the digest of a file as long as only its name is known."""
+    """Return the placeholder for a file's digest, which recipes contain as long as only the file's name is known."""
     if file.role in (HIRES_CHECKPOINT, REFINER):
         return stand_in(f"{file.role} {file.name} {file.hash}")
     return stand_in("checkpoint" if file.role == "checkpoint" else file.name)

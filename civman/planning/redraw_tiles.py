@@ -1,4 +1,4 @@
-"""Reads from an image's settings which input image it was made from, perhaps enlarged or redrawn in tiles.
+"""Reads from an image's settings which input image it was made from, perhaps enlarged or in tiles.
 
 This covers plain img2img, A1111's script "SD upscale", and the extensions "Ultimate SD upscale" and "Tiled Diffusion".
 """

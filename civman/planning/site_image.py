@@ -56,9 +56,8 @@ class SiteImage:
 class NamedVersion:
     """A model version that an image names by its id.
 
-    `weight`: the scale of a LoRA, 1 if it is not stated. `is_listed`: the image's maker listed the version; otherwise
-    CivitAI detected it in the image, so its role ("") and weight are unknown. `name`: the name of the model or of the
-    version.
+    `weight`: the scale of a LoRA, 1 by default. `is_listed`: the image's maker listed the version; otherwise CivitAI
+    detected it in the image, so its role ("") and weight are unknown. `name`: the name of the model or of the version.
     """
 
     role: str

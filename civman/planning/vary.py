@@ -339,7 +339,7 @@ def _with_second_pass(request: RenderRequest, field: str, name: str, text: str) 
 
 
 def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
-    """Change how the finished image is processed, or how the input image is redrawn in tiles."""
+    """Change how the finished image is processed, or how the input image is rendered in tiles."""
     asked, tiled = text if text not in ("", "off") else None, request.tiled_upscale
     if field in ("tile_overlap", "tile_batch"):
         if tiled is None:

@@ -59,8 +59,8 @@ class Wanted:
     def notice(self) -> str:
         """A notice for the user about the stored file; empty if it is certainly the right one."""
         if self.by is By.NAME:
-            other = f"; its hash is not {self.file.hash[:12]}, the one in the settings" if self.file.hash else ""
-            return f"the {self.words} was found by its name only{other}"
+            mismatch = f"; its hash is not {self.file.hash[:12]}, the one in the settings" if self.file.hash else ""
+            return f"the {self.words} was found by its name only{mismatch}"
         if self.by is By.VERSION and self.file.hash:
             return f"instead of the {self.words}, another file of the same version on CivitAI is used"
         if self.held is None and self.file.role == "embedding":

@@ -62,10 +62,10 @@ class Likened:
     def __str__(self) -> str:
         if self.gradients is None:
             return f"{self.likeness.value}: the images have too little detail or too different shapes to be compared"
-        equal = "equal pixels" if self.psnr_db is None else f"PSNR {self.psnr_db:.1f} dB"
+        pixels = "equal pixels" if self.psnr_db is None else f"PSNR {self.psnr_db:.1f} dB"
         differing = f", differing in {', '.join(self.differs)}" if self.differs else ""
         cropped = ", comparing only the middle that both images show" if self.is_cropped else ""
-        numbers = f"correlation of gradients {self.gradients:.2f}, {equal} at {SIDE} pixels{cropped}"
+        numbers = f"correlation of gradients {self.gradients:.2f}, {pixels} at {SIDE} pixels{cropped}"
         return f"{self.likeness.value}{differing} ({numbers})"
 
 

@@ -13,7 +13,7 @@ from civman.workers.tasks import Task
 _CORES_EACH = 4
 """The number of cores per process on a machine without a GPU.
 
-With fewer, there would be more processes, and they would wait for memory instead of computing.
+With fewer cores each, more processes would run at once and wait for memory access instead of computing.
 """
 _MOST = 256
 

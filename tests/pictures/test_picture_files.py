@@ -230,7 +230,7 @@ def test_a_record_of_hundreds_of_kilobytes_fits(form: Any):
 
 
 def test_a_text_that_a_jpeg_cannot_hold_is_refused_with_the_way_out():
-    with pytest.raises(UsageError, match="but a JPEG can contain only") as caught:
+    with pytest.raises(UsageError, match="a JPEG can contain at most") as caught:
         image_text.write(SMALL, record=None, parameters=text_of("x" * 40_000), format="jpeg")
 
     assert (caught.value.code, "PNG" in caught.value.hint) == ("text-too-long", True)
