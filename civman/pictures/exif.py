@@ -139,7 +139,7 @@ def record_in(packet: bytes) -> str | None:
             raise ValueError("civman's record is truncated")
         return None
     if len(found) > 1:
-        raise ValueError("two different records of civman")
+        raise ValueError("it contains two different records of civman")
     ((tag, text),) = found
     if tag == b"record":
         return unescape(text.decode("utf-8"))

@@ -21,7 +21,7 @@ ROLES: Final = {
     "lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE, "control": Kind.CONTROLNET,
     "reference": Kind.IP_ADAPTER,
 }  # fmt: skip
-_FITS_UNET: Final = "the shapes of its inputs and outputs match the checkpoint's UNet"
+_FITS_UNET: Final = "the control model's inputs and outputs have the same shapes as the checkpoint's UNet"
 _UNET_FAMILIES = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
 
 

@@ -27,8 +27,8 @@ _V_LABELS = ("SD 2.0 768", "SD 2.1 768")
 
 
 _ODD_INPUTS = {
-    5: "it also reads a depth map", 7: "it also reads a small picture to upscale",
-    8: "it also reads a picture to edit, like InstructPix2Pix",
+    5: "the model also reads a depth map", 7: "the model also reads a small picture to upscale",
+    8: "the model also reads a picture to edit, like InstructPix2Pix",
 }  # fmt: skip
 
 

@@ -370,7 +370,7 @@ class _Reader:
             return None
         weight = self._entries.number("CodeFormer weight") if self._is_own else None
         if method == "gfpgan":
-            self.add(Drawable.DIFFERS, "GFPGAN restored the faces, which adds random noise in A1111")
+            self.add(Drawable.DIFFERS, "the faces were restored with GFPGAN, to which A1111 adds random noise")
         elif not self._is_own:
             self.add(
                 Drawable.DIFFERS,

@@ -23,7 +23,7 @@ _FLAT: Final = 1.0
 """The root mean square of the gradient (in steps of 0 to 255) below which an image has too little detail to compare."""
 _SAME_SHAPE: Final = 1.02
 _MOST_CROPPED: Final = 2.0
-"""The largest ratio between two images' aspect ratios at which the part that both show is still compared."""
+"""The largest ratio between two images' aspect ratios at which civman still compares the part that both show."""
 _DETAIL_SIDE: Final = 256
 _DETAIL: Final = 0.60
 _COLOUR, _BRIGHTNESS, _CONTRAST = 6.0, 6.0, 0.12
