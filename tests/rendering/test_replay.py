@@ -253,7 +253,7 @@ def test_one_bit_away_is_close_and_names_what_differs(at_home: Made, civman: Civ
 
     assert run.code == 9
     assert run.out.startswith("close: PSNR ")
-    assert "torch: 2.9.1+cu128 then" in run.out
+    assert "torch: 2.9.1+cu128 for the original" in run.out
     assert "[close]" in run.err
 
 
@@ -267,7 +267,7 @@ def test_another_torch_that_gives_the_same_pixels_is_identical_and_told(
 
     assert run.code == 0
     assert "identical" in run.out
-    assert "torch: 2.9.1 then" in run.out
+    assert "torch: 2.9.1 for the original" in run.out
 
 
 def test_another_picture_is_different(at_home: Made, civman: Civman, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_two_processes_upscale_to_the_same_files_and_a_stopped_job_is_continued(
     again = civman(*words, "-o", tmp_path / "there", "--on", "2", "--resume")
 
     assert len(again.json["upscale"]) == 1
-    assert "4 images of 5 rendered before" in again.err
+    assert "4 of 5 images are already finished" in again.err
     assert files(tmp_path / "there") == files(tmp_path / "here")
     replayed = civman("replay", again.json["upscale"][0]["path"], "--json")
     assert replayed.code == 0, replayed.err

@@ -86,7 +86,7 @@ def test_a_job_is_resumed_where_it_was_stopped(civman: Civman, tmp_path: Path) -
     again = civman(*words, "--prompts", prompts(tmp_path / "all.txt", 5), "--resume", "--on", "2")
 
     assert len(done.json["render"]) == 2
-    assert "3 images of 5 rendered before" in done.err
+    assert "3 of 5 images are already finished" in done.err
     assert again.json["render"] == []
     assert len(list((tmp_path / "out").iterdir())) == 5
 
