@@ -51,7 +51,7 @@ class InvalidRef(UsageError):
 
 
 class AmbiguousRef(UsageError):
-    """The text could mean several things; `facts['candidates']` lists refs that each mean exactly one."""
+    """The text could mean several things; `facts['candidates']` lists an unambiguous ref for each of them."""
 
     code = Cause.AMBIGUOUS_REF
 
@@ -76,7 +76,7 @@ class Gone(NotFound):
 
 
 class NotAllowed(CivmanError):
-    """CivitAI refuses the request with this API key, or without one; `code` says why."""
+    """CivitAI refuses the request with this API key, or without one; `code` is the reason."""
 
     code = Cause.NOT_ALLOWED
     exit_code = ExitCode.NOT_ALLOWED

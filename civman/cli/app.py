@@ -134,7 +134,7 @@ def _refused_by_typer(error: Exception, output: Output) -> int | None:
 
 
 def _in_plain_words(message: str) -> str:
-    """Replace pydantic's sentences about an option's value with shorter ones, such as "it must be at most 5"."""
+    """Replace pydantic's sentences about an option's value with shorter ones, such as "the value must be at most 5"."""
     for theirs, ours in _PYDANTIC_WORDS.items():
         pattern = re.escape(theirs).replace(r"\{limit\}", r"(?P<limit>\S+)")
         message = re.sub(pattern, ours.replace("{limit}", r"\g<limit>"), message)
@@ -142,13 +142,13 @@ def _in_plain_words(message: str) -> str:
 
 
 _PYDANTIC_WORDS = {
-    "Input should be a valid number, unable to parse string as a number": "it is not a number",
-    "Input should be a valid integer, unable to parse string as an integer": "it is not a whole number",
-    "Input should be less than or equal to {limit}": "it must be at most {limit}",
-    "Input should be greater than or equal to {limit}": "it must be at least {limit}",
-    "Input should be greater than {limit}": "it must be above {limit}",
-    "Input should be less than {limit}": "it must be below {limit}",
-    "Input should be": "it must be",
+    "Input should be a valid number, unable to parse string as a number": "the value is not a number",
+    "Input should be a valid integer, unable to parse string as an integer": "the value is not a whole number",
+    "Input should be less than or equal to {limit}": "the value must be at most {limit}",
+    "Input should be greater than or equal to {limit}": "the value must be at least {limit}",
+    "Input should be greater than {limit}": "the value must be above {limit}",
+    "Input should be less than {limit}": "the value must be below {limit}",
+    "Input should be": "the value must be",
 }
 
 

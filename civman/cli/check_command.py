@@ -147,7 +147,7 @@ def _print(
             f" (compared by {part.depth}){f'; its weights are stored as {clean(part.weights)}' if part.weights else ''}"
         )
         if part.support is not None:
-            console.print(f"  CivitAI's compatibility table rates the two base models: {part.support}", style="dim")
+            console.print(f"  CivitAI's support for this pair of base models: {part.support}", style="dim")
         for reason in part.reasons[:_REASONS]:
             console.print(f"  {clean(reason)}")
         if len(part.reasons) > _REASONS:

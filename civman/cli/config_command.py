@@ -31,7 +31,11 @@ def config(
     ] = None,
     value: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[VALUE]...", help="The new value; several values make a list.", show_default=False),
+        typer.Argument(
+            metavar="[VALUE]...",
+            help="The new value; pass several values for a setting that is a list.",
+            show_default=False,
+        ),
     ] = None,
     project: Annotated[
         bool, typer.Option("--project", help="Change the nearest civman.toml instead of your own config.toml.")

@@ -103,7 +103,7 @@ def _serve(environ: dict[str, str]) -> None:
     typer.echo("A small copy of CivitAI's API is running. In another terminal, run:\n")
     for name in ("CIVMAN_CIVITAI_URL", "CIVITAI_API_TOKEN", "CIVMAN_LIBRARY"):
         typer.echo(f"  export {name}={environ[name]}")
-    typer.echo("  civman search\n\nCtrl-C stops it.")
+    typer.echo("  civman search\n\nCtrl-C stops the server.")
     sys.stdout.flush()
     threading.Event().wait()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def doctor(
     session: Session,
 ) -> Result:
-    """Check the installation, the library and the settings, and say how to fix each problem."""
+    """Check the installation, the library and the settings, and explain how to fix each problem."""
     from civman.errors import Cause, CivmanError
 
     findings = list(session.library.maintenance.doctor())

@@ -40,7 +40,7 @@ def download(
             min=1,
             max=32,
             help="Maximum number of connections per file.",
-            show_default="as many as speed up the download",
+            show_default="as many as make the download faster",
         ),
     ] = None,
     files_at_once: Annotated[
@@ -208,7 +208,7 @@ def _print_plans(console: "Console", plans: "list[tuple[Job | Outcome, Path | No
 
 
 def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
-    """Print a note for each model that now has several stored files, because its name and id have become ambiguous."""
+    """Print a notice for each model that now has several stored files, because its name and id are now ambiguous."""
     fresh = [outcome.asset for outcome in outcomes if outcome.asset is not None and not outcome.was_present]
     for model_id, name in {asset.model_id: asset.model_name for asset in fresh if asset.model_id is not None}.items():
         files = session.library.files.of_model(model_id)

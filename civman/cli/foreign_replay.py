@@ -227,14 +227,14 @@ def judged(
         "verdict": likened.likeness.value, "gradients": likened.gradients, "psnr_db": likened.psnr_db,
         "differs": likened.differs, "causes": causes, "rng": planned.recipe.rng,
     }  # fmt: skip
-    because = f", probably because {'; or '.join(causes)}" if causes else ""
+    words = f"{likened}, probably because {'; or '.join(causes)}" if causes else str(likened)
     error = None
     if likened.likeness not in (Likeness.SAME, Likeness.COMPOSITION):
         error = AnotherPicture(
-            f"compared with the original: {likened}{because}", is_known=likened.likeness is not Likeness.UNKNOWN,
+            f"compared with the original: {words}", is_known=likened.likeness is not Likeness.UNKNOWN,
             hint="--side-by-side FILE writes both images next to each other",
         )  # fmt: skip
-    return Judged(f"{likened}{because}", value, error)
+    return Judged(words, value, error)
 
 
 def _best_card(session: Session, planned: "Planned", original: Any, machine: "Machine") -> "tuple[Planned, Drawn]":
@@ -282,7 +282,8 @@ def _lines(judged: "JudgedOffer") -> list[str]:
     about = [
         f"missing: {offer.wanted.words}: {version.model.name} {version.name} ({file_ref(version, file)}), found by"
         f" {offer.by.value}, {size(file.size_bytes)}" + (", already in the library" if offer.job.is_stored else ""),
-        f"  licence: {licence_words(version.model.licence)}" + (f"; with the checkpoint: {verdict}" if verdict else ""),
+        f"  licence: {licence_words(version.model.licence)}"
+        + (f"; compatibility with the checkpoint: {verdict}" if verdict else ""),
     ]
     return about + [f"  {notice}" for notice in (*offer.notices, *offer.job.notices)]
 

@@ -10,7 +10,7 @@ MaskBlurOpt = Annotated[int | None, typer.Option(help="Blur radius of the mask's
 MaskContentOpt = Annotated[
     str | None,
     typer.Option(
-        help="What to put into the masked area at the start: fill, original, latent noise or latent nothing.",
+        help="Initial content of the masked area: fill, original, latent noise or latent nothing.",
         show_default="original",
     ),
 ]

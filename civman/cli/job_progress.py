@@ -45,7 +45,7 @@ class JobProgress:
 
     def __init__(self, job: Sequence[Share], *, called: str) -> None:
         self._job = list(job)
-        self._called = called
+        self._plan_word = called
         self._images = max(sum(share.images for share in job), 1)
         self._plan = -1
         self._last: Step | None = None
@@ -100,7 +100,7 @@ class JobProgress:
         last = step.first + step.pictures - 1
         which = f"{step.first} to {last}" if step.pictures > 1 else str(step.first)
         words = [f"image {which} of {step.count}"] if step.count > 1 or len(self._job) == 1 else []
-        words += [f"{self._called} {self._plan + 1} of {len(self._job)}"] * (len(self._job) > 1)
+        words += [f"{self._plan_word} {self._plan + 1} of {len(self._job)}"] * (len(self._job) > 1)
         words += ["second pass"] * (step.stage == "hires")
         words += ["detail pass"] * (step.stage == "redraw")
         words += [f"upscaling, tile {step.step} of {step.steps}"] * (step.stage == "upscale")

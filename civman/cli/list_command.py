@@ -90,7 +90,8 @@ def list_assets(
         bool, typer.Option("--safe", help="Only models that CivitAI rates PG or PG-13.", rich_help_panel=_FILTERS)
     ] = False,
     larger: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Minimum file size: 500MB, 2GB.", rich_help_panel=_FILTERS)
+        str | None,
+        typer.Option(metavar="SIZE", help="Minimum file size, such as 500MB or 2GB.", rich_help_panel=_FILTERS),
     ] = None,
     smaller: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Maximum file size.", rich_help_panel=_FILTERS)
@@ -99,7 +100,7 @@ def list_assets(
         str | None,
         typer.Option(
             metavar="DATE",
-            help="Only files added since this date (2026-03-01) or within this time (30d).",
+            help="Only files added since this date (2026-03-01) or at most this long ago (30d).",
             rich_help_panel=_FILTERS,
         ),
     ] = None,

@@ -157,7 +157,7 @@ def _print_metadata(console: "Console", report: "PictureReport", metadata: "Pict
 def _record_lines(record: "Record") -> list[str]:
     """Format what a record contains in addition to its recipe."""
     lines = [f"  a variation of recipe {record.parent[:12]}"] if record.parent else []
-    lines += [f"licence when it was made: {'; '.join(record.licence)}"] if record.licence else []
+    lines += [f"licence when the image was made: {'; '.join(record.licence)}"] if record.licence else []
     return lines + ([f"prompt as typed: {record.typed.prompt}"] if record.typed else [])
 
 

@@ -49,7 +49,7 @@ AS_SET: Final = Viewing()
 
 
 def viewed(session: Session, result: Result, paths: Sequence[Path], viewing: Viewing = AS_SET) -> Result:
-    """Open the first saved image in the system's viewer and add previews to `result`, if settings or options say so.
+    """If the settings or options request it, open the first image in the system's viewer and add previews to `result`.
 
     If the viewer cannot be started, a notice explains why, and the command still succeeds.
     """

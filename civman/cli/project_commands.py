@@ -29,8 +29,7 @@ def add(
         bool,
         typer.Option(
             "--no-download",
-            help="Only lock the SHA-256 that CivitAI states for each file; download the files later with "
-            "`civman sync`.",
+            help="Only lock the SHA-256 that CivitAI lists for each file; download the files later with `civman sync`.",
         ),
     ] = False,
     allow_pickle: AllowPickleOpt = False,

@@ -101,7 +101,7 @@ def _print(console: "Console", plan: "RemovalPlan") -> None:
         console.print(f"only removed from the index; the file stays where it is: {clean(asset.path)}")
     for asset in plan.kept:
         title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
-        console.print(f"  the file {asset.blob.sha256[:10]} stays: {clean(title)} needs it")
+        console.print(f"  the file {asset.blob.sha256[:10]} is kept, because {clean(title)} needs it")
     for line in _pictures(plan):
         console.print(f"  {line}")
 
@@ -119,10 +119,9 @@ def _print_removed(console: "Console", plan: "RemovalPlan") -> None:
 def _pictures(plan: "RemovalPlan") -> list[str]:
     if not plan.pictures:
         return []
-    used_by = "1 image of this library was" if plan.pictures == 1 else f"{plan.pictures} images of this library were"
     return [
-        f"{used_by} made with these files; to replay them, `civman replay … --fetch` would have to download the "
-        "files again"
+        f"images in this library that were made with these files: {plan.pictures:,}; to replay them, "
+        "`civman replay … --fetch` would have to download the files again"
     ]
 
 

@@ -149,8 +149,8 @@ def render(
             "-l",
             metavar="REF[:UNET[:TE]]",
             autocompletion=completion.refs,
-            help="A LoRA or other adapter with its scales (repeatable). A UNet scale may change over the steps, as in "
-            "REF:0@0,1@0.5; :hr=UNET adds one for the second pass, :lbw=BLOCKS adds block weights.",
+            help="A LoRA or other adapter with its scales (repeatable). The UNet scale can change over the steps, such "
+            "as REF:0@0,1@0.5. Append :hr=UNET for another scale in the second pass, :lbw=BLOCKS for block weights.",
         ),
     ] = None,
     embedding: Annotated[
@@ -355,7 +355,9 @@ def render(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Folder with diffusers configs, for settings that the tensors do not show."),
+        typer.Option(
+            metavar="DIR", help="Folder with the model's diffusers configs, for settings that the tensors do not show."
+        ),
     ] = None,
     device: DeviceOpt = None,
     threads: ThreadsOpt = None,

@@ -43,7 +43,9 @@ def renders(
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="DATE", help="Only images made since this date (2026-03-01) or within this time (30d)."),
+        typer.Option(
+            metavar="DATE", help="Only images made since this date (2026-03-01) or at most this long ago (30d)."
+        ),
     ] = None,
     scan: Annotated[
         Path | None,

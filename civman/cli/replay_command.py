@@ -66,7 +66,8 @@ def replay(
         ),
     ] = None,
     assume_files: Annotated[
-        bool, typer.Option("--assume-files", help="With --settings: treat all files named there as available.")
+        bool,
+        typer.Option("--assume-files", help="With --settings: assume that all model files named in it are available."),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -436,12 +437,12 @@ def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "Civman
     if worst is None:
         return None
     why = "; ".join(str(each) for each in worst.environment)
-    because = f", because the environment differs: {why}" if why else ", although the recorded environment is the same"
+    cause = f"the environment differs: {why}" if why else "the environment is the same as the recorded one"
     is_close = worst.verdict is Verdict.CLOSE
     return NotIdentical(
-        f"the new image of `{source.name}` is {'close to' if is_close else 'different from'} the original{because}",
+        f"the new image of `{source.name}` is {'close to' if is_close else 'different from'} the original; {cause}",
         is_close=is_close,
         hint="with the original versions, device and number of threads, the image would be identical" if why else
-        "`civman doctor` looks for damage; an image computed on a GPU may need the same GPU",
+        "`civman doctor` looks for damaged files; for identical pixels, an image made on a GPU may need the same GPU",
         differs=[each.what for each in worst.environment],
     )  # fmt: skip

@@ -98,9 +98,9 @@ def _error(source: "RecipeSource", again: "UpscaledAgain") -> "CivmanError | Non
         return None
     is_close = again.verdict is Verdict.CLOSE
     why = "; ".join(str(each) for each in again.environment)
+    cause = f"the environment differs: {why}" if why else "the environment is the same as the recorded one"
     return NotIdentical(
-        f"the new image of `{source.name}` is {'close to' if is_close else 'different from'} the original"
-        + (f", because the environment differs: {why}" if why else ", although the recorded environment is the same"),
+        f"the new image of `{source.name}` is {'close to' if is_close else 'different from'} the original; {cause}",
         is_close=is_close,
         hint="with the original versions, device and number of threads, the image would be identical",
         differs=[each.what for each in again.environment],

@@ -17,7 +17,7 @@ def serve(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="The address to listen on; with one that other computers can reach, clients need the token.",
+            help="The address to listen on. If other computers can reach it, their clients need a token.",
         ),
     ] = "127.0.0.1",
     name: Annotated[

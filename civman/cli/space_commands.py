@@ -93,7 +93,9 @@ def gc(
 @command(needs_library=True)
 def du(
     session: Session,
-    by: Annotated[str, typer.Option("--by", help="Group by type, base-model, architecture or used.")] = "type",
+    by: Annotated[
+        str, typer.Option("--by", help="Group by type, base-model, architecture or used (time of last use).")
+    ] = "type",
 ) -> Result:
     """Show how much disk space the library uses, by type, base model, architecture or last use."""
     usage = session.library.maintenance.disk_usage(by)
@@ -138,10 +140,12 @@ def _print(console: "Console", plan: "Collection") -> None:
 def _print_store(console: "Console", plan: "Collection") -> None:
     elsewhere = {copy.sha256: copy.is_verified for copy in plan.elsewhere}
     for sha256 in plan.kept:
-        last = (
-            "last copy" if sha256 not in elsewhere else "last copy outside the object store (--trust-store deletes it)"
+        reason = (
+            "pinned, and its only other copy is in the object store; --trust-store deletes it"
+            if sha256 in elsewhere
+            else "pinned, and this is its last copy"
         )
-        console.print(f"  keep: {sha256[:10]} is pinned, and the file in the trash is its {last}", soft_wrap=True)
+        console.print(f"  keep in the trash: {sha256[:10]}  {reason}", soft_wrap=True)
     doomed = {sha256 for removal in plan.removals for sha256 in removal.digests}
     for sha256, is_verified in elsewhere.items():
         if sha256 in doomed:

@@ -127,7 +127,10 @@ def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limi
 def _shared_out(
     columns: Sequence[Column], natural: Sequence[int], least: Sequence[int], kept: Sequence[int], limit: int
 ) -> list[int]:
-    """Give every column in `kept` its minimum width, then distribute the remaining cells among those that need more."""
+    """Give each column its minimum width, then distribute the remaining cells among the columns that need more.
+
+    `kept`: the indices of the columns to show.
+    """
     widths = [least[i] if i in kept else 0 for i in range(len(columns))]
     room = limit - _total(widths, kept)
     while room > 0 and (hungry := [i for i in kept if widths[i] < natural[i]]):

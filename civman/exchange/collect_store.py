@@ -36,7 +36,7 @@ def second_copies(
 
 def leftovers(remote: ObjectStore, *, now: datetime, older_than: timedelta) -> list[StoreLeftover]:
     """List sidecars and previews in the store that have no blob and are older than `older_than` (at least a day)."""
-    return remote.beside_missing(now - max(older_than, SHORTEST_AGE))
+    return remote.orphaned_companions(now - max(older_than, SHORTEST_AGE))
 
 
 def drop_leftovers(remote: ObjectStore, chosen: Iterable[StoreLeftover], *, now: datetime) -> list[StoreLeftover]:
@@ -44,7 +44,7 @@ def drop_leftovers(remote: ObjectStore, chosen: Iterable[StoreLeftover], *, now:
 
     Returns the deleted ones. Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """
-    still = set(remote.beside_missing(now - SHORTEST_AGE))
+    still = set(remote.orphaned_companions(now - SHORTEST_AGE))
     doomed = [each for each in chosen if each in still]
-    remote.drop_beside(doomed)
+    remote.drop_companions(doomed)
     return doomed

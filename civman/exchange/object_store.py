@@ -1,9 +1,8 @@
 """A bucket of an S3-compatible object store that stores blobs under their digests, as a second copy of a library.
 
 Keys below the prefix in the store's URL: `blobs/sha256/ab/<sha256>` is a file; next to it are its sidecar
-`<sha256>.civman.json` and its preview image `<sha256>.preview.<ext>`. A written object is complete or absent, because
-multipart uploads become visible only when they are finished. Objects that are read are not trusted: callers verify
-digests.
+`<sha256>.civman.json` and its preview image `<sha256>.preview.<ext>`. An object is either complete or absent,
+because a multipart upload becomes visible only when it is finished. Callers must verify the digests of what they read.
 """
 
 import configparser
@@ -132,7 +131,7 @@ class ObjectStore:
                         found[Sha256(match[1])] = int(entry["size"])
         return found
 
-    def beside_missing(self, before: datetime) -> list[StoreLeftover]:
+    def orphaned_companions(self, before: datetime) -> list[StoreLeftover]:
         """List sidecars and previews that were written before `before` and whose blob is not in the store.
 
         An upload writes sidecar and preview before the blob, so recent ones may belong to an unfinished upload. Objects
@@ -150,8 +149,8 @@ class ObjectStore:
                         found.append(StoreLeftover(key, Sha256(match[1]), int(entry["size"]), written_at))
         return [each for each in found if each.sha256 not in blobs]
 
-    def drop_beside(self, leftovers: Iterable[StoreLeftover]) -> None:
-        """Delete these sidecars and previews."""
+    def drop_companions(self, leftovers: Iterable[StoreLeftover]) -> None:
+        """Delete the sidecars and previews in `leftovers`."""
         with self._errors():
             if keys := [each.key for each in leftovers]:
                 _obstore().delete(self._store, keys)
@@ -196,12 +195,12 @@ class ObjectStore:
             doomed = [path for path in beside if path.startswith(_key(sha256))]
             _obstore().delete(self._store, sorted(doomed))
 
-    def write_beside(self, sha256: Sha256, ending: str, data: bytes) -> None:
+    def write_companion(self, sha256: Sha256, ending: str, data: bytes) -> None:
         """Write a small file next to a blob, such as its sidecar (`ending` ".civman.json")."""
         with self._errors():
             _obstore().put(self._store, _key(sha256) + ending, data)
 
-    def read_beside(self, sha256: Sha256, ending: str) -> bytes | None:
+    def read_companion(self, sha256: Sha256, ending: str) -> bytes | None:
         """Read a small file next to a blob; None if it does not exist. Raises: BadAnswer: the file is too large."""
         try:
             with self._errors():

@@ -58,10 +58,10 @@ def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
         facts = json.loads(data)
         entries = facts["assets"]
         if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_ASSETS:
-            raise bad_sidecar("it does not describe exactly one file")
+            raise bad_sidecar("the sidecar does not describe exactly one file")
         return {**facts, "pins": [], "assets": [_entry(entry, now) for entry in entries]}
     except (BadAnswer, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise bad_sidecar("it cannot be read") from error
+        raise bad_sidecar("the sidecar cannot be read") from error
 
 
 def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:

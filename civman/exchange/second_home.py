@@ -107,9 +107,9 @@ def push(
 def _upload(remote: ObjectStore, asset: Asset, portable: Portable, on_event: OnEvent) -> None:
     """Upload a file's sidecar and preview, then the file. Raises: IntegrityError, StoreError, errors of `remote`."""
     sha256 = asset.blob.sha256
-    remote.write_beside(sha256, _SIDECAR, portable.sidecar(sha256))
+    remote.write_companion(sha256, _SIDECAR, portable.sidecar(sha256))
     if (preview := portable.preview(sha256)) is not None:
-        remote.write_beside(sha256, f".preview{preview[0]}", preview[1])
+        remote.write_companion(sha256, f".preview{preview[0]}", preview[1])
     remote.upload(sha256, _hashed(Path(asset.path), sha256, asset.name, on_event))
     if remote.size_of(sha256) != asset.blob.size_bytes:
         raise IntegrityError(f"after its upload, `{asset.name}` has a different size in the object store")
@@ -123,7 +123,7 @@ def offers(remote: ObjectStore, digests: Iterable[Sha256] | None = None, *, now:
     sizes = _sizes(remote, list(digests)) if digests is not None else remote.blobs()
 
     def offer(sha256: Sha256) -> Offer | None:
-        data = remote.read_beside(sha256, _SIDECAR)
+        data = remote.read_companion(sha256, _SIDECAR)
         try:
             return None if data is None else Offer(sha256, sizes[sha256], checked_facts(data, now))
         except IntegrityError:
@@ -209,7 +209,7 @@ class Puller:
             write_sidecar(self.store, self.index, offer.sha256)
         ending = self.remote.preview_ending(offer.sha256)
         if ending is not None and self.store.preview(offer.sha256) is None:
-            data = self.remote.read_beside(offer.sha256, ending)
+            data = self.remote.read_companion(offer.sha256, ending)
             if data is not None:
                 self.store.write_preview(offer.sha256, data, Path(ending).suffix)
 

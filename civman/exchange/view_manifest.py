@@ -36,7 +36,7 @@ class State(StrEnum):
     OURS = "ours"
     MISSING = "missing"
     FOREIGN = "foreign"
-    """The path contains another file, or the file's contents have changed."""
+    """Another file is at the path, or the file's contents have changed."""
 
 
 @dataclass(frozen=True, slots=True)

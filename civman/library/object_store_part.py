@@ -100,7 +100,7 @@ class ObjectStorePart(Part):
         permits: Permits | None = None,
         on_event: OnEvent = ignore,
     ) -> "Iterator[Moved]":
-        """Download the files with these digests, as far as the store has them.
+        """Download those files with these digests that the store has.
 
         Yields a result for each downloaded file.
         """

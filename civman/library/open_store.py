@@ -51,7 +51,7 @@ def puller(context: LibraryContext, remote: "ObjectStore") -> "Puller":
 def pull_digests(
     context: LibraryContext, digests: Sequence[Sha256], *, url: str | None, permits: Permits, on_event: OnEvent
 ) -> "Iterator[Moved]":
-    """Download the files with these digests, as far as the object store has them. Yields a result for each."""
+    """Download those files with these digests that the object store has. Yields a result for each of them."""
     from civman.exchange.second_home import offers
 
     remote = open_store(context, url)

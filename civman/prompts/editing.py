@@ -113,7 +113,7 @@ def parts(prompt: str) -> tuple[Part, ...]:
 def stages(text: str, timing: Timing) -> tuple[Stage, ...]:
     """Compute the texts of one pass in order; neighbours with the same text are merged into one stage.
 
-    An evaluation uses the first stage whose `last` is not below its number; if there is none, the first stage.
+    An evaluation uses the first stage whose `last` is at least the evaluation's number, or else the first stage.
 
     >>> stages("a [red:blue:0.5] hat", Timing(Rule.V1_6, 20))
     (Stage(last=10, text='a red hat'), Stage(last=20, text='a blue hat'))

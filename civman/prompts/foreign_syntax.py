@@ -1,7 +1,7 @@
 """Notices about parts of a prompt that are syntax in another program but plain text in civman.
 
-The prompt is not changed: if it was pasted from another program, it is rendered as it is, and a notice says which
-syntax has no effect. Standard library only.
+The prompt is not changed: if it was pasted from another program, it is rendered unchanged, and a notice
+lists the syntax that has no effect. Standard library only.
 
 Source: the documented prompt syntax of ComfyUI, Dynamic Prompts, InvokeAI (Compel), NovelAI and Midjourney.
 """

@@ -2,8 +2,8 @@
 
 The syntax and the choice that a seed makes are those of A1111's extension sd-dynamic-prompts, because prompts are
 expanded by that extension's own library, `dynamicprompts`. A wildcard such as `__colour__` is replaced with a line of
-`colour.txt` in the folder of wildcards, or with an entry of a YAML or JSON file there. Anything that the library would
-silently leave in the prompt, such as the name of a missing wildcard, is an error here.
+`colour.txt` in the folder of wildcards, or with an entry of a YAML or JSON file there. Anything that `dynamicprompts`
+would silently leave in the prompt, such as the name of a missing wildcard, is an error here.
 """
 
 import logging

@@ -29,7 +29,7 @@ def fill(sock: socket.socket, view: memoryview) -> int | None:
 
 
 def is_readable(sock: socket.socket, within_s: float) -> bool:
-    """Whether data can be read without waiting, now or within `within_s`.
+    """Wait up to `within_s` seconds until data can be read. Returns whether it can.
 
     Raises: OSError, ValueError: the socket was closed.
     """

@@ -117,7 +117,7 @@ def spins(device: int) -> bool:
 
 
 def gpu_names() -> list[str]:
-    """The names of the GPUs that can be used for rendering, as far as they can be detected without loading torch."""
+    """The names of the GPUs that can be used for rendering and can be detected without loading torch."""
     if sys.platform == "win32":
         driver = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll")
         found = [str(driver)] if driver.exists() else []

@@ -7,9 +7,9 @@ from running import Civman
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("render", "a cat", "--cfg", "abc"), "it is not a number"),
-        (("render", "a cat", "--steps", "2.5"), "it is not a whole number"),
-        (("edit", "harbour", "--rating", "9"), "it must be at most 5"),
+        (("render", "a cat", "--cfg", "abc"), "the value is not a number"),
+        (("render", "a cat", "--steps", "2.5"), "the value is not a whole number"),
+        (("edit", "harbour", "--rating", "9"), "the value must be at most 5"),
     ],
 )
 def test_a_wrong_value_is_explained_in_plain_words(civman: Civman, arguments: tuple[str, ...], words: str) -> None:

@@ -50,7 +50,7 @@ def test_the_last_copy_of_a_pinned_file_stays_though_the_store_has_one(
     done = civman("gc", "--trash", "0", "--yes", "--json")
 
     pinned, other = second
-    assert f"keep: {pinned[:10]} is pinned" in shown.out
+    assert f"keep in the trash: {pinned[:10]}  pinned" in shown.out
     assert "--trust-store deletes it" in shown.out
     assert f"{other[:10]} will remain only in the object store (not verified)" in shown.out
     assert done.code == 0, done.err

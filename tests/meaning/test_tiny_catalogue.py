@@ -100,7 +100,7 @@ def test_the_label_that_lies_is_seen_before_and_after_download(civman: Civman) -
     checked = civman("check", "91001", "--lora", "91008")
 
     assert checked.code == ExitCode.INCOMPATIBLE
-    assert "CivitAI's compatibility table rates the two base models: full" in checked.out
+    assert "CivitAI's support for this pair of base models: full" in checked.out
     assert "0 of 986 modules fit" in checked.err
     assert "CivitAI says SD 1.5, but the tensors show sdxl" in civman("inspect", "91008").out
 

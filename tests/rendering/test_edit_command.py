@@ -102,7 +102,7 @@ def test_a_plan_says_how_pictures_are_scaled(civman: Civman, files: dict[str, Pa
     assert images(klein) == [(300, 100, []), (1448, 724, [])]
     assert (klein["recipe"]["width"], klein["recipe"]["height"]) == (288, 96)
     assert [file["role"] for file in klein["files"]].count("reference picture") == 2
-    assert "reads      wide.png (33,0,234,100) at 1568x672" in shown
+    assert "edit image wide.png (33,0,234,100) at 1568x672" in shown
     assert scaled["memory"]["unet_work"] > 1.5 * planned("kontext", "--size", "1568x672")["memory"]["unet_work"]
     assert "is Flux.1 kontext, which takes one reference picture" in about
     assert "which takes up to 10 reference pictures" in about

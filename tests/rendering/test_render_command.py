@@ -438,5 +438,5 @@ def test_the_licence_is_in_the_plan_and_the_image_and_can_be_required(civman: Ci
     assert plan["licence"]["sell_pictures"] == "unknown"  # the file is not from CivitAI
     assert (refused.code, refused.json["error"]["code"]) == (4, "licence")
     assert not (tmp_path / "out").exists()
-    assert "licence when it was made: it is not known whether images may be sold" in shown.out
+    assert "licence when the image was made: it is not known whether images may be sold" in shown.out
     assert civman(*words, "--require", "resale", "--json").json["error"]["code"] == "usage"

@@ -283,7 +283,7 @@ def test_another_picture_is_different(at_home: Made, civman: Civman, tmp_path: P
 
     assert run.code == 10
     assert run.out.startswith("different: PSNR ")
-    assert "although the recorded environment is the same" in run.err
+    assert "the environment is the same as the recorded one" in run.err
 
 
 @pytest.mark.parametrize(
