@@ -13,6 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import published_sizes
+import tiny_flows
 from headers import prefix
 
 from civman.diffusion.families.flow_family import FlowEncoded, FlowFamily, Instant
@@ -26,28 +28,20 @@ from civman.diffusion.model_classes import construct_class
 from civman.diffusion.open_model import load
 from civman.domain.files.gguf_types import BLOCKS, TYPES
 from civman.domain.files.header import Tensor
+from civman.domain.files.tokenizer_files import TENSORS
 from civman.store.read_header import plain_header, read_gguf, read_header
 
 Shape = tuple[int, ...]
-PARTS = {
-    "clip-l": ("CLIPTextModel", {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072,
-                                 "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}),
-    "t5": ("T5EncoderModel", {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240,
-                              "num_layers": 24, "feed_forward_proj": "gated-gelu"}),
-    "vae": ("AutoencoderKL", {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512],
-                              "layers_per_block": 2, "use_quant_conv": False, "use_post_quant_conv": False,
-                              "down_block_types": ["DownEncoderBlock2D"] * 4,
-                              "up_block_types": ["UpDecoderBlock2D"] * 4}),
-    "wan-vae": ("AutoencoderKLQwenImage", {"num_res_blocks": 2}),
-    "qwen3": ("Qwen3Model", {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "head_dim": 128,
-                             "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}),
-    "qwen2.5-vl": ("Qwen2Model", {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
-                                  "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}),
-}  # fmt: skip
 OTHERS = {
     "z-image": (12_000_000_000, 2560, {"cap_feat_dim": 2560}), "qwen-image": (40_000_000_000, 3584, {"num_layers": 60}),
+    "hidream": (34_000_000_000, 33 * 4096, {
+        "patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": (64, 32, 32),
+        "llama_layers": [*range(32), *[31] * 16],
+    }),
 }  # fmt: skip
 """Family → the least size of its file in bytes, the width of its text, and the arguments of its class."""
+POOLED = {"hidream": 2048}
+"""Family → the width of its pooled text."""
 
 
 def shapes_of(model: str, config: dict[str, object]) -> dict[str, Shape]:
@@ -67,10 +61,10 @@ def transformer(family: FlowFamily = FLUX1, **config: object) -> dict[str, Shape
 
 
 def part(family: FlowFamily, role: str) -> dict[str, Shape]:
-    kind = next(need.kind for need in family.needs if need.kind.role == role)
-    model, config = PARTS[role] if role != "vae" or family.name != "qwen-image" else PARTS["wan-vae"]
-    wanted = shapes_of(model, config)
-    return {source.name: wanted[name] for name, source in kind.sources(wanted, config).items()}
+    """A part's file, without its tokenizer."""
+    published = next(iter(published_sizes.MODELS[family.name].values()))
+    found = published_sizes.part_shapes(family, role, published.parts.get(role, role))
+    return {name: shape for name, shape in found.items() if name not in TENSORS}
 
 
 def sparse(path: Path, tensors: Mapping[str, tuple[str, Shape]]) -> Path:
@@ -181,7 +175,12 @@ def other_model(name: str, folder: Path) -> tuple[FlowFamily, Path, LoadedModel]
     _, _, config = OTHERS[name]
     shapes = transformer(family, **config)
     file = sparse(folder / f"{name}.safetensors", {key: ("BF16", shape) for key, shape in shapes.items()})
-    return family, file, opened(file, {n.kind.role: _part_file(folder, family, n.kind.role) for n in family.needs})
+    parts = {need.kind.role: _part_file(folder, family, need.kind.role) for need in family.needs}
+    for need in family.needs:
+        if need.kind.tokenizers:
+            parts["tokenizer"] = folder / "tokenizer.json"
+            parts["tokenizer"].write_bytes(tiny_flows.tokenizer_of(need.kind.role))
+    return family, file, opened(file, parts)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -199,7 +198,8 @@ def test_other_families_load_at_full_size_without_their_weights(tmp_path: Path, 
 def test_other_families_compute_a_step_in_the_memory_of_a_layer(tmp_path: Path, name: str) -> None:
     family, file, model = other_model(name, tmp_path)
     stream(model)
-    text = FlowEncoded(torch.zeros(1, 4, OTHERS[name][1], dtype=torch.bfloat16))
+    pooled = torch.zeros(1, POOLED[name], dtype=torch.bfloat16) if name in POOLED else None
+    text = FlowEncoded(torch.zeros(1, 4, OTHERS[name][1], dtype=torch.bfloat16), pooled)
 
     with growth() as most, torch.no_grad():
         answer = family.velocity(model.components, Instant(torch.zeros(1, 16, 2, 2), (1.0,)), text)

@@ -38,7 +38,7 @@ class HiDream(FlowFamily):
     )  # fmt: skip
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {"full": ("full",), "dev": ("dev",), "fast": ("fast",)}
     refused_words: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("hidream-e1", "hidream_e1", "hidream e1", "hidreame1"),
+        ("hidream-e1", "hidream_e1", "hidream e1", "hidreame1", "hidream-i1-e1", "hidream_i1_e1"),
         "it edits a picture that it is given, but civman renders only HiDream-I1",
     )
 
