@@ -135,7 +135,7 @@ def test_an_image_with_control_replays_without_its_picture(civman: Civman, tmp_p
         ("guide.png:ink", "wrong-kind", "ink"),
         ("guide.png:nothing", "not-found", "nothing"),
         ("none.png:sd1-lines", "bad-value", "the image file does not exist"),
-        ("guide.png:sd1-lines:0.8:0.9-0.1", "bad-recipe", "in this order"),
+        ("guide.png:sd1-lines:0.8:0.9-0.1", "bad-recipe", "fractions of the steps"),
         ("guide.png:sd1-lines:20", "bad-recipe", "between 0 and 10"),
     ],
 )

@@ -94,7 +94,7 @@ def test_an_image_with_references_is_recorded_replayed_and_varied(civman: Civman
         (("--reference", "guide.png:needs-vit-h"), "missing-part", "needs the CLIP vision encoder ViT-H/14"),
         (("--reference", "guide.png:nothing"), "not-found", "nothing"),
         (("--reference", "none.png:sd1-plain"), "bad-value", "the IP-Adapter is missing"),
-        (("--reference", "guide.png:sd1-plain:0.8:0.9-0.1"), "bad-recipe", "in this order"),
+        (("--reference", "guide.png:sd1-plain:0.8:0.9-0.1"), "bad-recipe", "fractions of the steps"),
         (("--reference", "guide.png:sd1-plain:20"), "bad-recipe", "between -10 and 10"),
         (("--reference", "guide.png:sd1-plain", "--reference-crop", "40,0,30,64"), "bad-value", "exceeds the picture"),
         (("--reference", "guide.png:sd1-plain", "--reference-crop", "face"), "bad-value", "not a valid crop"),

@@ -175,7 +175,7 @@ def test_a_unit_of_an_ip_adapter_is_a_reference_picture(server: Served) -> None:
         ({"control_mode": "loud"}, 400, "control_mode"),
         ({"resize_mode": 9}, 400, "resize_mode"),
         ({"weight": 99}, 400, "between 0 and 10"),
-        ({"guidance_start": 0.9, "guidance_end": 0.1}, 400, "in this order"),
+        ({"guidance_start": 0.9, "guidance_end": 0.1}, 400, "fractions of the steps"),
         ({"image": "/etc/passwd"}, 400, "picture"),
     ],
 )
