@@ -237,7 +237,7 @@ class FileFacts:
     rank: int | None = None
     tensor_count: int | None = None
     claimed_base: str = ""
-    """The base model according to the file's own metadata."""
+    """The base model according to the file's metadata."""
     trigger_words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()

@@ -291,14 +291,14 @@ def _asked_type(part: Part) -> ModelType:
 
 
 def _by_labels(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    pair = f"{part.label} on {checkpoint.label}"
+    pair = f"{part.label} and {checkpoint.label}"
     match support:
         case Support.FULL:
-            return _Finding(Verdict.FITS, Depth.LABELS, [f"{pair}: CivitAI's table says they go together"])
+            return _Finding(Verdict.FITS, Depth.LABELS, [f"CivitAI's table says {pair} go together"])
         case Support.PARTIAL:
             return _Finding(Verdict.CAUTION, Depth.LABELS, [_partial(checkpoint, part)])
         case Support.NONE:
-            return _Finding(Verdict.CANNOT, Depth.LABELS, [f"{pair}: CivitAI's table says they do not go together"])
+            return _Finding(Verdict.CANNOT, Depth.LABELS, [f"CivitAI's table says {pair} do not go together"])
     return _Finding(
         Verdict.UNKNOWN, Depth.NOTHING, [f"nothing is known about `{part.name}` together with the checkpoint"]
     )

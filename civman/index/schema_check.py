@@ -28,7 +28,7 @@ def faults(path: Path) -> tuple[str, ...]:
 
 
 def _is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Whether the table is one of civman's own, not a full-text table or one of SQLite's internal tables."""
+    """Whether civman defines the table; False for full-text tables and SQLite's internal tables."""
     return kind != "table" or (name or "").split("_")[0] not in {table.split("_")[0] for table in SEARCH_TABLES}
 
 

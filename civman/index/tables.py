@@ -243,7 +243,7 @@ class SeenFileRow(Row, table=True):
 
 
 class FitRow(Row, table=True):
-    """A saved verdict: how compatible a file is with a checkpoint. It saves reading the headers again for lists.
+    """A saved verdict: how compatible a file is with a checkpoint. With it, lists need not read the headers again.
 
     `labels` are the base models of checkpoint and file when the verdict was saved, separated by a line break; `rules`
     is the version of the compatibility rules. There is no foreign key, because the verdict stays true if a file is

@@ -10,7 +10,7 @@ from typing import Any, Final
 from civman.domain.recipes.checkpoint_use import CheckpointUse
 
 PASSES: Final = ("first", "second", "both")
-"""The passes that the refiner can continue, if there are two."""
+"""The values of `Refiner.passes`: in which of two passes the refiner takes over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Refiner:
     by_steps: bool = False
     """Whether `switch_at` is a fraction of the steps instead of a fraction of the training timesteps."""
     passes: str = "second"
-    """The passes in which the refiner takes over, if there are two; one of `PASSES`."""
+    """In which of two passes the refiner takes over, one of `PASSES`; ignored if there is only one pass."""
     is_same_family: bool = True
     """Whether the refiner is of the first checkpoint's family; if not, LoRAs and embeddings have no effect on it."""
 

@@ -64,7 +64,7 @@ def problems(found: Thresholding) -> Iterator[str]:
 
 
 def thresholding_of(text: str) -> Thresholding | None:
-    """Parse a mimic scale with further settings, such as "7,percentile=99.5,cfg_mode=Half Cosine Up"; "off" gives None.
+    """Parse a mimic scale with other settings, such as "7,percentile=99.5,cfg_mode=Half Cosine Up"; "off" gives None.
 
     Raises: UsageError (`bad-value`).
     """
