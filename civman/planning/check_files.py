@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from civman.diffusion.families.registry import flow_family_of
+from civman.diffusion.families.registry import FLOW_FAMILIES, flow_family_of
 from civman.diffusion.flow_parts import missing_parts, missing_tokenizer, option_of
 from civman.domain.architecture import Architecture, Kind
 from civman.domain.compatibility import Compatibility, Depth, Part, Verdict, check, worst
@@ -22,7 +22,11 @@ ROLES: Final = {
     "reference": Kind.IP_ADAPTER,
 }  # fmt: skip
 _FITS_UNET: Final = "the control model's inputs and outputs have the same shapes as the checkpoint's UNet"
-_UNET_FAMILIES = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
+_RENDERED = frozenset((
+    Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER,
+    *(family.architecture for family in FLOW_FAMILIES),
+))  # fmt: skip
+"""The architectures that civman renders, at least in the original layout."""
 
 
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
@@ -120,7 +124,7 @@ def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
 
 
 def _why_not_rendered(checkpoint: Inspected, vae: Inspected | None) -> str:
-    """Return the reason why civman cannot render with an SD 1, SD 2 or SDXL checkpoint.
+    """Return the reason why civman cannot render with a checkpoint of a family that it renders.
 
     Returns an empty string if civman can render with it, and for model families that civman does not render.
     """
@@ -129,7 +133,7 @@ def _why_not_rendered(checkpoint: Inspected, vae: Inspected | None) -> str:
         return ""
     if (family := flow_family_of(_shapes(checkpoint))) is not None:
         return why_refused(family, checkpoint)
-    if identity.architecture not in _UNET_FAMILIES:
+    if identity.architecture not in _RENDERED:
         return ""
     try:
         base, other = _found("checkpoint", checkpoint), _found("vae", vae)

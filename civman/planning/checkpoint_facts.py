@@ -13,6 +13,7 @@ from typing import Any
 from civman.diffusion.checkpoint_names import UNET, VAE, Config
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
+from civman.diffusion.families.flow_family import PREFIXES
 from civman.diffusion.families.registry import FLOW_FAMILIES, UNET_FAMILIES, Family, unet_family_of
 from civman.diffusion.families.unet_family import UNetFamily
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
@@ -103,11 +104,26 @@ def read_checkpoint(
 
 
 def _require_rendered_family(found: Found) -> None:
-    """Check that the file is not a model of a family that civman knows only by its tensors. Raises: CannotRender."""
+    """Check that the file is not a transformer of a family, or in a layout, that civman knows only by its tensors.
+
+    Raises: CannotRender.
+    """
     seen = found.identity
-    known = {*(family.name for family in UNET_FAMILIES), *(family.architecture for family in FLOW_FAMILIES)}
-    has_unet = f"{UNET}input_blocks.0.0.weight" in found.header.shapes
-    if seen.kind is Kind.CHECKPOINT and not has_unet and seen.architecture not in (*known, Architecture.UNKNOWN):
+    transformers = {family.architecture: family for family in FLOW_FAMILIES}
+    known = {*(family.name for family in UNET_FAMILIES), *transformers}
+    if seen.kind is not Kind.CHECKPOINT or f"{UNET}input_blocks.0.0.weight" in found.header.shapes:
+        return
+    if (family := transformers.get(seen.architecture)) is not None:
+        names = found.header.shapes
+        missing = [name for name in family.probes if not any(prefix + name in names for prefix in PREFIXES)]
+        why = f"it has no tensor `{missing[0]}`" if missing else "it has tensors that those models do not have"
+        raise CannotRender(
+            f"`{found.inspected.name}` is a model of the family {family.title}, but not of a kind that civman renders: "
+            f"{why}",
+            hint="use the original single file, as CivitAI and ComfyUI have it; files in the folder `transformer` of "
+            "a diffusers model have other tensors", code=Cause.UNKNOWN_FAMILY,
+        )  # fmt: skip
+    if seen.architecture not in (*known, Architecture.UNKNOWN):
         raise CannotRender(
             f"`{found.inspected.name}` is a model of the family {seen.architecture}, which civman does not render",
             hint="civman renders " + ", ".join([

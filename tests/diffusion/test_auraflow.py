@@ -401,3 +401,22 @@ def test_a_start_image_a_second_pass_and_step_noise_work(civman: Any, files: dic
 
     assert first.code == second.code == larger.code == 0, (first.err, second.err, larger.err)
     assert len({each.json["render"][0]["pixel_sha256"] for each in (first, second, larger)}) == 3
+
+
+def test_a_file_with_diffusers_names_is_refused_by_render_and_check_with_the_reason(
+    civman: Any, tmp_path: Path
+) -> None:
+    tensors = tiny_flows.modules("auraflow")["transformer"].state_dict()
+    save_file({name: value.clone() for name, value in tensors.items()}, tmp_path / "diffusion.safetensors")
+
+    drawn = civman("render", str(tmp_path / "diffusion.safetensors"), "a cat", *QUICK, "--dry-run")
+    checked = civman("check", str(tmp_path / "diffusion.safetensors"))
+
+    reason = (
+        "is a model of the family AuraFlow, but not of a kind that civman renders: it has no tensor `double_layers.0"
+    )
+    assert drawn.code != 0
+    assert "unknown-family" in drawn.err
+    assert reason in " ".join(drawn.err.split())
+    assert reason in " ".join(checked.out.split())
+    assert "all together: fits with caution" in checked.out
