@@ -34,7 +34,9 @@ _MOMENT_S = 0.25
 """Work that takes no longer than this many seconds shows no bar."""
 _LINES_EVERY_S = 10.0
 _TEXT, _BAR, _NUMBERS, _REST = 36, 40, 17, 19
-"""Column widths in cells: the maximum for text and bar, and the widths of the numbers and of speed with remaining time.
+"""Widths of the columns in cells.
+
+The text and the bar have a maximum width. The numbers and the rest (speed and remaining time) have a fixed width.
 """
 _LEAST_TEXT = 10
 

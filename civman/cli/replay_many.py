@@ -34,7 +34,7 @@ class Many:
     is_agreed: bool = False
     """Whether the user has agreed to download missing files."""
     only_reads: bool = False
-    """Whether to report only whether each image can be rendered again, instead of rendering it."""
+    """Whether to check only if each image can be rendered again, without rendering it."""
     on: str | None = None
     """The workers that render the images, as for `civman render --on`; None: this process, one image at a time."""
     resumes: bool = False

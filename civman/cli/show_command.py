@@ -225,7 +225,7 @@ def facts_words(asset: "Asset") -> str:
 
 
 def pickle_words(asset: "Asset | None") -> str:
-    """Describe in words whether civman has read a pickle (without running it); None if the file is not stored."""
+    """Describe in words whether civman has read a pickle. `asset` is None if the file is not in the library."""
     if asset is None:
         return "pickle"
     return "pickle, read without running its code" if asset.facts.kind else "pickle that civman has not read"

@@ -42,7 +42,7 @@ _FEW = 20
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The result for one file. `was_present`: nothing was transferred, because the target already had the file."""
+    """The result of transferring a file. `was_present`: the target already had it, so nothing was transferred."""
 
     sha256: Sha256
     name: str

@@ -43,7 +43,7 @@ class Syncing:
     project: Project
     index: Index
     fetch: Fetch
-    """Downloads refs. Its second argument is a function that checks each file before its download."""
+    """A function that downloads refs; its second argument is a function that checks each file before its download."""
     plan: Callable[[str], Job]
     file: str | None = None
     """Selects one of a version's files, as the option `--file` does; None: the default file."""

@@ -25,12 +25,12 @@ class ViewRequest:
     method: str | None = None
     has_companions: bool | None = None
     is_safe: bool | None = None
-    """Whether to show the safetensors copies of pickles instead of the pickles."""
+    """Whether to show the safetensors copies of pickles instead of the pickles; None: as before."""
     refs: tuple[str, ...] = ()
     types: tuple[ModelType, ...] = ()
     base_models: tuple[str, ...] = ()
     everything: bool = False
-    """Whether to show all files again, after an earlier restriction to some files."""
+    """Whether to show all files again if an earlier request restricted the view to some of them."""
     is_dry_run: bool = False
     """Whether the plan is only shown; missing safetensors copies are then not created."""
 

@@ -15,7 +15,7 @@ class AccountPart(Part):
     def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
         """Check the API key `token` with CivitAI and store it.
 
-        Returns its account and a description of where it is stored.
+        Returns the key's account and a description of where the key is stored.
 
         Raises: NotAllowed (`bad-key`): CivitAI rejects the key. UsageError: civman is offline. ConfigError: `token`
         does not look like an API key.

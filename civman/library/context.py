@@ -123,7 +123,7 @@ class LibraryContext:
         resolved = Resolver(client, self.index, self.clock()).resolve(parse_ref(ref))
         if resolved.is_saved_copy and client is not None:
             when = f" on {resolved.saved_at:%Y-%m-%d}" if resolved.saved_at else ""
-            self.on_notice(f"CivitAI no longer knows `{ref}`; this is the copy that was saved{when}")
+            self.on_notice(f"CivitAI no longer knows `{ref}`; this is the metadata that was saved{when}")
         return resolved
 
     def find(self, refs: Sequence[str], *, file: str | None = None) -> list[Asset]:

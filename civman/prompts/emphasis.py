@@ -45,10 +45,12 @@ class LoraRequest:
     te_scale: float
     unet_scale: float
     blocks: str = ""
-    """Block weights from the tag's third field or from `lbw=`."""
+    """Block weights from the tag's third field or from `lbw=`; "": none."""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """Keyframes of the UNet's scale for the first and the second pass, as typed. "": constant, or as in the first pass.
+    """The keyframes of the UNet's scale as typed, for the first pass (`keyframes`) and the second pass.
+
+    An empty string means a constant scale; for the second pass, it means the scale of the first pass.
     """
     kind: str = "lora"
     """"lora" or "hypernet". For a hypernetwork, both scales are its strength."""

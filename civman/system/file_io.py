@@ -15,7 +15,7 @@ _NO_RESERVE: int = getattr(
     "MAP_NORESERVE",
     0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0,
 )
-"""MAP_NORESERVE, which maps a file without reserving memory. Python lacks the constant before 3.13. 0 if unknown."""
+"""The mmap flag MAP_NORESERVE: map a file without reserving memory. Python has it since 3.13; 0 if it is unknown."""
 _SEEK = threading.Lock()
 """Serialises reads and writes on Windows, which has no pread and pwrite."""
 

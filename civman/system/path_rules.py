@@ -15,7 +15,7 @@ _LONG: Final = 4095 if sys.platform == "linux" else 1023
 """The maximum length of a path in bytes: PATH_MAX of Linux or macOS; 1023 also serves for Windows with long paths."""
 _NAMES_DEVICES: Final = sys.platform == "win32"
 _SPARE: Final = 32
-"""Characters to spare for suffixes of related and temporary files: `.preview.jpeg`, `.civman-new`, a number."""
+"""How many characters stay free for suffixes of related and temporary files (`.preview.jpeg`, a number …)."""
 LONG_PATHS_HINT = "choose a folder with a shorter path"
 
 

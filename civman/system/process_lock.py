@@ -83,7 +83,7 @@ class FileLock:
             if sys.platform != "win32":
                 self._path.unlink(missing_ok=True)
         os.close(descriptor)
-        if sys.platform == "win32":  # after closing, because Windows cannot remove a file that is open
+        if sys.platform == "win32":  # remove the file after closing it, because Windows cannot remove an open file
             with contextlib.suppress(OSError):
                 os.unlink(self._path)  # noqa: PTH108
 
