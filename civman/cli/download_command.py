@@ -49,7 +49,9 @@ def download(
     limit_rate: Annotated[
         str | None, typer.Option(help="Maximum speed of all downloads together, in bytes per second: 500K, 20M.")
     ] = None,
-    preview: Annotated[str, typer.Option(help="Which preview image to store with a file: safe, any or none.")] = "safe",
+    preview: Annotated[
+        str, typer.Option(help="Which preview image to store with a file: safe (rated PG), any or none.")
+    ] = "safe",
     for_: Annotated[
         str | None,
         typer.Option(

@@ -27,8 +27,8 @@ GridOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--grid", metavar="FIELD=VALUES",
-        help="Vary a field and make a contact sheet: seed=1..4, lora:REF=0,0.5,1, sampler=…, s/r=red,blue. Give it "
-        "twice for columns and rows.",
+        help="Vary a field and make a contact sheet: seed=1..4, lora:REF=0,0.5,1, sampler=…, s/r=red,blue. Use "
+        "the option twice for columns and rows.",
         show_default=False,
     ),
 ]  # fmt: skip

@@ -123,7 +123,10 @@ def list_assets(
     ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(help="Sort order: relevance, added, name, size, rating or used.", show_default="relevance, added"),
+        typer.Option(
+            help="Sort order: relevance, added, name, size, rating or used (time of last use).",
+            show_default="relevance, added",
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Maximum number of results; 0 for all.")] = 50,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Number of results to skip.")] = 0,

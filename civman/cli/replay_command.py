@@ -95,7 +95,7 @@ def replay(
         str | None,
         typer.Option(
             "--images", metavar="FILE",
-            help="Instead of PICTURE: images on CivitAI whose ids or URLs a text file lists; `-` reads stdin.",
+            help="Instead of PICTURE: a text file with the ids or URLs of images on CivitAI; `-` reads stdin.",
         ),
     ] = None,
     limit: Annotated[
@@ -120,7 +120,7 @@ def replay(
         typer.Option(
             "--try-cards",
             help="For an image of another program: try the noise of each common graphics card, and keep "
-                    "the image most like the original.",
+                    "the image most similar to the original.",
         ),
     ] = False,
     picture: Annotated[

@@ -91,7 +91,7 @@ HiresLoraOpt = Annotated[
         "--hires-lora",
         metavar="REF[:UNET[:TE]][:lbw=BLOCKS]|none",
         autocompletion=completion.refs,
-        help="A LoRA for the second pass, in place of those of --lora; none: no LoRA (repeatable).",
+        help="A LoRA for the second pass, in place of those of --lora; `none` for no LoRA (repeatable).",
     ),
 ]
 HiresCheckpointOpt = Annotated[

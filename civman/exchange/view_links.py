@@ -135,7 +135,7 @@ def remove_view(folder: Path, store: BlobStore) -> list[Step]:
     """Remove a view: its unchanged files, then its empty folders. The blobs are not touched."""
     before = memory.read(folder)
     if before is None:
-        raise UsageError(f"there is no view in `{folder}`", hint="`civman link DIR --layout NAME` creates one")
+        raise UsageError(f"there is no view in `{folder}`", hint="`civman link DIR --layout NAME` creates a view")
     lock = _locked(folder)
     try:
         steps = [_removal(folder, entry, store) for entry in before.entries]

@@ -68,7 +68,7 @@ def _joined(before: Manifest | None, request: ViewRequest, root: Path, folder: P
     if layout is None:
         raise UsageError(
             f"civman does not know which program uses `{folder}`",
-            hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; civman remembers it for later runs",
+            hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; later runs use the same layout",
         )
     if request.method not in (None, "auto", *Method):
         raise UsageError(
