@@ -424,7 +424,7 @@ class _PassReader:
         return named, {"eta": read.number(node, "eta", 1.0), "s_noise": read.number(node, "s_noise", 1.0)}
 
     def _sigmas(self, link: object, sampler: str) -> tuple[Schedule, int, float, tuple[float, ...]]:
-        """Return the schedule, steps and strength of a sigma node, or its noise levels if no schedule gives them."""
+        """Return the schedule, steps and strength of a sigma node, or its noise levels if no schedule produces them."""
         node = self._reader.node(link, "the noise levels")
         read = self._reader
         if node.kind == "SplitSigmas":

@@ -98,7 +98,7 @@ def _axis(text: str) -> Axis:
     if len(axis.values) < 2:
         raise bad_grid(
             f"--grid {text}: an axis needs at least two values",
-            "separate them with commas, or with | if they contain commas",
+            "separate the values with commas, or with | if a value contains a comma",
         )
     if axis.field == REPLACE and not axis.values[0]:
         raise bad_grid(f"--grid {text}: the first value is the text to search for in the prompt; it cannot be empty")
@@ -115,7 +115,7 @@ def _counted(name: str, part: str) -> Sequence[str]:
         return [part]
     first, last, step = Decimal(found[1]), Decimal(found[2]), Decimal(found[3] or "1")
     if found[3] is None and not (first == int(first) and last == int(last)):
-        raise bad_grid(f"`{part}`: a range of fractions needs a step", "for example 0..1/0.25")
+        raise bad_grid(f"`{part}`: a range of non-integers needs a step", "for example 0..1/0.25")
     if step == 0:
         raise bad_grid(f"`{part}`: the step is 0")
     count = int(abs(last - first) / step) + 1

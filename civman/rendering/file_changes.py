@@ -99,7 +99,7 @@ def _other_size(made: Any, found: Any) -> FileChange:
         return FileChange(ChangeKind.CROPPED, f"was cropped {sizes}, from position {corner[0]},{corner[1]}")
     if _is_resized(made, found):
         return FileChange(ChangeKind.RESIZED, f"was resized {sizes}")
-    return FileChange(ChangeKind.REPLACED, f"has another size ({sizes}) and other contents")
+    return FileChange(ChangeKind.REPLACED, f"has another size ({sizes}) and shows something else")
 
 
 def _place_in(made: Any, found: Any) -> tuple[int, int] | None:
