@@ -38,10 +38,13 @@ OTHERS = {
         "patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": (64, 32, 32),
         "llama_layers": [*range(32), *[31] * 16],
     }),
+    "auraflow": (13_600_000_000, 2048, {"pos_embed_max_size": 9216}),
 }  # fmt: skip
 """Family → the least size of its file in bytes, the width of its text, and the arguments of its class."""
 POOLED = {"hidream": 2048}
 """Family → the width of its pooled text."""
+CHANNELS = {"auraflow": 4}
+"""Family → the number of channels of its latents, if that is not 16."""
 
 
 def shapes_of(model: str, config: dict[str, object]) -> dict[str, Shape]:
@@ -201,10 +204,12 @@ def test_other_families_compute_a_step_in_the_memory_of_a_layer(tmp_path: Path, 
     pooled = torch.zeros(1, POOLED[name], dtype=torch.bfloat16) if name in POOLED else None
     text = FlowEncoded(torch.zeros(1, 4, OTHERS[name][1], dtype=torch.bfloat16), pooled)
 
-    with growth() as most, torch.no_grad():
-        answer = family.velocity(model.components, Instant(torch.zeros(1, 16, 2, 2), (1.0,)), text)
+    latents = torch.zeros(1, CHANNELS.get(name, 16), 2, 2)
 
-    assert answer.shape == (1, 16, 2, 2)
+    with growth() as most, torch.no_grad():
+        answer = family.velocity(model.components, Instant(latents, (1.0,)), text)
+
+    assert answer.shape == latents.shape
     assert most[0] <= planned(file)
 
 
