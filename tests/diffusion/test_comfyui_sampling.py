@@ -217,7 +217,7 @@ def test_samplers_that_comfyui_computes_in_another_way_are_refused(name: str) ->
     ("change", "words"),
     [
         ({"noise_slice": "0/2"}, "slice"), ({"noise_slice": "3/2"}, "slice"), ({"noise_slice": "1"}, "slice"),
-        ({"noise_slice": "1/2", "count": 2}, "its own recipe"), ({"step_rng": "gpu"}, "rng"),
+        ({"noise_slice": "1/2", "count": 2}, "exactly one image"), ({"step_rng": "gpu"}, "rng"),
         ({"sampling": Sampling(program="forge")}, "sampling rules"),
         ({"sampling": Sampling(sigmas=(1.0, 2.0))}, "noise levels"),
         ({"sampling": replace(COMFYUI, half_levels=True)}, "half precision"),

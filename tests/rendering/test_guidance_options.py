@@ -61,7 +61,7 @@ def test_sdxl_has_no_tokens_to_merge(civman: Civman) -> None:
     ran = civman("render", "tiny-sdxl", "a cat", *QUICK, "--token-merging", "0.5", "--dry-run", "--json")
 
     assert ran.code == 0
-    assert "tokens are not merged" in ran.err
+    assert "token merging has no effect" in ran.err
     assert json.loads(ran.out)["plan"][0]["recipe"].get("token_merging", 0) == 0
 
 
@@ -74,7 +74,7 @@ def test_sdxl_has_no_tokens_to_merge(civman: Civman) -> None:
         (("--thresholding", "7,percentile=101"), "percentile"),
         (("--thresholding", "7", "--cfg-rescale", "0.5"), "cannot be combined"),
         (("--ngms", "-1"), "noise level"),
-        (("--skip-early-cfg", "2"), "share"),
+        (("--skip-early-cfg", "2"), "fraction"),
         (("--ngms", "1", "--sampler", "Euler CFG++"), "negative prompt"),
         (("--hires-token-merging", "0.5"), "requires a second pass"),
     ],
