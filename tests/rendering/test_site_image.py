@@ -23,7 +23,7 @@ def test_an_image_on_civitai_is_replayed_on_an_empty_machine(civman: Civman, roo
     refused = civman("replay", URL, "--device", "cpu")
     assert refused.code != 0
     assert "missing: checkpoint `tiny-shapes.safetensors` (10.9 MB, sha256 4f20cf4bb088…)" in refused.err
-    assert "--fetch finds them on CivitAI by their ids or their SHA-256" in refused.err
+    assert "--fetch searches CivitAI for the files by id or SHA-256" in refused.err
 
     ran = civman("replay", URL, "--fetch", "--device", "cpu", "--json")
 
