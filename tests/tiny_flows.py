@@ -138,7 +138,10 @@ _SD3_TEXT = {
     "text_encoder_2": ("CLIPTextModelWithProjection", CLIP_G),
     "text_encoder_3": ("T5EncoderModel", T5 | {"d_model": 72}),
 }
-TINY = {
+Model = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""Component → class and arguments."""
+
+TINY: dict[str, Model] = {
     "flux1": {
         "transformer": ("FluxTransformer2DModel", FLUX), "text_encoder": ("CLIPTextModel", CLIP_L),
         "text_encoder_2": ("T5EncoderModel", T5), "vae": ("AutoencoderKL", KL),
@@ -201,6 +204,10 @@ TINY = {
         **_SD3_TEXT, "vae": ("AutoencoderKL", SD3_KL),
     },
 }  # fmt: skip
+
+
+PREFIX = "model.diffusion_model."
+"""The prefix of the transformer's tensors in an all-in-one file."""
 
 
 def cases(layouts: Iterable[str]) -> list[Any]:
@@ -269,12 +276,12 @@ def byte_tensor(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
-    """Build a tiny model's components with random weights, the same ones for the same seed."""
+def modules(name: str, seed: int = 0, models: Mapping[str, Model] = TINY) -> dict[str, nn.Module]:
+    """Build a model's components with random weights, the same ones for the same seed."""
     made = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for component, (kind, config) in TINY[name].items():
+        for component, (kind, config) in models[name].items():
             module = construct_class(kind, dict(config)).eval().requires_grad_(requires_grad=False)
             spread = 1.0 if component == "vae" else 0.7
             for key, tensor in module.state_dict().items():
@@ -286,8 +293,10 @@ def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
     return made
 
 
-def original_tensors(name: str, family: Any, made: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """A tiny model's tensors in the layout of an all-in-one file, by the family's own tables read backwards.
+def original_tensors(
+    name: str, family: Any, made: Mapping[str, nn.Module], models: Mapping[str, Model] = TINY
+) -> dict[str, Tensor]:
+    """A model's tensors in the layout of an all-in-one file, by the family's own tables read backwards.
 
     Whether the tables are right is another test's question, which asks diffusers' converters.
     """
@@ -299,16 +308,38 @@ def original_tensors(name: str, family: Any, made: Mapping[str, nn.Module]) -> d
         if component in kinds:
             kind = kinds[component]
             prefix = kind.prefixes[0]
-            sources = kind.sources(shapes, dict(TINY[name][component][1]))
+            sources = kind.sources(shapes, dict(models[name][component][1]))
             for key in kind.tokenizers[:1]:
                 tensors[f"text_encoders.{key}"] = byte_tensor(tokenizer_of(kind.role))
             if "CLIP" in kind.model:
                 prefix += "text_model."
         else:
-            prefix = "model.diffusion_model."
+            prefix = PREFIX
             sources = family.sources(component, shapes, "")
         tensors |= {prefix + key: value for key, value in backwards(state, sources).items()}
     return tensors
+
+
+def apart(family: Any, tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, Path]]:
+    """The transformer's tensors without prefix, and the file of each part with the names of a file of its own."""
+    own = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    parts = {}
+    for kind in (need.kind for need in family.needs):
+        prefix, tokenizer = kind.prefixes[0], kind.tokenizer_in(shapes)
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if tokenizer is not None:
+            found[tokenizer.rpartition(".")[2]] = tensors[tokenizer]
+        parts[kind.role] = write_part(folder / f"{kind.role}.safetensors", kind, found)
+    return own, parts
+
+
+def write_part(path: Path, kind: Any, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a part's file of its own; `tensors` have no prefix."""
+    prefix = "" if "" in kind.prefixes else kind.prefixes[1]
+    named = {key if key in kind.tokenizers else prefix + key: value.clone() for key, value in tensors.items()}
+    save_file(named, str(path))
+    return path
 
 
 def backwards(state: Mapping[str, Tensor], sources: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def _placed(
     if prefix is None:
         if need.is_optional and not is_own:
             return None
-        raise wrong_kind(need, file) if is_own else missing_part(need, file, family, width)
+        raise _wrong_kind(need, file, family, width) if is_own else missing_part(need, file, family, width)
     inner = kind.shapes_in(shapes, prefix)
     config = _read(file, lambda: kind.config(inner)) | stated.get(need.component, {})
     return Placed(
@@ -156,11 +156,10 @@ def _where_tokenizer(need: Need, family: FlowFamily) -> str:
     return f"`{known[0].name}` is in the public repository {known[0].published} (sha256 {known[0].sha256})"
 
 
-def wrong_kind(need: Need, file: str) -> CannotRender:
-    """Build the error for a file that was passed as a part but is not of the part's kind."""
+def _wrong_kind(need: Need, file: str, family: FlowFamily, width: int | None) -> CannotRender:
     return CannotRender(
         f"`{file}` is not the required part ({need.kind.title})",
-        hint=f"pass a matching file with {option_of(need)}",
+        hint=f"pass a matching file with {option_of(need)}; {_how_to_fetch(need, family, width)}",
         code=Cause.MISMATCHED_PARTS, part=need.kind.role, file=file,
     )  # fmt: skip
 
@@ -187,8 +186,8 @@ def _require_widths(family: FlowFamily, placed: Mapping[str, Placed], file: str,
             name = names.get(component, file)
             raise CannotRender(
                 f"the {need.kind.title} in `{name}` has a width of {found}, but `{file}` needs a width of {width}",
-                hint=f"pass a matching file with {option_of(need)}", code=Cause.MISMATCHED_PARTS,
-                part=need.kind.role, file=name,
+                hint=f"pass a matching file with {option_of(need)}; {_how_to_fetch(need, family, width)}",
+                code=Cause.MISMATCHED_PARTS, part=need.kind.role, file=name,
             )  # fmt: skip
 
 

@@ -25,29 +25,13 @@ from civman.diffusion.families.flow_family import PREFIXES
 from civman.diffusion.open_model import load
 
 Tensors = dict[str, Any]
-PREFIX = "model.diffusion_model."
+PREFIX = tiny_flows.PREFIX
 
 
 @pytest.fixture(scope="module")
 def whole() -> Callable[[str], Tensors]:
     """A family's tensors in one file."""
     return cache(lambda name: tiny_flows.original_tensors(name, family_of(name), tiny_flows.modules(name)))
-
-
-def apart(name: str, tensors: Tensors, folder: Path) -> tuple[Tensors, dict[str, Path]]:
-    """The transformer's tensors without prefix, and the file of each part with the names of a file of its own."""
-    own = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
-    parts = {}
-    for kind in (need.kind for need in family_of(name).needs):
-        prefix = kind.prefixes[0]
-        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if "" not in kind.prefixes:
-            found = {f"{kind.prefixes[1]}{key}": value for key, value in found.items()}
-        tokenizer = kind.tokenizer_in({key: tuple(value.shape) for key, value in tensors.items()})
-        found |= {} if tokenizer is None else {tokenizer.rpartition(".")[2]: tensors[tokenizer]}
-        parts[kind.role] = folder / f"{kind.role}.safetensors"
-        save_file({key: value.clone() for key, value in found.items()}, parts[kind.role])
-    return own, parts
 
 
 def parameters(model: Any) -> Tensors:
@@ -73,7 +57,7 @@ def test_a_transformer_alone_behind_any_prefix_is_that_of_the_whole_file(
     tensors = whole(name)
     save_file(tensors, tmp_path / "whole.safetensors")
     expected = parameters(load(tmp_path / "whole.safetensors"))
-    own, parts = apart(name, tensors, tmp_path)
+    own, parts = tiny_flows.apart(family_of(name), tensors, tmp_path)
     vae = parts.pop("vae")
     save_file({f"{prefix}{key}": value for key, value in own.items()}, tmp_path / "alone.safetensors")
 
@@ -145,7 +129,7 @@ def test_packed_layers_are_the_numbers_that_they_mean(
 def test_a_transformer_in_gguf_has_the_numbers_of_the_package(
     whole: Callable[[str], Tensors], tmp_path: Path, name: str, kind: str
 ) -> None:
-    own, parts = apart(name, whole(name), tmp_path)
+    own, parts = tiny_flows.apart(family_of(name), whole(name), tmp_path)
     vae = parts.pop("vae")
     stored, meant = quantised(own, kind)
     save_file({key: value.contiguous() for key, value in meant.items()}, tmp_path / "meant.safetensors")
