@@ -23,7 +23,7 @@ from civman.domain.identification.claims import prediction_type
 from civman.domain.part_families import SCALED_VAES, TEXT_WIDTHS, VAE_FAMILIES, same_scale
 from civman.errors import Cause, Incompatible, UnknownFit
 
-RULES = 6
+RULES = 7
 """The version of the rules that the verdicts are based on.
 
 Increase it whenever `check` returns a different verdict for the same files.

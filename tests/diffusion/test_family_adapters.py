@@ -24,6 +24,10 @@ from test_transformer_adapters import ENDS, SPELLINGS
 from civman.diffusion.match_adapter import Adapter
 from civman.diffusion.merge_adapters import apply, restore
 from civman.diffusion.open_model import load
+from civman.domain.adapters.adapter_tensors import read_deltas
+from civman.domain.adapters.module_fit import fit_modules
+from civman.domain.adapters.module_names import ModuleIndex
+from civman.store.read_header import read_header
 
 Tensors = dict[str, Any]
 PREFIX = "model.diffusion_model."
@@ -219,6 +223,9 @@ def test_a_lora_on_the_text_encoders_is_the_product_added_to_their_layers(
             adapter |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up,
                         f"{module}.alpha": torch.tensor(ALPHA)}  # fmt: skip
             merged[key] = weight + SCALE * ALPHA / R * (up @ down)
+    shapes = {name: tuple(value.shape) for name, value in adapter.items()}
+    by_header = fit_modules(read_deltas(shapes), ModuleIndex.of_header(read_header(base.path)))
+    assert by_header.fitting == by_header.total, by_header.missing
     assert len(adapter) > 30
     save_file(merged, tmp_path / "merged.safetensors")
 

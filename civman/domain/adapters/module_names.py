@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+from civman.domain.adapters.spellings import ONLY_ENCODERS
 from civman.domain.files.header import Header
 
 Shape = tuple[int, ...]
@@ -203,7 +204,10 @@ _TEXT_PREFIXES = (
     ("text_encoders.clip_l.transformer.", "te1"), ("text_encoders.clip_l.", "te1"),
     ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.clip_g.", "te2"),
     ("text_encoders.t5xxl.transformer.", "te3"), ("text_encoders.t5xxl.", "te3"),
-    ("text_encoders.llama.transformer.", "te4"), ("text_encoders.llama.", "te4"),
+    ("text_encoders.llama.transformer.model.", "te4"), ("text_encoders.llama.transformer.", "te4"),
+    ("text_encoders.llama.", "te4"),
+    *((f"text_encoders.{name}.{inner}", "te1")
+      for name in ONLY_ENCODERS for inner in ("transformer.model.", "transformer.", "")),
     ("text_encoder_4.", "te4"), ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
 )  # fmt: skip
 _OTHER_PREFIXES = ("first_stage_model.", "vae.", "model_ema.", "text_encoders.", "cond_stage_model.", "conditioner.")

@@ -58,6 +58,12 @@ WRAPPED = ".base_layer."
 BUNDLED = "bundle_emb."
 """The prefix of the tensors of an embedding that is bundled in an adapter file."""
 
+ONLY_ENCODERS = (
+    "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen25_7b", "gemma2_2b", "mistral3_24b", "ministral3_3b",
+    "pile_t5xl",
+)  # fmt: skip
+"""ComfyUI's names of text encoders that are the only one of their model."""
+
 _PARTS = {
     **{f"{kind}_{name}_": part for kind in ("lora", "oft", "lycoris") for name, part in (
         ("unet", "unet"), ("te", "te1"), ("te1", "te1"), ("te2", "te2"), ("te3", "te3"), ("te4", "te4"))},
@@ -73,9 +79,7 @@ _PARTS = {
     "conditioner.embedders.0.transformer.": "te1", "conditioner.embedders.1.model.": "te2",
     "model.diffusion_model.": "unet", "diffusion_model.": "unet", "unet.": "unet",
     "transformer.text_model.": "te1", "text_model.": "te1", "transformer.": "unet",
-    **{f"text_encoders.{name}.": "te1" for name in (
-        "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen25_7b", "gemma2_2b", "mistral3_24b", "ministral3_3b",
-        "pile_t5xl")},
+    **{f"text_encoders.{name}.": "te1" for name in ONLY_ENCODERS},
     "net.": "unet",
     "base_model.model.": "",
 }  # fmt: skip
