@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from civman.diffusion.file_tokenizers import FileTokenizer
 from civman.diffusion.tokenizers import QWEN_PADDING, load_tokenizer
+from civman.diffusion.uploads import sent
 from civman.prompts.emphasis import Fragment, ParsedPrompt
 from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
 
@@ -53,7 +54,7 @@ class FlowText:
         if any(weight != 1 for weight in weights):
             rows.append([START, END])
         padding = int(encoder.config.pad_token_id)
-        tokens = torch.tensor([row + [padding] * (most - len(row)) for row in rows], device=self._device)
+        tokens = self._sent([row + [padding] * (most - len(row)) for row in rows])
         with torch.no_grad():
             answer = encoder(tokens, output_hidden_states=True)
         states = answer.last_hidden_state if layer == -1 else answer.hidden_states[layer]
@@ -71,16 +72,16 @@ class FlowText:
         """
         encoder: Any = self._components[component]
         tokenizer = load_tokenizer("t5")
-        first, weights = self.t5_ids(parsed, most)
-        ids, ends = first[0].tolist(), [] if tokenizer.end is None else [tokenizer.end]
+        ids, weights = self._t5_tokens(parsed, most)
+        ends = [] if tokenizer.end is None else [tokenizer.end]
         length = max(least, len(ids))
         rows = [ids]
         if any(weight != 1 for weight in weights):
             rows.append(ends)
-        tokens = torch.tensor([row + [tokenizer.padding] * (length - len(row)) for row in rows], device=self._device)
+        tokens = self._sent([row + [tokenizer.padding] * (length - len(row)) for row in rows])
         mask = None
         if hides_padding:
-            mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self._device)
+            mask = self._sent([[1] * len(row) + [0] * (length - len(row)) for row in rows])
         with torch.no_grad():
             return _moved(encoder(tokens, attention_mask=mask).last_hidden_state, weights)
 
@@ -96,8 +97,8 @@ class FlowText:
         texts = [[*ids, end]]
         if any(weight != 1 for weight in weights):
             texts.append([end])
-        tokens = torch.tensor([text + [padding] * (length - len(text)) for text in texts], device=self._device)
-        mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts], device=self._device)
+        tokens = self._sent([text + [padding] * (length - len(text)) for text in texts])
+        mask = self._sent([[1] * len(text) + [0] * (length - len(text)) for text in texts])
         with torch.no_grad():
             states = encoder(tokens, attention_mask=mask).last_hidden_state
         return _moved(states * mask[..., None], weights)
@@ -121,13 +122,17 @@ class FlowText:
 
     def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Tensor, list[float]]:
         """Return a prompt's T5 token ids (1, tokens), including the end token, and the weight of each token."""
+        ids, weights = self._t5_tokens(parsed, most)
+        return self._sent([ids]), weights
+
+    def _t5_tokens(self, parsed: ParsedPrompt, most: int) -> tuple[list[int], list[float]]:
         tokenizer = load_tokenizer("t5")
         ids, weights = _weighted(parsed, lambda text: _without(tokenizer.encode(text), tokenizer.end))
         if len(ids) + 1 > most:
             self._cut("T5", len(ids) + 1, most)
         ends = [] if tokenizer.end is None else [tokenizer.end]
         ids, weights = ids[: most - len(ends)] + ends, weights[: most - len(ends)]
-        return torch.tensor([ids], device=self._device), [*weights, *[1.0] * len(ends)]
+        return ids, [*weights, *[1.0] * len(ends)]
 
     def piece_ids(
         self, component: str, parsed: ParsedPrompt, most: int, *, starts: bool = True, ends: bool = False
@@ -179,12 +184,12 @@ class FlowText:
             filler = [self._padding(component) if padding is None else padding] * (least - len(ids))
             rows = [[*filler, *ids] if pads_before else [*ids, *filler]]
             hidden, seen = [0] * len(filler), [1] * len(ids)
-            mask = torch.tensor([hidden + seen if pads_before else seen + hidden], device=self._device)
+            mask = self._sent([hidden + seen if pads_before else seen + hidden])
         if any(weight != 1 for weight in weights):
             rest = len(ids) - 1
             rows.append([ids[0], *[int(encoder.config.pad_token_id)] * rest])
-            mask = torch.tensor([[1] * len(ids), [1, *[0] * rest]], device=self._device)
-        tokens = torch.tensor(rows, device=self._device)
+            mask = self._sent([[1] * len(ids), [1, *[0] * rest]])
+        tokens = self._sent(rows)
         with torch.no_grad():
             answer = encoder(input_ids=tokens, attention_mask=mask, output_hidden_states=layer is not None)
         if layer is None:
@@ -198,6 +203,9 @@ class FlowText:
         """Add a message for the user to `notes`, unless it is already there."""
         if words not in self.notes:
             self.notes.append(words)
+
+    def _sent(self, rows: list[list[int]]) -> Tensor:
+        return sent(torch.tensor(rows), self._device)
 
     def _padding(self, component: str) -> int:
         tokenizer = self._tokenizers.get(component)
@@ -240,4 +248,4 @@ def _moved(states: Tensor, weights: Sequence[float]) -> Tensor:
     full = torch.ones(states.shape[1])
     full[: len(weights)] = torch.tensor(list(weights), dtype=torch.float32)
     text, empty = states[:1].float(), states[1:].float()
-    return (empty + (text - empty) * full.to(states.device)[None, :, None]).to(states.dtype)
+    return (empty + (text - empty) * sent(full, states.device)[None, :, None]).to(states.dtype)

@@ -140,7 +140,11 @@ class Later:
                 with _borrowed(self._buffers) as buffer:
                     product.write(base, into, rows, buffer)
 
-            list(self._pool.map(one, product.pieces(into)))
+            pieces = product.pieces(into)
+            if len(pieces) == 1:  # always on a GPU, which computes the whole product at once
+                one(pieces[0])
+            else:
+                list(self._pool.map(one, pieces))
 
 
 def _merge_all(

@@ -106,8 +106,12 @@ def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
 def _device(encoder: nn.Module) -> torch.device:
     """Return the device on which an encoder computes.
 
-    The encoder's large weights may be on the meta device until a layer is called.
+    Its weights may be somewhere else until it is called: on the CPU (`memory_plan.take_turns`) or, for large weights,
+    on the meta device (`layer_streaming.stream`). Both tell the device by the attribute that accelerate uses.
     """
+    hook: Any = getattr(encoder, "_hf_hook", None)
+    if hook is not None:
+        return torch.device(hook.execution_device)
     return next(parameter.device for parameter in encoder.parameters() if not parameter.is_meta)
 
 
@@ -170,7 +174,7 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
             start = insert.offset + 1  # skip the start token
             if insert.length:
                 part = vectors[insert.name][insert.begin : insert.begin + insert.length]
-                output[:, start : start + insert.length] = part.to(output)
+                output[:, start : start + insert.length] = sent(part.to(output.dtype), output.device)
         return output
 
     hook = embedding.register_forward_hook(put)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from civman.diffusion.guard import memory_errors
+from civman.diffusion.uploads import sent
 from civman.errors import CannotRender, Cause
 
 
@@ -136,14 +137,15 @@ def _affine(vae: Any, like: Tensor) -> tuple[Any, Any]:
     # a video VAE has a mean and a standard deviation for each channel
     if hasattr(config, "latents_mean") and config.latents_mean is not None:
         mean, deviation = (
-            like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
+            sent(torch.tensor(values, dtype=like.dtype), like.device).view(1, -1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
         )
         return mean, 1 / deviation
     if folds_noise(vae):  # each position in a square of 2×2 latents has a separate mean and standard deviation
         deviations = torch.sqrt(vae.bn.running_var.float() + config.batch_norm_eps)
         rows, columns = like.shape[-2] // 2, like.shape[-1] // 2
         mean, deviation = (
-            values.to(like).view(1, -1, 2, 2).repeat(1, 1, rows, columns)
+            sent(values.to(like.dtype), like.device).view(1, -1, 2, 2).repeat(1, 1, rows, columns)
             for values in (vae.bn.running_mean, deviations)
         )
         return mean, 1 / deviation

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -49,8 +50,15 @@ class _WithoutDriver(TorchFunctionMode):
             Tensor.contiguous: aten.contiguous,
             Tensor.copy_: aten.copy_,
             Tensor.__getitem__: _indexed,
+            Tensor.__setitem__: _assigned,
+            torch.cartesian_prod: lambda *tensors: aten.cartesian_prod(list(tensors)),
             Tensor.numpy: self._array,
             Tensor.pin_memory: _pinned,
+            # how many tokens go to each expert is a matter of values: to the first one none, and there are no others
+            Tensor.bincount: lambda tensor: aten.new_zeros(tensor, [1]),
+            Tensor.new_tensor: lambda like, values, dtype=None, device=None: _moved(
+                torch.tensor(values, dtype=dtype or like.dtype), device or like.device
+            ),
             **dict.fromkeys((Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.item), aten._local_scalar_dense),
             **{getattr(Tensor, name): _cast(dtype) for name, dtype in _DTYPES.items()},
         }
@@ -121,6 +129,15 @@ def _indexed(tensor: Tensor, key: Any) -> Any:
     return aten.index(tensor, [picked.get(i) for i in range(tensor.ndim)]) if picked else tensor
 
 
+def _assigned(tensor: Tensor, key: Any, value: Any) -> None:
+    """`tensor[key] = value`, without tensors in the key."""
+    target = _indexed(tensor, key)
+    if isinstance(value, Tensor):
+        aten.copy_(target, value)
+    else:
+        aten.fill_(target, value)
+
+
 class _Crossings(TorchDispatchMode):
     """Records where host and card wait for each other."""
 
@@ -161,9 +178,24 @@ def _is_cause(file: str) -> bool:
 def fake_card() -> Iterator["FakeCard"]:
     """Inside the block, tensors have no values, and `cuda:0` is a device like any other."""
     crossings = _Crossings()
-    # noise is drawn in a thread, where no mode acts, and arrives here as a real tensor
-    with FakeTensorMode(allow_non_fake_inputs=True), _WithoutDriver(), crossings, torch.no_grad():
+    with (
+        # noise is drawn in a thread, where no mode acts, and arrives here as a real tensor
+        FakeTensorMode(allow_non_fake_inputs=True), _WithoutDriver(), crossings, torch.no_grad(),
+        mock.patch.object(nn.Module, "_apply", _applied),
+    ):  # fmt: skip
         yield FakeCard(crossings.seen)
+
+
+def _applied(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`Module._apply`, which `Module.to` uses. It replaces parameters: torch cannot exchange values of fake ones."""
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None:
+                each._parameters[name] = nn.Parameter(change(parameter), requires_grad=False)
+        for name, buffer in each._buffers.items():
+            if buffer is not None:
+                each._buffers[name] = change(buffer)
+    return module
 
 
 class FakeCard:
@@ -176,7 +208,7 @@ class FakeCard:
         """Replace the parameters and buffers of a loaded module by fake ones of the same shape and dtype."""
         for each in module.modules():
             for name, parameter in each._parameters.items():
-                if parameter is not None:
+                if parameter is not None and not parameter.is_meta:
                     each._parameters[name] = nn.Parameter(empty_like(parameter, device), requires_grad=False)
             for name, buffer in each._buffers.items():
                 if buffer is not None:

@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")
 import tiny_flows
 from test_flow_pictures import drawn, family_of, recipe_for
 from test_run import PLAIN, prompt
+from torch._dynamo.backends.debugging import aot_eager
 
 from civman.diffusion.compiled_regions import CompiledRegions, compiler_of
 from civman.diffusion.environment import environment
@@ -144,6 +145,31 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.code == "no-compiler"
     with pytest.raises(CannotRender, match="CUDA devices and CPUs"):
         compiler_of(torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "flux1" else pytest.param(name, marks=pytest.mark.long) for name in tiny_flows.TINY]
+)
+def test_a_whole_transformer_is_one_graph(tmp_path: Path, name: str) -> None:
+    if name == "hidream":
+        pytest.skip("which tokens go to which expert depends on values; --compile refuses this family")
+    model = load_any(tiny_flows.write(tmp_path / "tiny.safetensors", name, family_of(name)), dtype=torch.float32)
+    recipe = recipe_for(name, cfg=1.0, steps=2)
+    _, eager = drawn(model, recipe)  # the first call of some families computes tables of positions
+    graphs: list[Any] = []
+    torch._dynamo.reset()  # it counts the graphs of all classes together, up to a limit
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    transformer: Any = model.components["transformer"]
+    vars(transformer)["forward"] = torch.compile(transformer.forward, backend=backend, fullgraph=True)
+
+    _, ours = drawn(model, recipe)
+
+    assert len(graphs) == 1
+    assert ours.sha256 == eager.sha256
 
 
 @pytest.mark.long

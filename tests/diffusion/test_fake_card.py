@@ -5,7 +5,7 @@ A tensor that stays on the host, or a constant of another dtype, fails here alth
 where host and card wait for each other is listed in `ALLOWED`, and that list may only become shorter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from civman.diffusion.denoiser import Conditioning
 from civman.diffusion.loader import LoadedModel, load
 from civman.diffusion.run_recipe import Inputs, render
 from civman.diffusion.text_conditioning import encode
+from civman.diffusion.textual_inversions import Embedding
 from civman.domain.digests import Sha256
 from civman.domain.events import Event, OnEvent, ignore
 from civman.domain.recipes.recipe import Hires, Recipe, StartImage
@@ -62,13 +63,16 @@ CASES: dict[str, tuple[Recipe, Inputs]] = {
 }
 
 
-def conditioning(model: LoadedModel) -> Conditioning:
-    """A long prompt with emphasis and a negative prompt, encoded on the fake card."""
+LONG = "a (red:1.3) fox, " + "grass, " * 80
+
+
+def conditioning(model: LoadedModel, prompt: str = LONG, embeddings: Sequence[Embedding] = ()) -> Conditioning:
+    """A prompt with emphasis and a negative prompt, encoded on the fake card."""
     encoders = [model.components[name] for name in ("text_encoder", "text_encoder_2") if name in model.components]
     tokenizers = [clip_tokenizer().padded_with(0) for _ in encoders]
-    words = parse("a (red:1.3) fox, " + "grass, " * 80), parse("blurry")
+    words = parse(prompt), parse("blurry")
     (cond, pooled), (uncond, uncond_pooled) = (
-        encode(encoders, tokenizers, each, 2, (), is_negative=is_negative)
+        encode(encoders, tokenizers, each, 2, tuple(embeddings), is_negative=is_negative)
         for each, is_negative in zip(words, (False, True), strict=True)
     )
     return Conditioning(cond, uncond, pooled, uncond_pooled)

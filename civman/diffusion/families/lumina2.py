@@ -107,8 +107,12 @@ class Lumina2(FlowFamily):
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
         """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
+        # imported here, because planning uses this module without importing torch
+        from civman.diffusion.kept_positions import keep_positions
+
         x = at.x
         context = text.context.expand(len(x), -1, -1)
+        keep_positions(components["transformer"])
         answer = components["transformer"](
             hidden_states=x.to(context.dtype), timestep=at.of_each([1 - sigma for sigma in at.sigmas]),
             encoder_hidden_states=context, encoder_attention_mask=context.new_ones(context.shape[:2], dtype=bool),
