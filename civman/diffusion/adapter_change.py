@@ -26,7 +26,7 @@ class Change:
     """Maps the parameter's value to the float32 weight of the layer that the adapter was trained on.
 
     Usually this is the parameter's own layer, so the value is returned unchanged. If the adapter was trained on a layer
-    that joins several parameters (such as q, k and v), the result is the weight of the joint layer.
+    that fuses several parameters (such as q, k and v), the result is the weight of the fused layer.
     """
 
     @property

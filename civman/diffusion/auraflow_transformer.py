@@ -30,7 +30,7 @@ class AnySizePatchEmbed(auraflow_transformer_2d.AuraFlowPatchEmbed):
     """Converts latents (B, channels, h, w) to patches (B, tokens, width) with their positions."""
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Enlarge the table of positions if the image has more patches on one side than the table."""
+        """Convert latents to patches, after enlarging the table of positions if it is too small for the image."""
         side = math.isqrt(self.pos_embed_max_size)
         rows, columns = (size // self.patch_size for size in latent.shape[-2:])
         longest = max(rows, columns)

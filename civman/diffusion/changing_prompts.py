@@ -19,14 +19,17 @@ class EncodedStages:
     def index_at(self, call: int) -> int:
         """Return the index of the encoding that evaluation `call` uses.
 
-        After the end of the last encoding, this is 0, the first encoding, as in A1111.
+        After the last encoding has ended, the first one (index 0) is used again, as in A1111.
         """
         return next((place for place, (last, _) in enumerate(self.stages) if call <= last), 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChangingConditioning:
-    """The conditioning of one pass: a prompt's texts combined with `AND`, and a negative prompt; each may change."""
+    """The conditioning of one pass: the prompt's texts, combined with `AND`, and a negative prompt.
+
+    Each of them may change during the pass.
+    """
 
     parts: tuple[EncodedStages, ...]
     negative: EncodedStages

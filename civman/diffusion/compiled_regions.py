@@ -32,7 +32,7 @@ Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
 _CONVOLUTIONS: Final = "ResnetBlock2D"
 """The class of the UNet's convolution blocks. Diffusers does not list it among the blocks that repeat."""
 _EXPERTS: Final = "MOEFeedForwardSwiGLU"
-"""A layer of experts, such as HiDream's. It cannot be compiled: each call gives its experts other numbers of tokens."""
+"""The class of mixture-of-experts layers. They cannot be compiled, because each call splits the tokens differently."""
 _WANTED: Final = {"deterministic": True, "batch_invariant": True, "max_autotune": False, "freezing": False}
 """Settings for the compiler; settings that the installed version of torch does not know are left out."""
 _CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"

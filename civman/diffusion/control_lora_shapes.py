@@ -2,7 +2,7 @@
 
 There are two formats. A ControlLoRA (Stability AI) has two factors `up` and `down` for most weights; their product is
 added to the UNet's weight. Its other tensors replace the UNet's. A ControlNet that was saved as a difference has a
-tensor named `difference`; each of its weights that the UNet also has is added to the UNet's weight. This module does
+tensor named `difference`; those of its weights that the UNet also has are added to the UNet's weights. This module does
 not import torch.
 """
 

@@ -56,7 +56,7 @@ class ActiveUnion:
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """Compute what the union adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
+        """Compute what the ControlNet adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
         dtype = next(self.net.module.parameters()).dtype
         uses, kinds = [use for use, _ in self.parts], [CONTROL_TYPES.index(use.type) for use, _ in self.parts]
         told = torch.zeros(self.net.module.config.num_control_type)

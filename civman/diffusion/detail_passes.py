@@ -93,7 +93,7 @@ def _first_with(stages: Stages, prompt: Prompts) -> Stages:
 
 
 def region_recipe(recipe: Recipe, made: DetailPass, seed: int, number: int, image_size: tuple[int, int]) -> Recipe:
-    """Return the recipe (img2img with a mask) that redraws region `number` of an image with this seed."""
+    """Return the recipe (img2img with a mask) that redraws region `number` of the image with the seed `seed`."""
     width, height = (made.width, made.height) if made.only_masked else image_size
     varied = made.seed_of(recipe.variation_seed, number) if recipe.variation_strength else recipe.variation_seed
     prompt, negative = made.texts(number, recipe.prompt, recipe.negative_prompt) or ("", "")

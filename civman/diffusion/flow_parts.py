@@ -16,7 +16,7 @@ from civman.errors import CannotRender, Cause, InvalidModelFile
 
 TRANSFORMER = "transformer"
 TOKENIZER = "tokenizer"
-"""The role of a separate tokenizer file (`--part tokenizer=FILE`), also its key among the files of a model's parts."""
+"""The role of a separate tokenizer file (`--part tokenizer=FILE`), which is also its key in a model's map of files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def option_of(need: Need) -> str:
 def _how_to_fetch(need: Need, family: FlowFamily, width: int | None = None) -> str:
     known = parts_for(str(family.architecture), need.kind.role, width)
     if not known:
-        return "CivitAI offers these files as separate models"
+        return "CivitAI offers text encoders and VAEs as separate models"
     return f"`civman download {known[0].sha256}` fetches {known[0].title} (`{known[0].name}`) if CivitAI has it"
 
 

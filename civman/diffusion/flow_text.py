@@ -86,7 +86,9 @@ class FlowText:
             return _moved(encoder(tokens, attention_mask=mask).last_hidden_state, weights)
 
     def masked_t5(self, component: str, parsed: ParsedPrompt, length: int) -> Tensor:
-        """Encode a prompt as (1, length, width), with zeros after the end token; a longer prompt is cut off before it.
+        """Encode a prompt as (1, length, width), with zeros after the end token.
+
+        A prompt that is too long is cut off, and the end token is kept.
 
         The tokenizer is read from a file. No token attends to the padding after the end token, as in ComfyUI and in
         diffusers' AuraFlow pipeline.

@@ -1,4 +1,4 @@
-"""Checks that reject invalid images; also converts torch's out-of-memory errors to CannotRender."""
+"""Rejects invalid images, and converts torch's out-of-memory errors to CannotRender."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

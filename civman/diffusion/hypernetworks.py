@@ -25,8 +25,7 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 _TENSOR: Final = re.compile(r"([0-9]+)\.([01])\.linear(1|2|\.[0-9]+)\.(weight|bias)")
 _NAMES: Final = {"swish": nn.Hardswish, "linear": nn.Identity, "null": nn.Identity, "": nn.Identity}
-"""Maps activation names in hypernetwork files to classes, unless the name is that of a `torch.nn` class in lower case.
-"""
+"""Maps some activation names in hypernetwork files to classes; other names are `torch.nn` classes in lower case."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

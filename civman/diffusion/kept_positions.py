@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from civman.diffusion.uploads import sent
 
 _MOST_KEPT = 8
-"""How many combinations of image size and text length are kept, about 3 MB each for an image of one megapixel."""
+"""The maximum number of pairs of image size and text length whose positions are kept (3 MB each at one megapixel)."""
 
 
 class KeptPositions(nn.Module):

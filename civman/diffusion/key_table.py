@@ -21,7 +21,11 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table: the original name, its targets in the order of their rows, and whether to swap halves."""
+    """One line of a table: the original name, and its targets, which are names in diffusers.
+
+    Several targets are in the order of their rows in the original tensor. `swaps`: whether the two halves of the rows
+    are swapped.
+    """
 
     original: str
     targets: tuple[str, ...]

@@ -84,14 +84,17 @@ class LoadedModel:
     def unused_layers(self) -> tuple[tuple[str, str], ...]:
         """Layers whose changes in adapter files are ignored, because this family does not use these layers.
 
-        They have the form of `merge_adapters.apply`'s argument `unused`.
+        The result can be passed to `merge_adapters.apply` as `unused`.
         """
         if not self.family.drops_text_layer:
             return ()
         return (("te1", f"encoder_layers_{self.configs['text_encoder']['num_hidden_layers']}_"),)
 
     def modules(self, component: str) -> dict[str, nn.Module]:
-        """Map dotted names to all submodules of a component, including containers but not the component itself."""
+        """Map the dotted name of each submodule of a component to the submodule, including containers.
+
+        The component itself is left out.
+        """
         return {name: module for name, module in self.components[component].named_modules() if name}
 
     def base_tensor(self, component: str, parameter: str) -> Tensor:

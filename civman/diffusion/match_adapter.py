@@ -106,8 +106,9 @@ class Act:
     rows: tuple[tuple[int, int], ...] = ()
     """The rows of the adapter's change that apply to this parameter, as (first, count); empty: all rows."""
     joint: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
-    """The parameters that form one joint layer in the adapter (such as q, k and v), each with its rows in that layer;
-    empty if the adapter's layer is a single parameter.
+    """The parameters that the adapter's file fuses into one layer (such as q, k and v), each with its row ranges there.
+
+    Empty if the adapter's layer is a single parameter.
     """
 
 
@@ -235,7 +236,8 @@ def _transformer_index(
 def _text_part(component: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the name by which adapter files refer to a text encoder, such as "te1"; T5 is always "te3", as in SD 3.
 
-    Pile-T5, which has a table of distances in every block, is a model's only text encoder.
+    Pile-T5, recognised by a table of distances in its second block, is not "te3": it is always a model's only text
+    encoder.
     """
     if any(".SelfAttention." in name for name in shapes) and not any(_SECOND_TABLE in name for name in shapes):
         return "te3"

@@ -210,7 +210,7 @@ def in_order(plans: Iterable[Plan]) -> list[Plan]:
 def rewrite(
     components: Mapping[str, nn.Module], base: Base, places: Mapping[tuple[str, str], list[Plan]], later: Later | None
 ) -> None:
-    """Merge into each weight in `places` its adapters at their current scales; without adapters, restore the weight.
+    """Compute each weight in `places` again with its adapters at their current scales; restore weights without any.
 
     The changes to weights that are not loaded (meta device) are recorded in `later`. Raises: Incompatible
     (`adapter-not-finite`).
@@ -272,7 +272,7 @@ def _one_thread_each() -> Iterator[int]:
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[Change], buffer: "_Buffer") -> None:
-    """Record which adapters change a bit of this weight; skip adapters already known to change a bit of some weight."""
+    """Record which adapters change at least one bit of this weight; skip adapters known to change another weight."""
     for change in changes:
         if not change.plan.changes_bits:
             weight = buffer.holding(base, change.device)

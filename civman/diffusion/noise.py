@@ -206,7 +206,7 @@ class PictureNoise:
     def brownian(
         self, shape: tuple[int, ...], low: float, high: float, *, falls_upwards: bool = False
     ) -> "BrownianPath":
-        """Create a Brownian path over the noise levels from `low` to `high`; it depends on the seed alone."""
+        """Create a Brownian path over the noise levels from `low` to `high`; the path depends on the seed alone."""
         return BrownianPath(
             self._seed,
             shape,

@@ -34,9 +34,9 @@ class PartKind:
     sources: Sources = field(repr=False)
     """A function that maps each parameter of the class to its tensor in the file; names are without prefix."""
     names: Callable[[Iterable[str]], Mapping[str, str]] = field(default=lambda names: {n: n for n in names}, repr=False)
-    """A function that takes the tensor names in a file and maps the names that `config` and `sources` use to them.
+    """A function that maps the tensor names that `config` and `sources` use to the names in a file.
 
-    All names are without prefix.
+    It is called with the names in the file. All names are without prefix.
     """
     tokenizers: tuple[str, ...] = ()
     """The possible names of the tensor that contains the part's tokenizer, in the order in which they are tried; see
@@ -81,7 +81,7 @@ def _plainly(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str,
 
 
 def _clip_names(names: Iterable[str]) -> dict[str, str]:
-    """Map CLIP's names without `text_model.` to the names in the file, which may begin with it."""
+    """Map CLIP's names without the prefix `text_model.` to the names in the file, which may have this prefix."""
     return {name.removeprefix("text_model."): name for name in names}
 
 
@@ -110,7 +110,7 @@ def _t5_config(shapes: Shapes) -> Config:
 
 
 def _pile_t5_config(shapes: Shapes) -> Config:
-    # the ids of the special tokens are those of the tokenizer, LLaMA's
+    # Pile-T5 uses LLaMA's tokenizer, so its special tokens have the ids of that tokenizer
     return _t5_config(shapes) | {"pad_token_id": 1, "eos_token_id": 2}
 
 
@@ -355,7 +355,7 @@ LONG_CLIP_L: Final = replace(
 LONG_CLIP_G: Final = replace(CLIP_G, title="CLIP-G text encoder of HiDream", config=_long_clip(CLIP_G.config))
 """CLIP-L and CLIP-G trained for long texts: with 248 and 218 positions instead of 77."""
 _T5_SECOND_BIAS: Final = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
-"""The name of a tensor that UMT5 and Pile-T5 have, and T5 does not: a table of distances for the second block."""
+"""The name of a tensor that UMT5 and Pile-T5 have but T5 lacks: the second block's relative attention bias."""
 T5: Final = PartKind(
     "t5", "T5 text encoder", "T5EncoderModel", ("text_encoders.t5xxl.transformer.", ""),
     ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight"), _t5_config, _plainly,

@@ -1,10 +1,10 @@
-"""Tokenizes with a SentencePiece model of byte-pair encoding, as it is contained in files of the text encoder Gemma.
+"""Tokenizes with a SentencePiece model of byte-pair encoding, such as those in files of the text encoder Gemma.
 
 Only models that use byte-pair encoding and do not rewrite characters are supported. The result equals SentencePiece's:
 of all adjacent symbols that together form a piece, the pair with the highest score is joined first; of equal scores,
 the leftmost. Does not import torch.
 
-Source: the message `ModelProto` and the file `bpe_model.cc` of Google's SentencePiece.
+Source: the protobuf message `ModelProto` and the file `bpe_model.cc` of Google's SentencePiece.
 """
 
 import heapq
@@ -20,7 +20,7 @@ _SPACE = "▁"
 _NORMAL, _USER_DEFINED, _UNUSED, _BYTE = 1, 4, 5, 6
 """The types of pieces that represent text; pieces of other types (unknown, control) never do."""
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
-"""Field numbers in the message `ModelProto`."""
+"""The numbers of fields in SentencePiece's protobuf message `ModelProto`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,11 @@ class PieceTokenizer:
     scores: dict[str, float] = field(repr=False)
     """Maps each piece to its score; pairs with higher scores are joined first."""
     unused: frozenset[str] = field(repr=False)
-    """Pieces that occur only as intermediate results: they may be joined to longer pieces; otherwise they are split
-    again.
-    """
+    """Pieces that are only intermediate results: if they are not joined to longer pieces, they are split again."""
     bytes: tuple[int, ...] = field(repr=False)
     """The ids of all 256 bytes, which encode characters without a piece."""
     whole: re.Pattern[str] | None = field(repr=False)
-    """A pattern for pieces that are neither split nor joined with their neighbours."""
+    """Matches pieces that are neither split nor joined with their neighbours."""
     adds_space: bool = False
     trims_spaces: bool = False
     end: int | None = None
@@ -180,11 +178,11 @@ def _read(data: bytes, title: str) -> PieceTokenizer | str:
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a field contains a number instead of a message")  # noqa: TRY004  # the file is wrong, not the caller
+        raise ValueError("a protobuf field contains a number instead of a nested message")  # noqa: TRY004  # the file is wrong, not the caller
     return value
 
 
 def _whole(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise ValueError("a field contains a message instead of a number")  # noqa: TRY004  # the file is wrong, not the caller
+        raise ValueError("a protobuf field contains a nested message instead of a number")  # noqa: TRY004  # the file is wrong, not the caller
     return value

@@ -111,7 +111,7 @@ def of_recipe(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | FlowLeve
 
 
 def of_second_pass(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | FlowLevels]:
-    """Return the sampler, schedule and noise levels of a recipe's second pass, which may differ from the first."""
+    """Return a recipe's sampler, schedule and noise levels for the second pass; the first pass may use others."""
     hires = recipe.hires
     own, schedule = (hires.sampler, hires.schedule) if hires else ("", "")
     if hires is not None and hires.checkpoint is not None:
@@ -162,7 +162,7 @@ def plain(text: str) -> str:
 
 @cache
 def _spellings() -> tuple[tuple[str, Sampler | None], ...]:
-    """List the known spellings of sampler names, longest first, each with its sampler; None: not supported."""
+    """List the known spellings of sampler names, longest first, each with its sampler (None: not supported)."""
     return tuple(sorted(_found(), key=lambda pair: -len(pair[0])))
 
 

@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Table(StrEnum):
-    """Which table of noise levels a sampler has for the Automatic schedule; NONE: it uses a named schedule."""
+    """The table of noise levels that a sampler uses for the Automatic schedule; NONE: that of a named schedule."""
 
     NONE = ""
     DDIM = "ddim"
@@ -61,7 +61,7 @@ class Sampler:
     evaluated.
     """
     has_ends_only: bool = False
-    """Whether the sampler uses only the table's first level, last nonzero level and length."""
+    """Whether the sampler uses only the first level, the last nonzero level and the length of its table of levels."""
     is_adaptive: bool = False
     """Whether the number of model evaluations depends on the model's outputs."""
 
@@ -378,7 +378,7 @@ def _span(sigmas: Sequence[float]) -> tuple[float, float]:
 def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | None) -> Plan:
     """Plan DDIM, PLMS or UniPC, which count in timesteps and work in the model's variance-preserving scaling.
 
-    In img2img, A1111 adds noise for a higher timestep than that of the first evaluation: the next higher in the table.
+    In img2img, A1111 adds noise for a higher timestep than that of the first evaluation: the next one up in the table.
     """
     times = [float(time) for time in reversed(ddim_times(steps))]
     used = times if taken is None else times[:taken]

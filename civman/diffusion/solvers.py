@@ -32,8 +32,8 @@ class Tuning:
     """Settings for the fresh noise that a sampler adds.
 
     `eta`: the fraction (0 to 1) of an ancestral or SDE step's noise that is added; `s_noise`: a factor on that noise.
-    `s_churn`: noise that Euler, Heun and DPM2 add before each step whose level is between `s_tmin` and `s_tmax`, in
-    total over all steps. Source of `s_noise`, `s_churn`, `s_tmin` and `s_tmax`: Karras et al. 2022, algorithm 2.
+    `s_churn`: how much noise Euler, Heun and DPM2 add, in all steps together, before steps whose level is between
+    `s_tmin` and `s_tmax`. Source of `s_noise`, `s_churn`, `s_tmin` and `s_tmax`: Karras et al. 2022, algorithm 2.
     """
 
     eta: float = 1.0
@@ -88,7 +88,7 @@ class Requests:
 
 
 def requests_of(solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False) -> Requests:
-    """Run a solver on plain numbers to list its requests; `in_pairs` for CFG++ solvers, see `solve`.
+    """Run a solver on plain numbers to list its requests; set `in_pairs` for CFG++ solvers (see `solve`).
 
     Cannot be used with adaptive solvers, whose steps depend on the image.
     """
@@ -110,7 +110,7 @@ def requests_of(solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN,
 def evaluations(
     solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False
 ) -> list[float]:
-    """List the noise levels of all model evaluations, in order; `in_pairs` for CFG++ solvers, see `solve`."""
+    """List the noise levels of all model evaluations, in order; set `in_pairs` for CFG++ solvers (see `solve`)."""
     return list(requests_of(solver, sigmas, tuning, in_pairs=in_pairs).evaluations)
 
 

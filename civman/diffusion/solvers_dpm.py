@@ -208,7 +208,7 @@ def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
 
 
 def _dpm_pair(x: X, here: float, after: float, slope: X) -> Any:
-    """Compute a step in second and in third order, which share evaluations at one and two thirds of the step."""
+    """Compute a step in second and in third order; the evaluation at one third of the step is used for both."""
     width, sigma = after - here, math.exp(-after)
     third, twice = width / 3, 2 * width / 3
     first = yield from _slope_at(x - slope * (math.exp(-here - third) * math.expm1(third)), here + third)

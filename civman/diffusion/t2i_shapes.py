@@ -15,7 +15,9 @@ from civman.errors import CannotRender, Cause, Incompatible
 
 _LEVELS: Final = 4
 _FOLDS: Final = {64: (1, 8), 192: (3, 8), 256: (1, 16), 768: (3, 16)}
-"""Maps the first layer's number of input channels to (the picture's channels, the side of the squares that are folded).
+"""Maps the number of input channels of the first layer to (channels of the picture, side of a square in pixels).
+
+An adapter folds each square of this size into a single pixel with more channels.
 """
 
 

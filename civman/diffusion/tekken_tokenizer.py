@@ -1,4 +1,4 @@
-"""Tokenizes with Tekken, the byte-level vocabulary of Mistral's models, as their text encoders' files contain it.
+"""Tokenizes with Tekken, the byte-level vocabulary of Mistral's models, which is stored in text encoder files.
 
 A text is divided into words by the pattern in the file. Then adjacent bytes or tokens in a word are joined to longer
 tokens: the pair whose token has the lowest rank first; of equal ranks, the leftmost. The name of a control token in a
@@ -43,7 +43,7 @@ class TekkenTokenizer:
     control: Mapping[str, int] = field(repr=False)
     """Maps the name of each control token to its id."""
     names: re.Pattern[str] = field(repr=False)
-    """A pattern for the names of control tokens."""
+    """Matches the names of control tokens in a text."""
 
     def encode(self, text: str) -> list[int]:
         """Convert a text of any length to token ids, without the start token."""

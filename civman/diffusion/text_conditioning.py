@@ -107,7 +107,8 @@ def _device(encoder: nn.Module) -> torch.device:
     """Return the device on which an encoder computes.
 
     Its weights may be somewhere else until it is called: on the CPU (`memory_plan.take_turns`) or, for large weights,
-    on the meta device (`layer_streaming.stream`). Both tell the device by the attribute that accelerate uses.
+    on the meta device (`layer_streaming.stream`). In both cases, accelerate's attribute `_hf_hook` contains
+    the device on which the encoder computes.
     """
     hook: Any = getattr(encoder, "_hf_hook", None)
     if hook is not None:

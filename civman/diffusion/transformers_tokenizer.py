@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def transformers_tokenizer(folder: Path, padding: int = tokenizer.END) -> "CLIPTokenizer":
     """Load the CLIPTokenizer that a diffusers pipeline expects from files in `folder`.
 
-    Files (1.5 MB in all) that are missing or have other contents than expected are first written, each atomically.
+    Files (1.5 MB in all) that are missing or do not have the expected contents are written first, each atomically.
     """
     # imported here, because the import takes 1.1 s, which programs that only count tokens need not wait for
     from transformers import CLIPTokenizer

@@ -1,4 +1,4 @@
-"""ComfyUI graphs in a common form, nodes with named inputs, read from the API format or the editor's workflow.
+"""Reads ComfyUI graphs, in the API format or the editor's format, into a common form: nodes with named inputs.
 
 The API format (`prompt`) names each input. The editor's format (`workflow`) lists the values of a node's widgets in an
 order that depends on the node's class. `WIDGETS` contains this order for the classes that civman follows; other nodes
@@ -52,7 +52,7 @@ WIDGETS: Final[dict[str, tuple[str, ...]]] = {
     "SaveImage": ("filename_prefix",), "LoadImage": ("image",), "LoadImageMask": ("image", "channel"),
     "VAEEncodeForInpaint": ("grow_mask_by",),
 }  # fmt: skip
-"""The widgets of the classes that civman follows, in the order in which the editor saves their values."""
+"""Maps each node class that civman follows to its widgets, in the order in which the editor saves their values."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 LOW: Final = 100
 HIGH: Final = 200
-"""A1111's thresholds: an edge contains a pixel above `HIGH`, and continues through all pixels above `LOW`."""
+"""A1111's gradient thresholds: an edge has a pixel above `HIGH` and extends over connected pixels above `LOW`."""
 
 
 def edges(pixels: Any, low: int = LOW, high: int = HIGH) -> Any:

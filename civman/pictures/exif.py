@@ -40,9 +40,9 @@ def exif_with(comment: str) -> bytes:
 
 
 def exif_texts(block: bytes) -> dict[str, str]:
-    """Read the text entries of an EXIF block, by the standard's names.
+    """Read the text entries of an EXIF block, by their names in the standard.
 
-    Raises: ValueError: it is not an EXIF block, or an offset points outside the block.
+    Raises: ValueError: the bytes are not an EXIF block, or an offset points outside the block.
     """
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(block[:2])

@@ -115,7 +115,10 @@ def is_infotext(text: str) -> bool:
 
 
 def _details_at(lines: list[str]) -> int:
-    """Find the line of settings: the last line that starts with "Steps:", else the last line if it has 3 settings."""
+    """Return the index of the line of settings, or the number of lines if there is none.
+
+    It is the last line that starts with "Steps:", else the last line if that has at least 3 settings.
+    """
     for at in range(len(lines) - 1, -1, -1):
         if _STEPS.match(lines[at]):
             return at

@@ -25,7 +25,7 @@ __all__ = ["Part", "SecondPass", "Generation", "text", "Parsed", "read"]
 
 _NOT_IN_NAMES: Final = re.compile(r'[,:"{}\[\]<>\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _ENDS_THAT_CUT: Final = ("resources", "hashed prompt", "hashed negative prompt", "negative prompt")
-"""Endings of entry names at which, if a colon follows, readers end the text or start the negative prompt."""
+"""If an entry's name ends like this and a colon follows, readers end the text or start the negative prompt there."""
 _KEYS: Final = frozenset({
     "steps", "sampler", "schedule type", "cfg scale", "seed", "size", "model", "model hash", "vae", "vae hash",
     "clip skip", "denoising strength", "rng", "ensd", "version", "hashes", "lora hashes", "civitai resources",
@@ -73,8 +73,9 @@ class Part:
     """The block weights of a LoRA."""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """Keyframes of a LoRA's UNet scale in the first and the second pass; "" if the scale is constant, or as in the
-    first pass.
+    """The keyframes of a LoRA's UNet scale in the first pass (`keyframes`) and in the second pass.
+
+    "" means that the scale is constant or, in the second pass, that it is the same as in the first pass.
     """
 
 
@@ -298,7 +299,7 @@ def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterat
 
 
 def _resources(generation: Generation) -> Iterator[dict[str, object]]:
-    """Yield an entry for each model with an id on CivitAI; a single entry without an id would make CivitAI discard all.
+    """Yield an entry for each model with an id on CivitAI, which discards all entries if one of them has no id.
 
     CivitAI takes an entry's kind from its AIR if it has one, else from its type, and does not link an entry of the kind
     "vae". A VAE therefore gets the type "VAE" and no AIR.
@@ -322,7 +323,7 @@ def _resources(generation: Generation) -> Iterator[dict[str, object]]:
 
 
 def _with_tags(prompt: str, parts: Sequence[Part], loras: Sequence[tuple[str, Part]]) -> str:
-    """Append the tags of LoRAs that are missing in the prompt. `loras` are all LoRAs of the image with their names."""
+    """Append a tag for each LoRA that has none in the prompt. `loras`: all LoRAs of the image with their names."""
     names = {_key(part): name for name, part in loras}
     missing = list(_missing_tags(prompt, [(names[_key(part)], part) for part in parts]))
     return " ".join([prompt, *missing] if prompt else missing)

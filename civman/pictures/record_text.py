@@ -104,7 +104,7 @@ def _of_second_sampling(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_refiner(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """Build A1111's keys for the step at which the refiner takes over, and for the passes that use it."""
+    """Build A1111's keys and values for the refiner: when it takes over, and in which passes it is used."""
     refiner = recipe.refiner
     if refiner is None:
         return

@@ -74,7 +74,7 @@ class Entries:
         return found
 
     def ending(self, text: str) -> list[str]:
-        """Mark the entries whose text ends with this one as used, and return their names."""
+        """Mark the entries whose value ends with `text` as used, and return their names."""
         found = [name for name, value in self._values.items() if isinstance(value, str) and value.endswith(text)]
         self._used.update(found)
         return found

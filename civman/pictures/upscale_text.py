@@ -105,7 +105,7 @@ def extras_in(details: Mapping[str, str]) -> ExtrasSettings | None:
 
 
 def with_extras(carried: Carried, text: str | None) -> str | None:
-    """Append the settings of A1111's Extras tab, which a PNG stores in another chunk, to its `parameters` text."""
+    """Append the settings of A1111's Extras tab, which a PNG stores in a separate chunk, to the `parameters` text."""
     if text is None or not infotext.is_infotext(text) or _UPSCALER in infotext.read(text).details:
         return text
     added = next((found for name in CHUNKS if (found := carried.entries.get(name, "").strip())), "")

@@ -51,7 +51,10 @@ class MergedAdapters:
     coverages: tuple[merge_adapters.Coverage, ...] = ()
 
     def are_those_of(self, planned: Planned) -> bool:
-        """Whether exactly the plan's adapters are merged: completely, unless the plan allows partial adapters."""
+        """Whether exactly the plan's adapters are merged.
+
+        An adapter that was merged only in part counts only if the plan allows partial adapters.
+        """
         is_whole = not any(coverage.unmatched for coverage in self.coverages)
         return self.loras == planned.recipe.loras and (is_whole or planned.allow_partial)
 

@@ -25,7 +25,7 @@ A block that differs by more than twice as much was retouched.
 _MOST_RETOUCHED: Final = 0.6
 """The fraction of changed blocks below which the file counts as the original image, retouched in places."""
 _FEW: Final = 0.02
-"""The fraction of changed pixels below which a small spot was retouched, because re-encoding changes more pixels."""
+"""If a smaller fraction of the pixels than this changed, a small spot was retouched: re-encoding changes more."""
 
 
 class ChangeKind(StrEnum):

@@ -16,7 +16,7 @@ from civman.planning.plan_types import Planned
 
 @dataclass(frozen=True, slots=True)
 class Finisher:
-    """The loaded models that finish one plan's images: by restoring faces and by upscaling."""
+    """The loaded models that restore faces in one plan's finished images and upscale these images."""
 
     planned: Planned = field(repr=False)
     upscaler: AnyUpscaler | None = field(default=None, repr=False)

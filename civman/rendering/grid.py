@@ -52,7 +52,7 @@ class Cell:
 class Grid:
     """A planned grid. The values of the first axis are its columns, those of the second its rows.
 
-    `cells` are row by row.
+    `cells` lists all cells, row by row.
     """
 
     axes: tuple[Axis, ...]

@@ -1,4 +1,4 @@
-"""Creates diffusers pipelines for plans, with the embeddings of the prompts and the arguments of the call."""
+"""Creates diffusers pipelines for plans, and computes the prompt embeddings and the arguments to call them with."""
 
 from dataclasses import dataclass
 from pathlib import Path

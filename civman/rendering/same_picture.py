@@ -134,7 +134,7 @@ def _differences(one: Any, other: Any, small: Any, small_other: Any) -> Iterator
 
 
 def _places(small: Any, small_other: Any) -> Iterator[str]:
-    """Yield the names of those parts of a 3 x 3 division of the picture that differ visibly, such as "upper left"."""
+    """Divide both pictures into 3 x 3 parts; yield the names of parts that differ visibly, such as "upper left"."""
     first, second = _gradients(small), _gradients(small_other)
     _, height, width = first.shape
     whole = float((first**2).sum() + (second**2).sum())

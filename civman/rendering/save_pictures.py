@@ -183,7 +183,7 @@ def _named(unnamed: Path, folder: Path, name: str) -> Path:
 
 
 def _renamed(unnamed: Path, folder: Path, name: str) -> Path:
-    """As `_named`, without hard links: reserve the name by an empty file, and replace that file."""
+    """Like `_named`, for file systems without hard links: an empty file reserves the name, and is then replaced."""
     for path in _numbered(folder, name):
         try:
             path.open("xb").close()

@@ -67,8 +67,8 @@ def work_off(
     `on_failure` receives each task that fails and its error; without it, the first error ends the job.
 
     Raises: the first error of a task, after which no further tasks are given to workers. CannotRender (`worker-lost`):
-    the workers that were given a task were lost several times. IntegrityError (`worker-lied`): a worker's images do not
-    match its records.
+    workers were lost several times while computing the same task. IntegrityError (`worker-lied`): a worker's images do
+    not match its records.
     """
     queue, attempts = TaskQueue.of(tasks), dict.fromkeys((task.number for task in tasks), 0)
     given: list[list[Task]] = [[] for _ in range(pool.size)]
@@ -118,7 +118,7 @@ def work_off(
 
 
 def _report_failure(task: Task, error: Exception, on_failure: OnFailure | None) -> None:
-    """Report a failed task and the tasks joined to it to `on_failure`; without it, or for a bug, raise the error."""
+    """Call `on_failure` for a failed task and the tasks joined to it; if it is None, or for a bug, raise the error."""
     if on_failure is None or not isinstance(error, CivmanError):
         raise error
     for each in task.together:

@@ -36,7 +36,7 @@ class RayPool:
     def __init__(self, address: str | None, machine: Machine, tasks: "list[Task]") -> None:
         """Connect to the cluster at `address` (HOST:PORT; None: the one that this machine belongs to).
 
-        Raises: UsageError: Ray is not installed (`no-cluster-extra`), or `address` has another form (`bad-workers`).
+        Raises: UsageError: Ray is not installed (`no-cluster-extra`), or `address` is not HOST:PORT (`bad-workers`).
         NetworkError: there is no cluster.
         """
         self._ray: Any = _ray()

@@ -1,4 +1,4 @@
-"""Anima: Cosmos-Predict2's transformer, and a text adapter that converts Qwen3's hidden states to its text input."""
+"""Anima: the transformer of Cosmos-Predict2, with a text adapter that converts Qwen3's hidden states to its input."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

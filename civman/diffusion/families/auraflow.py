@@ -75,7 +75,7 @@ class AuraFlow(FlowFamily):
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        The shift is ComfyUI's; the steps and scales are those of diffusers' pipeline and, for Pony V7, of CivitAI.
+        The shift is ComfyUI's; the steps and CFG scales are those of diffusers' pipeline and, for Pony V7, CivitAI's.
         """
         return Defaults(steps=40 if variant == "pony-v7" else 50, cfg=3.5, shift=1.73)
 
@@ -100,7 +100,7 @@ class AuraFlow(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width)."""
+        """Return the width that each part must have: component → (the config option for this width, the width)."""
         return {
             "text_encoder": ("d_model", transformer["joint_attention_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),

@@ -195,8 +195,10 @@ class FlowFamily:
     Only needed for variants that have the same tensors.
     """
     refused_words: ClassVar[Mapping[str, str]] = {}
-    """If models that civman cannot render have the same tensors: maps words, in lower case, that identify these models
-    in CivitAI's labels and in file names to the reason.
+    """Maps lower-case words that identify models that civman cannot render to the reason why it cannot.
+
+    The words are looked up in CivitAI's labels and in file names, because these models have the same tensors as models
+    of this family.
     """
     known_extras: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that real files contain but the transformer does not use."""

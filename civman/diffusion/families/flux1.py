@@ -92,7 +92,7 @@ def positions(at: Instant) -> Any:
 
 
 class Flux1(FlowFamily):
-    """Flux.1. The tensors show whether the guidance scale is an input, but not whether it is dev, Krea or Kontext."""
+    """Flux.1. The tensors show whether a model takes a guidance scale, but not whether it is dev, Krea or Kontext."""
 
     name = "flux1"
     title = "Flux.1"

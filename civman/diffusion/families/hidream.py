@@ -17,11 +17,11 @@ _TOKENS = 128
 """The number of tokens of T5 and Llama; shorter prompts are padded."""
 _START, _PADDING = "<|begin_of_text|>", "<|eot_id|>"
 _LEAST_PADDED = 7 / 8
-"""The least share of the tokens of a square megapixel at which other images are padded to as many tokens."""
+"""Images that are not square are padded if they have at least this fraction of the tokens of a square megapixel."""
 
 
 class HiDream(FlowFamily):
-    """HiDream-I1. Its files have diffusers' tensor names; each feed-forward layer of the image is one of experts."""
+    """HiDream-I1. Its files have diffusers' tensor names; the image's feed-forward layers are mixtures of experts."""
 
     name = "hidream"
     title = "HiDream-I1"
@@ -49,7 +49,7 @@ class HiDream(FlowFamily):
     def defaults(self, variant: str) -> Defaults:
         """Return the variant's defaults for options that a request does not set.
 
-        They are ComfyUI's, but for Full's sampler: UniPC, for which civman has no formula for flow matching.
+        They are ComfyUI's, except Full's sampler: ComfyUI uses UniPC, which civman does not offer for flow matching.
         """
         if variant == "dev":
             return Defaults(steps=28, sampler="LCM", schedule="Normal", shift=6.0)
@@ -60,8 +60,8 @@ class HiDream(FlowFamily):
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes.
 
-        In all published models, attention heads are 128 wide, and two experts process each token. Each block reads a
-        layer of Llama of its own, in order; the blocks after Llama's last layer read that one.
+        In all published models, attention heads are 128 wide, and two experts process each token. Block n
+        reads the output of Llama's layer n; if there are more blocks than layers, the rest read the last layer's.
         """
         width, inputs = shapes["x_embedder.proj.weight"]
         doubles, singles = (count(shapes, f"{kind}_stream_blocks.") for kind in ("double", "single"))
@@ -80,7 +80,7 @@ class HiDream(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """Return the required width of each part: component → (the option of its config that states it, the width).
+        """Return the width that each part must have: component → (the config option for this width, the width).
 
         Of the pooled text's width, three eighths are CLIP-L's (768) and five eighths CLIP-G's (1280).
         """
@@ -138,11 +138,11 @@ class HiDream(FlowFamily):
 
 
 def _laid_out(x: Any, most: int) -> tuple[Any, Any, Any]:
-    """Fold latents (1, channels, h, w) into tokens; return the tokens, a mask of the real ones, and their places.
+    """Fold latents (1, channels, h, w) into tokens; return the tokens, a mask of the real ones, and all positions.
 
-    An image that is not square and has about a megapixel is padded to `most` tokens, those of a square megapixel, as in
-    diffusers; its pipeline scales all other sizes to a megapixel. Other images are not padded, as in ComfyUI. Padding
-    is not neutral: its keys are zero, but tokens attend to it.
+    `most`: the number of tokens of a square image of one megapixel. An image that is not square and has slightly fewer
+    tokens is padded to this number, as in diffusers, whose pipeline scales all other images to one megapixel. Images of
+    other sizes are not padded, as in ComfyUI. Padding changes the result: its keys are zero, but tokens attend to it.
     """
     import torch  # imported here, because planning uses this module without importing torch
 

@@ -117,7 +117,7 @@ class SD3(FlowFamily):
         }  # fmt: skip
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
-        """Encode a prompt: both CLIPs' hidden states side by side, zero-padded to T5's width, then T5's."""
+        """Encode a prompt: both CLIPs' states side by side, zero-padded to T5's width, followed by T5's states."""
         import torch  # imported here, because planning uses this module without importing torch
 
         (narrow, first), (wide, second) = (texts.clip(each, parsed, -2) for each in ("text_encoder", "text_encoder_2"))

@@ -77,9 +77,9 @@ class UNetFamily:
         return not self.is_xl
 
     def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> list[float] | None:
-        """Return the UNet's size conditioning: original size, crop corner, target size or score; None if it takes none.
+        """Return the UNet's size conditioning: original size, crop corner, and target size or aesthetic score.
 
-        `size` is (width, height) in pixels.
+        `size` is (width, height) in pixels. Returns None if the UNet takes no size conditioning.
         """
         if not self.is_xl:
             return None
