@@ -35,7 +35,7 @@ class _Table:
     """Maps each ecosystem to the architectures of its models."""
     few_steps: frozenset[str]
     partial: Mapping[str, Mapping[str, frozenset[str]]]
-    """Maps a model type and a checkpoint's ecosystem to the ecosystems of resources that are partly supported."""
+    """For each model type, and each ecosystem of checkpoints: the ecosystems whose resources are partly supported."""
 
 
 @cache
@@ -82,7 +82,7 @@ def is_few_steps(label: str | None) -> bool:
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
-    """List the labels whose models, of at least one type, CivitAI supports on checkpoints with this label."""
+    """List the labels that CivitAI supports on checkpoints with this label, for at least one type of model."""
     kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
     return tuple(
         label

@@ -123,7 +123,7 @@ class PartResult:
 
 @dataclass(frozen=True, slots=True)
 class Compatibility:
-    """The worst verdict of all parts, the reasons that concern the checkpoint, and each part's own result."""
+    """The result of a check: the worst verdict, the reasons that concern the checkpoint, and each part's own result."""
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ _OTHERS = ("t5", "t5xxl", "name", "step", "sd_checkpoint", "sd_checkpoint_name",
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingTensors:
-    """The vectors of one embedding: tensor name and width for each text encoder they were made for, in order."""
+    """The tensors of one embedding: `names` and `widths` have an item for each text encoder that it was made for."""
 
     names: tuple[str, ...]
     widths: tuple[int, ...]

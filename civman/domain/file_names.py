@@ -18,8 +18,8 @@ def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES
     Returns `fallback` if no usable character is left.
 
     Folders, control and text-direction characters, names reserved on Windows, and leading or trailing dots and spaces
-    are removed or replaced. If the name is shortened to `most_bytes` (at least 32, and one more for a reserved name),
-    its suffix is preserved. Idempotent.
+    are removed or replaced. If the name is longer than `most_bytes` (at least 32), it is shortened before its suffix. A
+    reserved name gets a `_`, which may make it one byte longer. Idempotent.
     """
     text = unicodedata.normalize("NFC", name)
     text = text.encode("utf-8", "ignore").decode()  # remove lone surrogates, which cannot be encoded

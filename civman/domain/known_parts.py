@@ -45,7 +45,7 @@ def known_parts() -> tuple[KnownPart, ...]:
 
 
 def parts_for(family: str, role: str, width: int | None = None) -> tuple[KnownPart, ...]:
-    """List the published files for a role in checkpoints of a family; with `width`, without parts of another width."""
+    """List the published files for a role in checkpoints of a family; `width` leaves out parts of another width."""
     return tuple(
         part
         for part in known_parts()

@@ -438,14 +438,14 @@ def _picture(section: str, rest: list[str], query: dict[str, str], text: str) ->
 
 
 def _selector(query: str, file_id: str | None, text: str) -> FileSelector:
-    """Read the file that a URL's query selects. Other keys, most importantly `token`, are dropped."""
+    """Parse which file a URL's query selects. Other keys, most importantly `token`, are dropped."""
     given = dict(reversed(parse_qsl(query)))
     words = {field: given[key] for key, field in _SELECTOR_KEYS.items() if given.get(key)}
     return FileSelector(FileId(_id(file_id, text)) if file_id else None, **words)
 
 
 def _strict_selector(query: str, file_id: str | None, text: str) -> FileSelector:
-    """Read the file that the query of a canonical ref selects; unknown keys are an error."""
+    """Parse which file the query of a canonical ref selects; unknown keys are an error."""
     pairs = parse_qsl(query, keep_blank_values=True)
     if any(key not in _SELECTOR_KEYS or not value for key, value in pairs):
         raise _invalid(

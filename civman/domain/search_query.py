@@ -140,7 +140,7 @@ _TYPE_ALIASES = {
 
 
 def model_type_named(text: str) -> ModelType:
-    """Look up the model type named `text`, ignoring case. Raises: UsageError: unknown; the hint has similar names."""
+    """Look up the model type named `text`, ignoring case. Raises: UsageError: unknown; the hint suggests names."""
     return _named(text, {**{member.value: member for member in ModelType}, **_TYPE_ALIASES}, "model type")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 Shapes = Mapping[str, tuple[int, ...]]
 
 _TITLES: Final = {(1280, 1024): "ViT-H/14", (1664, 1280): "ViT-bigG/14", (1024, 768): "ViT-L/14", (768, 512): "ViT-B"}
-"""Maps an encoder's width and projection width to its usual name."""
+"""Maps (width, projection width) of an encoder to its usual name."""
 _HEADS: Final = {1664: 16, 1280: 16}
 """Maps widths to the number of attention heads, for encoders whose heads are not 64 wide. Source: OpenCLIP's configs.
 """
@@ -89,7 +89,7 @@ def read_vision_encoder(shapes: Shapes) -> VisionEncoder | None:
 
 
 def title_for(*, projection: int | None = None, width: int | None = None) -> str:
-    """Return the usual name of the encoder with a projection, or with hidden states, of this width."""
+    """Return an encoder's usual name, looked up by its projection width or by the width of its hidden states."""
     if projection is not None:
         return next(
             (title for (_, size), title in _TITLES.items() if size == projection), f"projecting to {projection}"

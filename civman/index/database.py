@@ -74,7 +74,7 @@ _MEANINGS = {  # maps SQLite's primary result code to civman's error code, the m
 
 
 def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
-    """Return the LibraryError for a SQLite error, which is chosen by SQLite's result code."""
+    """Return the LibraryError for a SQLite error, chosen by SQLite's result code."""
     number = getattr(error, "sqlite_errorcode", None)
     if number is None:
         raise error  # any other error means that civman misuses the driver, which is a bug

@@ -87,7 +87,7 @@ def _pieces(words: Iterable[str]) -> list[tuple[bool, str]]:
 
 
 def _one(reader: Reader, token: str) -> tuple[str, str]:
-    """Return the match expression for one word, and the words that replace it if it occurs nowhere (else "")."""
+    """Return the match expression for a word, and the similar words it matches if the word occurs nowhere (else "")."""
     begins = reader.one("SELECT 1 FROM search_word WHERE term >= ? AND term < ? LIMIT 1", [token, token + "\U0010ffff"])
     if begins is not None and not _UNSPACED.search(token):
         return f"({_quoted(token)} OR {_quoted(token)} *)", ""

@@ -140,8 +140,8 @@ class Index:
     def find_by_name(self, name: str) -> list[Asset]:
         """Assets that `name` may refer to.
 
-        It is compared with aliases, file names, model names, the names that trainers stored in the files, and prefixes
-        and parts of names, in this order.
+        The name is compared with aliases, file names, model names, the names that trainers stored in the files, and
+        prefixes and parts of names, in this order.
         """
         return read_assets.by_name(self._reader, name)
 
@@ -197,7 +197,7 @@ class Index:
         return read_maintenance.places(self._reader, digests)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
-        """Map paths of files outside the store to saved SHA-256 and stat information; `paths` limits the result."""
+        """Map the paths of files outside the store to their saved SHA-256 and stat information; None: all paths."""
         return read_catalog.seen_files(self._reader, paths)
 
     # Recorded images
@@ -224,7 +224,7 @@ class Index:
         return read_pictures.paths(self._reader)
 
     def seeds_of(self, recipes: Iterable[str]) -> list[tuple[str, str, int | None]]:
-        """The recipe's SHA-256, path and seed (None if it was upscaled) of each image made with these recipes."""
+        """For each image made with these recipes: the recipe's SHA-256, the path and the seed (None if upscaled)."""
         from civman.index import read_pictures
 
         return read_pictures.seeds_of(self._reader, recipes)

@@ -115,7 +115,7 @@ def by_digest(reader: Reader, digest: str, kind: HashKind | None) -> list[Asset]
 def by_name(reader: Reader, name: str) -> list[Asset]:
     """Assets that `name` may refer to.
 
-    It is compared with the alias, the file name with or without extension, the model name, the name stored by the
+    The name is compared with the alias, the file name with or without extension, the model name, the name stored by the
     trainer, and prefixes and parts of names, in this order. The first comparison with a match decides; if several
     assets match, the name is ambiguous.
     """

@@ -68,7 +68,10 @@ def paths(reader: Reader) -> set[str]:
 
 
 def seeds_of(reader: Reader, recipes: Iterable[str]) -> list[tuple[str, str, int | None]]:
-    """The recipe's SHA-256, absolute path and seed (None if it was upscaled) of each image made with these recipes."""
+    """The recipe's SHA-256, the image's path and its seed (None if upscaled), for each image made with these recipes.
+
+    The paths are absolute.
+    """
     found = (
         # with two JSON paths, json_extract returns the seeds as JSON text, because 64-bit seeds would lose precision as
         # SQL numbers

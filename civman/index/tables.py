@@ -332,7 +332,7 @@ class RenderingRow(Row, table=True):
 
 
 class RenderingFileRow(Row, table=True):
-    """Which model files an image was made with. There is no foreign key to blobs, because images outlive them."""
+    """A model file that an image was made with. There is no foreign key to blobs, because an image may outlive them."""
 
     __tablename__ = "rendering_file"
 

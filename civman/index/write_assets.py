@@ -57,7 +57,10 @@ def record(connection: Connection, records: Sequence[Record], *, folder: Path) -
 
 
 def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model_type: ModelType | None) -> bool:
-    """Write what a file's header shows, and the type of its assets that have no version."""
+    """Save what a file's header shows. `model_type` is set only on assets without a version.
+
+    Returns whether the blob exists.
+    """
     values = rows.facts_values(facts)
     found = update(connection, "blob", values, "sha256 = :sha256", [values | {"sha256": sha256}]) > 0
     if model_type is not None:

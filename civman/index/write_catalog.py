@@ -90,7 +90,7 @@ def mark_gone(connection: Connection, table: str, number: int, *, status: int, a
 
 
 def file_keys(connection: Connection, files: Iterable[tuple[ModelVersion, ModelFile]]) -> dict[tuple[int, str], int]:
-    """Map each version and `file_identity` to the key of the file's row; missing rows are added."""
+    """Map (version id, `file_identity`) of each file to the key of its row; missing rows are added."""
     wanted = {(version.id, file_identity(file)): file for version, file in files}
     keys = _file_keys(connection, {version_id for version_id, _ in wanted})
     extra = [

@@ -67,7 +67,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A text and when it is used: in the evaluations after the previous stage's `last` up to and including `last`."""
+    """The text of a changing prompt from the evaluation after the previous stage's `last` to this stage's `last`."""
 
     last: int
     text: str

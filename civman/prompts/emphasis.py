@@ -48,7 +48,7 @@ class LoraRequest:
     """Block weights from the tag's third field or from `lbw=`; "": none."""
     keyframes: str = ""
     hires_keyframes: str = ""
-    """The keyframes of the UNet's scale as typed, for the first pass (`keyframes`) and the second pass.
+    """The keyframes of the UNet's scale as typed: `keyframes` for the first pass, `hires_keyframes` for the second.
 
     An empty string means a constant scale; for the second pass, it means the scale of the first pass.
     """
@@ -97,7 +97,7 @@ def escape(text: str) -> str:
     r"""Escape brackets with backslashes, so that `parse` returns the text with weight 1.
 
     The keywords `AND` and `BREAK` are not escaped, nor are tags (see `tags_as_words`). A colon and a number at the end
-    stay a weight (see `editing.parts`).
+    are still read as a weight (see `editing.parts`).
 
     >>> escape("a (b)")
     'a \\(b\\)'

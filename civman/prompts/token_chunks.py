@@ -45,7 +45,7 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
         lengths: the number of vectors of each available embedding, by name.
 
     Raises:
-        UsageError: the names of two embeddings consist of the same tokens, or a name of no tokens.
+        UsageError: the names of two embeddings have the same tokens, or a name has none.
         Incompatible: an embedding has more vectors than fit into a chunk.
     """
     lengths = lengths or {}

@@ -108,7 +108,7 @@ class BlobStore:
             made = _make_folders(target.parent)
             partial.path.chmod(0o444)
             rename_file(partial.path, target)
-            # sync the new folder entries: otherwise a power failure could lose the file but keep its row
+            # sync the new folder entries: otherwise a power failure could lose the file but keep its row in the index
             for folder in (target.parent, *made):
                 sync_folder(folder)
         except OSError as error:

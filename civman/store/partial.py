@@ -100,7 +100,7 @@ class Partial:
         return True
 
     def journaled_bytes(self) -> int:
-        """The number of bytes that the owning process has received; for other processes that wait for the file."""
+        """The number of bytes that the owning process has received, for processes that wait for the file."""
         memory = self._journal.recall()
         return memory.ranges.total_bytes if memory else 0
 

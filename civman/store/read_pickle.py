@@ -36,7 +36,7 @@ _PROTOCOL = 1001
 _FIRST_BYTES = 1 << 18
 _PIECE_BYTES = 4 << 20
 _MAX_DEFLATED = 1 << 30
-"""The largest compressed storage that is read, since it has to fit into memory; torch does not compress."""
+"""The maximum size of a compressed storage, which has to fit into memory. torch itself does not compress."""
 _MAX_GROWTH = 4
 """The largest allowed ratio of the safetensors copy's size to that of the storages.
 

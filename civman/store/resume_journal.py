@@ -66,7 +66,7 @@ class Journal:
         return synced[0] if synced is not None else None
 
     def forget(self) -> None:
-        """Remove both files, and temporary files that a killed process left."""
+        """Remove both journal files, and temporary files that a killed process left."""
         for path in (self._live, self._synced):
             remove_file(path, missing_ok=True)
             remove_file(_newer(path), missing_ok=True)

@@ -93,7 +93,7 @@ class Trash:
     def take(self, removal: Removal, sha256: Sha256) -> int:
         """Move a blob, its sidecar and its preview into the removal. The blob is moved last.
 
-        Returns the bytes moved.
+        Returns the number of bytes moved.
         """
         return _move(self._store.place_of(sha256, "").parent, removal.folder, sha256)
 
@@ -134,7 +134,7 @@ class Trash:
         return next((removal for removal in self.removals() if has_blob(removal, sha256)), None)
 
     def empty(self, removal: Removal) -> int:
-        """Permanently delete a removal with its files. Returns the bytes freed.
+        """Permanently delete a removal with its files. Returns the number of bytes freed.
 
         As soon as the deletion starts, the removal cannot be restored any more.
         """
@@ -224,7 +224,7 @@ def _move(source: Path, target: Path, sha256: Sha256) -> int:
         found = [path for path in source.iterdir() if path.name.startswith(sha256)] if source.is_dir() else []
         if found:
             target.mkdir(parents=True, exist_ok=True)
-        # move the sidecar and the preview first, so that whoever finds a blob also finds its data
+        # move the blob last: once it is in `target`, its sidecar and preview are there too
         for path in sorted(found, key=lambda path: _is_blob(path, sha256)):
             moved += path.stat().st_size
             replace_file(path, target / path.name)

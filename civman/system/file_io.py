@@ -60,7 +60,7 @@ def read_at(descriptor: int, view: memoryview, offset: int) -> int:
 def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
     """Map the bytes `[start, end)` of a file into memory, read-only, instead of copying them.
 
-    Use this only for bytes that were written just before: a disk error during access kills the process.
+    Use this only for bytes that have just been written: a disk error during access would kill the process.
     """
     before = start % mmap.ALLOCATIONGRANULARITY
     with (

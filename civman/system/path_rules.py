@@ -33,7 +33,7 @@ def longest_path() -> int:
 
 
 def name_room(folder: Path, most: int) -> int:
-    """Return how long a file name in `folder` may be so that its path can be opened, at most `most`; 0: impossible."""
+    """Return the maximum length of a file name in `folder` whose path can be opened, up to `most`; 0 if none can."""
     return max(0, min(most, longest_path() - len(os.path.abspath(folder)) - 1 - _SPARE))  # noqa: PTH100  # keeps links
 
 

@@ -104,7 +104,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
     `types`: the tensors' data types as safetensors names them. A module with packed or integer data gets a `problem`.
     """
     names = "\n".join(shapes) + "\n"
-    # if none of these strings occurs, the file is not an adapter, and its names need not be parsed
+    # if none of the MARKS occurs, the file is not an adapter, and its tensor names need not be parsed
     if not any(mark in names for mark in MARKS):
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""Determines an IP-Adapter's kind, the image features that it needs, and the UNets that it fits, from its header.
+"""Reads from an IP-Adapter's header which kind it is, which image features it needs, and which UNets it fits.
 
 A file has an image projection (`image_proj.`) and, for each cross-attention layer of a UNet, the layers that compute
 keys and values from image tokens (`ip_adapter.1.to_k_ip.weight`). The tensors of the projection have the names of

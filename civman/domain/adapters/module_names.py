@@ -117,7 +117,7 @@ class ModuleIndex:
         weights = self._weights.get(part, {})
         found = weights.get(path)
         if found is None and path.endswith("_to_out"):
-            # in diffusers, `to_out` is a list whose item 0 is the linear layer; in other layouts, it is the layer
+            # in diffusers, `to_out` is a list whose item 0 is the linear layer; elsewhere it is the linear layer itself
             return weights.get(f"{path}_0")
         return found
 
@@ -390,7 +390,7 @@ def _open_clip(name: str) -> str:
 
 
 _Rules = dict[str, list[tuple[str, str]]]
-"""Maps each original name, as a pattern, to pairs: a name in diffusers, and the part of a fused layer that it means."""
+"""Maps a pattern of original names to pairs: a name in diffusers, and the slice of the original layer that it means."""
 
 
 @cache
@@ -407,7 +407,10 @@ def _translation_tables() -> list[tuple[str, _Rules]]:
 
 
 def _rules_for(weights: Mapping[str, Weight]) -> _Rules:
-    """Combine the rules of all families whose characteristic module is in `weights`; their names do not collide."""
+    """Combine the rules of all families whose characteristic module is in `weights`.
+
+    The names of different families do not collide.
+    """
     chosen: _Rules = {}
     for probe, rules in _translation_tables():
         if probe.replace("#", "0") in weights:

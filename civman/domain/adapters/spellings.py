@@ -62,7 +62,7 @@ ONLY_ENCODERS = (
     "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen25_7b", "gemma2_2b", "mistral3_24b", "ministral3_3b",
     "pile_t5xl",
 )  # fmt: skip
-"""ComfyUI's names of text encoders that are the only one of their model."""
+"""ComfyUI's names of the text encoders of models that have only one text encoder."""
 
 _PARTS = {
     **{f"{kind}_{name}_": part for kind in ("lora", "oft", "lycoris") for name, part in (
@@ -147,7 +147,7 @@ def says_which_encoder(module: str) -> bool:
 
 
 def means_the_only_encoder(module: str) -> bool:
-    """Whether a module's name shows that the model has only one text encoder; kohya numbers several encoders."""
+    """Whether a module's name shows that the model has only one text encoder; otherwise kohya adds a number to `te`."""
     return module.startswith(("lora_te_", "oft_te_", "lycoris_te_"))
 
 
@@ -190,8 +190,8 @@ _FIRST_LAYERS = (
 )  # fmt: skip
 _FIRST_TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
 EXTENDED_MARK = f"\nunet:{len(_FIRST_BLOCKS) * len(_FIRST_LAYERS)}:"
-"""A string in the list of a file's tensor names that occurs only in cloneofsimo's extended layout, because that layout
-numbers more layers than the original one.
+"""A string by which the list of a file's tensor names shows cloneofsimo's extended layout, which numbers more layers
+than the original one.
 """
 
 

@@ -1,8 +1,8 @@
 """The weights of a loaded transformer under the names of both layouts: the loaded model's and the file's.
 
-If the model has several modules for one layer of the file (query, key and value of a joint layer), an adapter that was
-made for the joint layer changes some of the rows in each module. How the two layouts correspond is known from loading
-the model, so this module needs no rules for particular families.
+If a fused layer of the file (such as query, key and value) is divided among several modules of the model, an adapter
+that was made for the fused layer changes some of the rows in each module. How the two layouts correspond is known from
+loading the model, so this module needs no rules for particular families.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +14,9 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.
 
 
 class Origin(NamedTuple):
-    """The origin of a parameter of the loaded model: the tensor's name in the file and its rows there (None: all).
+    """Where a parameter of the loaded model comes from: a tensor's name in the file, and the rows used (None: all).
 
-    `swaps_halves`: the tensor's second half of rows comes first in the model.
+    `swaps_halves`: the second half of the tensor's rows comes first in the model.
     """
 
     name: str
@@ -27,10 +27,10 @@ class Origin(NamedTuple):
 def transformer_weights(
     component: str, shapes: Mapping[str, Shape], origins: Mapping[str, Origin], prefix: str
 ) -> dict[str, Weight]:
-    """Map both names of each module that has a weight to that weight. The names have dots and no prefix.
+    """Map the names of a loaded model's modules to their weights: both the names in the model and those in the file.
 
-    If `component` is a network other than the transformer, the names of its modules in the loaded model are prefixed
-    with the component's name.
+    Modules without a weight are left out. The names have dots and no prefix. If `component` is a network other than the
+    transformer, the component's name precedes the names of its modules in the loaded model.
 
     Args:
         component: the component's name in the loaded model.

@@ -1,6 +1,6 @@
 """Parse the header of a GGUF file: architecture, quantisation, and the names, types and shapes of its tensors.
 
-Parses bytes that the caller has read, within limits, and rejects anything that is not a well-formed GGUF header. Does
+Parses bytes that the caller has read, enforces limits, and rejects anything that is not a well-formed GGUF header. Does
 no I/O and never reads weights.
 
 Source: the GGUF specification of ggml (versions 2 and 3): magic, counts, key-value pairs, tensor infos, little-endian.

@@ -33,8 +33,8 @@ ARCHITECTURES: Final = {
     "t5": _T5, "t5encoder": _T5, "qwen2": _LANGUAGE_MODEL, "qwen2vl": _LANGUAGE_MODEL, "qwen3": _LANGUAGE_MODEL,
     "qwen3vl": {theirs: name.replace("model.", "model.language_model.") for theirs, name in _LANGUAGE_MODEL.items()},
 }  # fmt: skip
-"""Maps the value of `general.architecture` to a table from module names in the file to original names; `#` is a block
-number.
+"""For each value of `general.architecture`: a table of module names in the file and their original names; `#` is a
+block number.
 """
 
 _NUMBER = re.compile(r"(?<=blk\.)\d+(?=\.)")

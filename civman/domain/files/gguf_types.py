@@ -21,7 +21,7 @@ BLOCKS: Final = {
     "IQ1_S": (256, 50), "IQ4_NL": (32, 18), "IQ3_S": (256, 110), "IQ2_S": (256, 82), "IQ4_XS": (256, 136),
     "IQ1_M": (256, 56), "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17), "NVFP4": (64, 36),
 }  # fmt: skip
-"""Maps a type to the number of weights in a block and the size of a block in bytes."""
+"""Maps each type to a pair: the number of weights in a block, and the size of the block in bytes."""
 
 UNREADABLE: Final = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "NVFP4", "MXFP4"})
 """Types that no model uses for its weights, or that civman cannot convert to numbers."""

@@ -154,8 +154,8 @@ def needed_bytes(first: bytes, file_size: int) -> int:
 def parse(prefix: bytes, *, file_size: int) -> Header:
     """Parse the header of a file of `file_size` bytes that starts with `prefix` (`needed_bytes` returns its length).
 
-    Checks types and shapes, that the tensors lie end to end from the header to the last byte of the file, and that all
-    names are different.
+    Checks the types and shapes, and that the tensors have different names and lie end to end from the header to the
+    last byte of the file.
 
     Raises: InvalidModelFile: a check fails; the cause is in the message and in `facts["cause"]`.
     """

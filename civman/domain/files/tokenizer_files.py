@@ -3,7 +3,8 @@
 A tokenizer file is treated as a model file with one tensor, which contains all of its bytes. Some text encoders' files
 contain the same bytes in a tensor of the same name, so the same code can read both.
 
-Source: SentencePiece's message `ModelProto`; `tokenizer.json` as Hugging Face's library `tokenizers` writes it.
+Source: SentencePiece's protobuf message `ModelProto`; `tokenizer.json` as Hugging Face's library `tokenizers` writes
+it.
 """
 
 import json
@@ -25,7 +26,7 @@ NAMES: Final = {PIECES: "sentencepiece", JSON: "tokenizers", TEKKEN: "tekken"}
 TOKENS: Final = "tokens"
 """The name under which the metadata of a tokenizer file contains the number of its token ids."""
 BYTE_PAIRS: Final = 2
-"""The value of the field `model_type` in SentencePiece's message `TrainerSpec` for byte-pair encoding."""
+"""The value of the field `model_type` in SentencePiece's protobuf message `TrainerSpec` for byte-pair encoding."""
 _PIECE, _TRAINER, _KIND = 1, 2, 3
 _JSON_MARKS = {JSON: (b'"added_tokens"',), TEKKEN: (b'"config"', b'"pattern"')}
 

@@ -18,7 +18,8 @@ from civman.domain.files.tokenizer_files import TENSORS as TOKENIZERS
 SCALES = (".scale_weight", ".weight_scale")
 """Endings of the names of scale tensors, which multiply their module's weight: ComfyUI's former and current names."""
 INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
-"""Endings of tensors that are only needed for an 8-bit matrix product, not for computing in 16 or 32 bits."""
+"""Endings of the names of tensors that are only needed for an 8-bit matrix product, not for computing in 16 or 32 bits.
+"""
 MARKER = "scaled_fp8"
 """The name, without prefix, of the empty tensor that marks weights with scales in ComfyUI's older files."""
 

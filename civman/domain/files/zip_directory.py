@@ -45,7 +45,7 @@ class Member(NamedTuple):
 
 
 def read_directory(read: ReadAt, file_size: int) -> dict[str, Member]:
-    """Map the names of the archive's members, without its folder (such as `data.pkl` and `data/0`), to the members.
+    """Map each member's name to the member. The names, such as `data.pkl`, leave out the archive's top folder.
 
     Raises: InvalidModelFile: the archive is broken or ambiguous, contains something that torch.save does not write, or
         expands to much more than its own size.
@@ -178,7 +178,7 @@ def _check_expansion(members: Iterable[Member], file_size: int) -> None:
     total = sum(member.size_bytes for member in members)
     if total > max(_FREE_BYTES, file_size * _MAX_RATIO):
         refuse(
-            f"the archive expands from {file_size:,} to {total:,} bytes, which is more than any model does",
+            f"the archive expands from {file_size:,} to {total:,} bytes; no model file compresses that well",
             cause="decompression-bomb",
         )
 

@@ -300,7 +300,8 @@ MARKS: tuple[Rule, ...] = (
          needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
                 r"|^scaled_fp8$|\.input_scale$",)),
 )  # fmt: skip
-"""The rules for properties that tensors outside the diffusion model show. They are matched against all tensor names."""
+"""The rules for properties that show in tensors outside the diffusion model. They are matched against all tensor names.
+"""
 
 LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
     (frozenset({"qwen-image-2"}), r"^proj_out\.weight$", 0, 1),

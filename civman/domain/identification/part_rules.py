@@ -97,7 +97,7 @@ _PICTURE_ADAPTERS: tuple[Rule, ...] = (
       for family, top, also in ((A.SD1, 3, (A.SD2,)), (A.SDXL, 2, ()))),
     Rule("motion-module", A.UNKNOWN, "time-mixing modules alone", kind=Kind.MOTION_MODULE, also=(A.SD1, A.SDXL),
          needs=(_MOTION,), lacks=(r"resnets\.#\.conv1", r"^controlnet_")),
-    Rule("gligen", A.SD1, "GLIGEN's layers, which place objects in the image, 768 wide", kind=Kind.GLIGEN,
+    Rule("gligen", A.SD1, "GLIGEN's layers (768 wide), which place objects in the image", kind=Kind.GLIGEN,
          needs=(r"\.fuser\.",), lacks=(r"in_layers|resnets|attn2",),
          axis=(r"^position_net\.linears\.#\.weight$", 0, (768,))),
     Rule("gligen-other", A.UNKNOWN, "GLIGEN's layers, which place objects in the image", kind=Kind.GLIGEN,

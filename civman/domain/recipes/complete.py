@@ -178,7 +178,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
 
 
 def _slots(request: RenderRequest, found: Resolved) -> int:
-    """Return the number of slots; 0 if none or one is requested, or if the request has parts that cannot use slots."""
+    """Return the number of slots; 0 if none or one is requested, or if the request cannot use them."""
     is_in_tiles = any(
         each is not None
         for each in (request.tiled_upscale, request.ultimate_upscale, request.init_upscale, request.tiled_diffusion)
@@ -192,12 +192,12 @@ def _slots(request: RenderRequest, found: Resolved) -> int:
 def larger_input(
     request: UpscaleRequest, source: tuple[int, int], model: Sha256 | None, scale: int | None
 ) -> Enlargement:
-    """Return the enlargement of an input image of the size `source`, rounded down to multiples of 8 pixels."""
+    """Return the enlargement of an input image of the size `source`; its new size is rounded down to multiples of 8."""
     return enlargement_of(replace(request, multiple=8), source, model=model, model_scale=scale)
 
 
 def _upscale(request: RenderRequest, size: tuple[int, int], found: Resolved) -> Enlargement | None:
-    """Return the enlargement of a finished image of this size, rounded down to multiples of 8 pixels, as in A1111."""
+    """Return the enlargement of a finished image; as in A1111, its new size is rounded down to multiples of 8."""
     if request.upscale is None:
         return None
     asked = replace(request.upscale, multiple=8)

@@ -1,4 +1,4 @@
-"""Control images in a recipe: a ControlNet, its control image, its strength, and the steps in which it acts."""
+"""The ControlNets in a recipe, each with its control image, its strength, and the steps in which it is applied."""
 
 import math
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ class ControlUse:
 
 @dataclass(frozen=True, slots=True)
 class ControlRequest:
-    """A requested control: the path of an image, the ref of a ControlNet, and how the image is processed."""
+    """A requested control image: its path, the ref of a ControlNet, and how the image is processed."""
 
     picture: str
     ref: str

@@ -64,8 +64,8 @@ class DetailRequest:
 class DetailPass:
     """A detail pass in a recipe.
 
-    `region` is one of `REGIONS`; it comes with the SHA-256 of the face detector in `detector`, the SHA-256 of the
-    mask's file in `mask`, or the box "X,Y,W,H" in pixels of the finished image in `box`.
+    `region` is one of `REGIONS`. Depending on it, one of these fields is set: `detector`, the SHA-256 of the face
+    detector; `mask`, the SHA-256 of the mask's file; `box`, the box "X,Y,W,H" in pixels of the finished image.
     """
 
     region: str

@@ -66,8 +66,7 @@ class Enlargement:
     """The upscaler model, if `method` is "model"."""
     crop_width: int = 0
     crop_height: int = 0
-    """The size in pixels of the part that is cropped from the centre of the enlarged image; 0: the whole side is kept.
-    """
+    """The size in pixels to which the enlarged image is cropped around its centre; 0: it is not cropped."""
     tile: int = TILE
     overlap: int = OVERLAP
 

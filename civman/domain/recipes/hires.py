@@ -57,4 +57,4 @@ def own_value_problems(recipe: Any) -> Iterator[str]:
     if hires.checkpoint is not None and recipe.flow is not None:
         yield "the second pass of a flow-matching model cannot have another checkpoint"
     if (recipe.prompt_parts or recipe.negative_parts) and own[:2] != (None, None):
-        yield "a prompt with additional parts cannot be combined with a separate prompt for the second pass"
+        yield "the second pass cannot have its own prompt if the prompt has additional texts (concat, average …)"

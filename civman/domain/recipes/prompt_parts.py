@@ -31,7 +31,7 @@ class PromptPart:
 
 
 def part_of(text: str) -> PromptPart:
-    """Parse a part such as "concat:TEXT", "combine:TEXT" or "average=0.7:TEXT".
+    """Parse an additional prompt text and its method, such as "concat:TEXT", "combine:TEXT" or "average=0.7:TEXT".
 
     Raises: UsageError (`bad-value`).
     """
@@ -42,7 +42,7 @@ def part_of(text: str) -> PromptPart:
         found = None
     if found is None:
         raise UsageError(
-            f"`{text[:60]}` is not an additional part of a prompt",
+            f"`{text[:60]}` is not an additional prompt text",
             hint="write concat:TEXT, combine:TEXT or average=0.7:TEXT, where 0.7 is the weight of the preceding texts",
             code=Cause.BAD_VALUE,
         )
@@ -50,18 +50,18 @@ def part_of(text: str) -> PromptPart:
 
 
 def problems(recipe: Any) -> Iterator[str]:
-    """Explain why the parts of a recipe's prompts cannot be rendered."""
+    """Explain why a recipe's additional prompt texts cannot be used, with one clause for each problem."""
     both: Sequence[PromptPart] = (*recipe.prompt_parts, *recipe.negative_parts)
     for part in both:
         if part.how not in HOW:
-            yield f"`{part.how}` is not a way to add a part to a prompt; the ways are {', '.join(HOW)}"
+            yield f"`{part.how}` is not a way to add a text to a prompt; the ways are {', '.join(HOW)}"
         if not 0 <= part.kept <= 1:
-            yield "the weight of the texts that precede an averaged part must be 0 to 1"
+            yield "the weight of the texts that precede an averaged text must be 0 to 1"
     if any(part.how == "combine" for part in recipe.negative_parts):
-        yield "the negative prompt cannot have parts that are added with `combine`"
+        yield "additional texts of the negative prompt cannot be added with `combine`"
     if both and recipe.prompt_rules:
-        yield "a prompt with additional parts cannot change during the steps or contain AND"
+        yield "a prompt with additional texts (concat, average …) cannot use AND or prompt editing such as [a:b:0.5]"
     if both and recipe.pad_prompts:
-        yield "prompts with additional parts cannot be padded to the same length"
+        yield "prompts with additional texts (concat, average …) cannot be padded to the same length"
     if recipe.guidance_rescale and any(part.how == "combine" for part in recipe.prompt_parts):
         yield "CFG rescale is not defined for combined prompts"

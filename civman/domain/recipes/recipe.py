@@ -100,8 +100,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     20: {"": (), "controls": ("crops",)},
     21: {"": ("edit_images",)},
 }  # fmt: skip
-"""Maps each schema to the entries that it added to the recipe, to its start image, second pass and sampling parameters.
-"""
+"""For each schema: the entries that it added, grouped by the part of the recipe; "" is the recipe itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +240,9 @@ class Recipe:
     skip_early_guidance: float = 0.0
     """The fraction of the evaluations, counted from the first one, that are unguided."""
     step_rng: str = ""
-    """The random generator for the noise that steps add; "": they continue the stream of the initial noise."""
+    """The random generator for the noise that is added during the steps; "": the same one as for the initial noise."""
     noise_slice: str = ""
-    """Which slice of the noise for several images this image uses, such as "2/4"; "": it has its own noise."""
+    """If several images share one noise tensor: which slice of it this image uses, such as "2/4"; else ""."""
     prompt_parts: tuple[PromptPart, ...] = ()
     negative_parts: tuple[PromptPart, ...] = ()
     freeu: FreeU | None = None
@@ -283,7 +282,7 @@ class Recipe:
     input_upscale: Enlargement | None = None
     """How the input image is enlarged before it is resized to `width` x `height`."""
     refiner: Refiner | None = None
-    """The checkpoint that continues the sampling in the middle of a pass."""
+    """The checkpoint that takes over in the middle of a pass."""
 
     details: tuple[DetailPass, ...] = ()
     """The detail passes over the finished image, which follow `faces` and precede `upscale`."""
@@ -367,7 +366,7 @@ class Recipe:
 
     @property
     def changes_model(self) -> bool:
-        """Whether the passes use different checkpoints, adapters or hypernetworks, or a refiner continues a pass."""
+        """Whether the passes use different checkpoints, adapters or hypernetworks, or a refiner takes over a pass."""
         own = (self.hires.loras, self.hires.hypernetworks, self.hires.checkpoint) if self.hires else ()
         return self.refiner is not None or any(each is not None for each in own)
 
@@ -401,7 +400,7 @@ class Recipe:
 
     @property
     def drawn_size(self) -> tuple[int, int]:
-        """Width and height in pixels of what the last pass renders: the image before `upscale` or the masked region."""
+        """Width and height of what the last pass renders, in pixels: a masked region or the image before `upscale`."""
         last = self.hires or self.tiled or self
         return last.width, last.height
 

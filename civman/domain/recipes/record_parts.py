@@ -1,4 +1,4 @@
-"""What the records of rendered and of upscaled images share: file names, the environment, and how JSON is read."""
+"""What the records of rendered and upscaled images have in common: file names, the environment, and JSON parsers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Reference images in a recipe: read by an IP-Adapter, at a strength and in some of the steps, or by an edit model."""
+"""Reference images in a recipe, which are read either by an IP-Adapter or by an edit model."""
 
 import math
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class EditImage:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRequest:
-    """A requested reference: the path of an image, the ref of an IP-Adapter, and how it acts (see `ReferenceUse`).
+    """A requested reference: an image's path, an IP-Adapter's ref, and how it is applied (see `ReferenceUse`).
 
     Without a ref, the model itself must be able to read the image (see `EditImage`).
     """

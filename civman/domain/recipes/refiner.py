@@ -28,7 +28,10 @@ class Refiner:
     """Whether the refiner is of the first checkpoint's family; if not, LoRAs and embeddings have no effect on it."""
 
     def continues(self, *, is_second: bool, has_second: bool) -> bool:
-        """Whether the refiner continues the first or second pass. `has_second`: whether there are two passes."""
+        """Whether the refiner takes over in this pass.
+
+        `is_second`: it is the second pass. `has_second`: there are two passes.
+        """
         return not has_second or self.passes == "both" or (self.passes == "second") == is_second
 
 

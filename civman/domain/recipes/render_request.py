@@ -77,7 +77,7 @@ class RenderRequest:
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
     called: tuple[tuple[str, str], ...] = ()
-    """Pairs of a word in the prompts that means an embedding, and the ref of the embedding's file."""
+    """For each embedding in the prompts: the word that stands for it, and the ref of its file."""
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     controls: tuple[ControlRequest, ...] = ()
@@ -151,9 +151,9 @@ class RenderRequest:
     step_rng: str | None = None
     noise_slice: str | None = None
     prompt_parts: tuple[str, ...] = ()
-    """Additional parts of the prompt, in the form that `prompt_parts.part_of` parses."""
+    """Additional texts for the prompt, in the form that `prompt_parts.part_of` parses."""
     negative_parts: tuple[str, ...] = ()
-    """Additional parts of the negative prompt, in the form that `prompt_parts.part_of` parses."""
+    """Additional texts for the negative prompt, in the form that `prompt_parts.part_of` parses."""
     freeu: str | None = None
     """The settings of FreeU, in the form that `freeu_settings.freeu_of` parses."""
     rescales_velocity: bool | None = None

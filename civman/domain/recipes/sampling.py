@@ -15,13 +15,14 @@ ComfyUI computes noise levels in double precision, evaluates the model at whole 
 class Sampling:
     """The parameters of the samplers and noise schedules, as this version of civman uses them.
 
-    In training, √β is linear from √`beta_start` to √`beta_end` in `train_steps` steps. `rho`: Karras' exponent.
-    `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: how much fresh noise ancestral and SDE
-    samplers add, and the factor on it; `eta_ddim`: the same as `eta` for DDIM. `s_churn`: how much noise Euler, Heun
-    and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper limit).
-    `drop_penultimate`: drop the second-to-last noise level, whatever the sampler. `half_levels`: round the noise levels
-    to half precision, as A1111 did before 1.8. `program`: the program whose rules for noise levels and timesteps apply,
-    one of `PROGRAMS`. `sigmas`: the noise levels of the first pass, in place of a schedule's; empty: the schedule's.
+    In training, √β rises linearly from √`beta_start` to √`beta_end` in `train_steps` steps. `rho`: Karras' exponent.
+    `beta_shape`: both parameters of the beta distribution. `eta`: how much fresh noise ancestral and SDE samplers add;
+    `noise_scale`: a factor for this noise; `eta_ddim`: the same as `eta`, but for DDIM. `s_churn`: how much noise
+    Euler, Heun and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper
+    limit). `drop_penultimate`: drop the second-to-last noise level, whatever the sampler. `half_levels`: round the
+    noise levels to half precision, as A1111 did before 1.8. `program`: the program whose rules for noise levels and
+    timesteps apply, one of `PROGRAMS`. `sigmas`: the noise levels of the first pass, in place of a schedule's; empty:
+    the schedule's.
     """
 
     beta_start: float = 0.00085

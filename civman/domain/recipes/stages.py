@@ -1,7 +1,7 @@
 """The stages of a render: each is computed by one checkpoint with one set of adapters and prompts.
 
 Source: A1111 1.5 to 1.10. The second pass uses the LoRAs and hypernetworks that its own prompt names; the refiner uses
-those of the pass that it continues. The VAE is the one that the user chose, else that of the checkpoint in use.
+those of the pass that it takes over. The VAE is the one that the user chose, else that of the checkpoint in use.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from civman.domain.recipes.recipe import CheckpointUse, Recipe
 
 
 class Stage(StrEnum):
-    """A stage of a render, in order: each of the two passes, and the rest of each pass that the refiner computes."""
+    """The stages of a render, in order: each pass is followed by the part of it that the refiner takes over."""
 
     FIRST = "first"
     FIRST_REFINED = "first, refined"
@@ -30,7 +30,7 @@ class Stage(StrEnum):
 
     @property
     def refined(self) -> "Stage":
-        """The stage in which the refiner continues this stage's pass."""
+        """The stage in which the refiner takes over this stage's pass."""
         return Stage.SECOND_REFINED if self.is_second else Stage.FIRST_REFINED
 
 

@@ -64,9 +64,9 @@ def problems(found: Thresholding) -> Iterator[str]:
 
 
 def thresholding_of(text: str) -> Thresholding | None:
-    """Parse a mimic scale with other settings, such as "7,percentile=99.5,cfg_mode=Half Cosine Up"; "off" gives None.
+    """Parse settings of dynamic thresholding, such as "7,percentile=99.5,cfg_mode=Half Cosine Up".
 
-    Raises: UsageError (`bad-value`).
+    The first one is the mimic scale. Returns None for "off". Raises: UsageError (`bad-value`).
     """
     if text.strip().casefold() in ("", "off"):
         return None

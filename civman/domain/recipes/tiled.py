@@ -1,6 +1,6 @@
 """Redraw an image in tiles, as A1111's script "SD upscale" does: enlarge it, then redraw each tile by img2img.
 
-Neighbouring tiles overlap, and the overlaps are blended. Tile n has seed `seed` + n.
+Neighbouring tiles overlap, and the overlaps are blended. Without batches, tile n has seed `seed` + n.
 """
 
 from collections.abc import Iterator
@@ -58,8 +58,8 @@ class TiledRedraw:
     batch: int = 1
     """How many tiles A1111 rendered at once.
 
-    Seeds rise by 1 from tile to tile of a batch, and from the first tile of a batch to the first tile of the next
-    batch.
+    A tile's seed is the image's seed plus the number of the batch plus the tile's number in the batch, both counted
+    from 0.
     """
 
     def seed_of(self, seed: int, number: int) -> int:

@@ -20,10 +20,10 @@ SCALE: Final = 2.0
 """The default factor of the script Ultimate SD upscale."""
 METHODS: Final = (*UPSCALERS, "none")
 REDRAWS: Final = ("linear", "chess", "none")
-"""The order in which tiles are redrawn: row by row, or alternate tiles first, as on a chessboard; "none": not at all.
-"""
+"""The orders in which tiles are redrawn: "linear" row by row, "chess" every other tile first; "none": not at all."""
 SEAMS: Final = ("none", "band-pass", "half-tile", "half-tile-intersections")
-"""What is redrawn after the tiles: nothing, bands along their borders, half-shifted tiles, or these and their corners.
+"""What is redrawn after the tiles: nothing; bands along their borders; tiles centred on the borders; or these and then
+tiles centred on the corners.
 """
 _STEP: Final = 64
 """The script rounds the size at which a tile is rendered, and an image's size after `scale`, up to multiples of this.
@@ -65,7 +65,7 @@ class UltimateUpscale:
     seams_padding: int = 16
 
     def drawn_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """The sizes (width, height) at which parts of an image of this size are rendered to redraw it, each once."""
+        """The different sizes (width, height) at which parts of an image of this size are rendered to redraw it."""
         found = []
         if self.redraw != "none":
             found.append(self.tile_size)
@@ -110,7 +110,7 @@ class UltimateRequest:
 def ultimate_from(text: str) -> UltimateRequest:
     """Parse "REF", "REF:SCALE" or "REF:WxH", with settings such as "4x-UltraSharp:2,tile=768x768,seams=band-pass".
 
-    Raises: UsageError: `bad-value` (an unknown setting or no number), `bad-size`.
+    Raises: UsageError: `bad-value` (a setting is unknown or has an invalid value), `bad-size`.
     """
     first, *others = _SETTING.split(text)
     parsed = upscale_from(first.strip())
