@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index manage pictures prompts store system)
 
-.PHONY: demo quick test test-all fixtures-check fuzz long-tests browser-tests snapshots shells lint check types-linux types-windows types-macos tests coverage core-tests wheel-check bench clean
+.PHONY: demo quick test test-all fixtures-check fuzz long-tests browser-tests peer-tests snapshots shells lint check types-linux types-windows types-macos tests coverage core-tests wheel-check bench clean
 
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
@@ -27,13 +27,13 @@ test: lint tests
 
 # All of `make test`, and what takes minutes more: every spelling of an adapter, every sampler with every schedule, every
 # class of diffusers and the journeys without POSIX run; the libraries make the header fixtures anew, the header reader is
-# fuzzed, the page is looked at in Chromium, the types are checked for Linux, Windows and macOS, and completion is tried in real shells (zsh is skipped where
-# it is not installed).
-test-all: test check long-tests browser-tests shells
+# fuzzed, the page is looked at in Chromium, images are compared with those of stable-diffusion.cpp, the types are checked
+# for Linux, Windows and macOS, and completion is tried in real shells (zsh is skipped where it is not installed).
+test-all: test check long-tests browser-tests peer-tests shells
 	$(MAKE) --no-print-directory --jobs 2 fixtures-check fuzz
 
 long-tests: $(VENV)/installed-all
-	$(BIN)/pytest -m long --numprocesses 2 --dist worksteal
+	$(BIN)/pytest -m 'long and not peer' --numprocesses 2 --dist worksteal
 
 # The page in a real Chromium, with screenshots in build/screenshots. Chromium comes from the system: it is installed here
 # only for root on Debian and Ubuntu, and without one the tests say that they are skipped. axe-core (MPL-2.0) comes from npm.
@@ -47,6 +47,27 @@ browser-tests: $(VENV)/installed-browser
 	@test -f $(AXE) || { mkdir -p build/axe && cd build/axe && npm pack --silent axe-core@4.14.1 >/dev/null && \
 	tar -xzf axe-core-4.14.1.tgz; } || echo "no axe-core from npm: its test is skipped"
 	$(BIN)/pytest -m browser tests/serve
+
+# Images of another program, which is built from source: that takes two minutes and a C++ compiler, which is installed here
+# only for root on Debian and Ubuntu; without one the tests say that they are skipped. The wheel stays in build/peers.
+# PEER_TESTS='peer and not long' leaves out the models of gigabytes.
+PEER_TESTS := peer
+PEER_BUILD := CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DSD_WEBP=OFF -DSD_WEBM=OFF"
+
+peer-tests: $(VENV)/installed-dev build/peers/built
+	@test ! -f build/peers/built || \
+	$(PIP) install --no-deps --no-index --find-links build/peers --requirement tests/peers.txt || \
+	echo "the wheel in build/peers does not fit this Python: the comparison with stable-diffusion.cpp is skipped"
+	$(BIN)/pytest -m '$(PEER_TESTS)' tests/diffusion/test_stable_diffusion_cpp.py
+
+build/peers/built: tests/peers.txt | $(VENV)/installed-dev
+	@mkdir -p build/peers
+	@command -v c++ >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	apt-get install -y -qq --no-install-recommends g++ >/dev/null; } || \
+	echo "no C++ compiler here: the comparison with stable-diffusion.cpp is skipped"
+	@command -v c++ >/dev/null && \
+	$(PEER_BUILD) $(PIP) wheel --no-deps --wheel-dir build/peers --requirement tests/peers.txt && touch $@ || echo "stable-diffusion.cpp could not be built: the comparison with it is skipped"
 
 snapshots: $(VENV)/installed-dev  # after an intended change of help pages, tables or error messages
 	$(BIN)/pytest --quiet --update-snapshots tests/cli/test_snapshots.py

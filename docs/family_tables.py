@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import headers
 import published_sizes
+import sd_cpp_models
 import test_family_adapters
 import test_family_files
 import test_flow_input_images
@@ -106,6 +107,11 @@ def _answers() -> Iterator[str]:
             if name.startswith((family.name, family.name.replace(".", "")))
         )
         proofs = ["tensors", "image"]
+        proofs += (
+            ["stable-diffusion.cpp"]
+            if any(sd_cpp_models.family_of(name) is family for name in sd_cpp_models.PEERS)
+            else []
+        )
         proofs += ["key table"] if any(name.startswith(family.name) for name in test_flow_maps.FULL) else []
         proofs += [f"{recorded} published LoRA{'s' * (recorded > 1)}"] if recorded else []
         cells = [
