@@ -158,7 +158,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
 
 
 def _edge(said: _Said) -> CivmanError | None:
-    """Return an error if Cloudflare refused the request, with a text or a web page; else None."""
+    """Return an error if Cloudflare, not CivitAI, refused the request; None otherwise."""
     match = _EDGE_CODE.search(said.all_text) if not said.fields else None
     code = int(match[1]) if match else 0
     if code == 1009:

@@ -127,8 +127,8 @@ def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage |
     if query.base_models and item.versions:
         fitting = tuple(version for version in item.versions if version.base_model in query.base_models)
         return ModelPage(item.model, fitting) if fitting else None
-    # with a search text, the site does not apply all filters, so the period is checked here. It is not checked if there
-    # is a base model filter, because that filter may have removed the latest version, whose date counts
+    # with a search text, the site does not apply all filters, so check the period here. With a base model filter, do
+    # not check it: the filter may have removed the latest version, and the date of that version counts
     return None if query.text and not query.base_models and not _is_young(item, query, now) else item
 
 

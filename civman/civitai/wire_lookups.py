@@ -150,7 +150,10 @@ def tensors(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple
 
 
 def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[Sha256, ModelId, VersionId]]:
-    """Parse digests, model and version ids of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: not an array."""
+    """Parse the digests, model ids and version ids in a response to `POST /model-versions/by-hash/ids`.
+
+    Raises: BadAnswer: the response is not an array.
+    """
     if not isinstance(answer, list):
         raise BadAnswer("CivitAI's response is not a list of versions by hash")
     got = read(_IdentityList, {"items": answer}, Reading(now, on_notice), "a list of versions by hash")

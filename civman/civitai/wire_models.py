@@ -286,7 +286,7 @@ def page(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelPage:
 
 
 def version(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelVersion:
-    """Parse the version of `GET /model-versions/{id}` or `by-hash`, with a short summary of its model.
+    """Parse a response to `GET /model-versions/{id}` or `by-hash`: a version with a short summary of its model.
 
     Raises: BadAnswer: it is not a version, or has no model id.
     """
@@ -295,9 +295,9 @@ def version(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelVersi
 
 
 def versions(answer: object, *, now: datetime, on_notice: OnNotice) -> list[ModelVersion]:
-    """Parse the versions of `POST /model-versions/by-hash`; unreadable ones are skipped and reported.
+    """Parse the versions in a response to `POST /model-versions/by-hash`; unreadable ones are skipped and reported.
 
-    Raises: BadAnswer: not an array.
+    Raises: BadAnswer: the response is not an array.
     """
     if not isinstance(answer, list):
         raise BadAnswer("CivitAI's response is not a list of versions")

@@ -62,7 +62,7 @@ def fetch_named(
     wanted = [each for each in prepared.files if not each.is_certain]
     if not wanted or not asks_site:
         return
-    session.output.notice(f"looking up {counted(len(wanted), 'file')} of the image's settings on CivitAI")
+    session.output.notice(f"looking up on CivitAI {counted(len(wanted), 'file')} named in the image's settings")
     offers = files.offers(prepared)
     prevents = next((each for each in offers if _prevents(each)), None)
     for each in offers:
@@ -205,7 +205,7 @@ class Judged:
 def judged(
     session: Session, settings: "str | SiteImage", planned: "Planned", made: Path, original: Any, how: Again
 ) -> Judged | None:  # fmt: skip
-    """Compare the new image with the original (None: return None) and, if requested, write both to one file."""
+    """Compare the new image with the original; None if there is no original. If requested, write both to one file."""
     from civman.errors import AnotherPicture
     from civman.pictures import image_text
     from civman.planning.likely_causes import likely_causes

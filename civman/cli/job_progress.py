@@ -27,7 +27,7 @@ class Share:
 
 
 def shares(recipes: "Sequence[Recipe]") -> list[Share]:
-    """Return the work of each plan. The time for a pass is assumed to be proportional to its steps and pixels."""
+    """Estimate the work of each plan: the time for a pass is assumed to be proportional to its steps and pixels."""
     found = []
     for recipe in recipes:
         first, second = float(recipe.steps * recipe.width * recipe.height), 0.0
@@ -88,7 +88,8 @@ class JobProgress:
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
         if step.stage in ("redraw", "upscale"):
-            # count the image as finished: how long redrawing and upscaling take compared with the steps is unknown
+            # count the image as finished, because it is unknown how long redrawing and upscaling take compared with the
+            # steps
             part = 1.0
         elif step.stage == "first":
             part *= share.first_pass

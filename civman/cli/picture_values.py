@@ -54,7 +54,7 @@ def require_counts(option: str, values: list[str], given: str, texts: list[str],
 
 
 def chosen(values: list[str], number: int, usual: str) -> str:
-    """Return the value of an option for image `number`. A single value is for all images; without one: `usual`."""
+    """Return the option's value for image `number`: a single value applies to all images, no value means `usual`."""
     return usual if not values else values[number if len(values) > 1 else 0]
 
 

@@ -36,7 +36,7 @@ def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Seque
                 f"  edit image {clean(plan.name(image.sha256))}{part} at {image.width}x{image.height}", soft_wrap=True
             )
         if recipe.hires is not None and recipe.hires.prompt is not None:
-            console.print(f"  2nd prompt {clean(recipe.hires.prompt) or '(no prompt)'}", soft_wrap=True)
+            console.print(f"  second-pass prompt {clean(recipe.hires.prompt) or '(no prompt)'}", soft_wrap=True)
         for use in dict.fromkeys((*recipe.loras, *((recipe.hires and recipe.hires.loras) or ()))):
             second = f", second pass {use.hires_keyframes}" if use.hires_keyframes else ""
             console.print(

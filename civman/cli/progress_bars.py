@@ -216,7 +216,7 @@ def _display(output: Output, columns: Any) -> Iterator[_Display]:
 def _download_columns(width: int) -> "Sequence[ProgressColumn]":
     """Create the columns name, bar, bytes, speed and remaining time, which together are `width` cells wide.
 
-    While a download is waiting or being verified, this is shown in place of speed and time.
+    While a download is waiting or being verified, a word for this state replaces the speed and the remaining time.
     """
 
     def numbers(task: "Task") -> str:

@@ -99,7 +99,7 @@ def sync(
 
 
 def first_error(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
-    """Return the error for several refs: None if all succeeded; if more than one failed, an error with these refs."""
+    """Return None if no ref failed, the error if one failed, or an error that lists the refs if several failed."""
     from civman.errors import PartlyFailedError
 
     failed = [(ref, error) for ref, error in results if error is not None]

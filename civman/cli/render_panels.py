@@ -47,4 +47,6 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Files": ("format", "quality", "no_metadata", "strip_prompt"),
     "Computing": ("device", "precision", "fast", "compile_", "low_vram", "threads", "on", "resume", "here"),
 }  # fmt: skip
-"""Maps the title of each panel to parameters of `civman render`, in any order: the help uses the command's order."""
+"""Maps the title of each panel to parameters of `civman render`. Their order here does not matter: the help lists them
+in the command's order.
+"""

@@ -142,7 +142,7 @@ def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
 
 
 def _on_workers(session: Session, urls: list[str], many: Many, how: Again) -> Iterator[_Row]:
-    """Plan all images, render them on workers and compare each. Images with civman's recipe use this process."""
+    """Plan all images, render them on workers and compare each. Images with a civman recipe stay in this process."""
     from civman.errors import CivmanError, NotFound
 
     waiting: list[tuple[str, SiteImage, Planned]] = []

@@ -78,8 +78,8 @@ class Content:
 class DemoFile:
     """One file of a version.
 
-    The size and the digests in responses are those of `declared`, or those of `content` if it is None. `declared` is
-    set only for a file whose declared size and digests have to be wrong.
+    The size and the digests in responses are those of `declared` if it is set, otherwise those of `content`. `declared`
+    is set only for a file whose declared size and digests have to be wrong.
     """
 
     id: int

@@ -30,7 +30,7 @@ def word_as_pickle(name: str, token: int) -> bytes:
 
 
 def _embedding(name: str, shape: tuple[int, int]) -> bytes:
-    """Create the pickle of a textual inversion whose one tensor is storage `0`, of type float32."""
+    """Create the pickle of a textual inversion whose only tensor has type float32 and uses the storage named `0`."""
     storage = _tuple(
         _text("storage"), _global("torch", "FloatStorage"), _text("0"), _text("cpu"), _integer(math.prod(shape))
     )

@@ -16,8 +16,9 @@ from civman.demo import model_layouts
 from civman.demo.model_layouts import Shapes
 
 _WIDTH_BYTES = {"F16": 2, "F32": 4, "I64": 8}
-# Masks per value, little-endian: keep sign, mantissa and two exponent bits, pin the rest of the exponent, so that
-# every value lies between 2**-7 and 2**-3 in magnitude and NaN or infinity cannot arise.
+# Masks for the bytes of each value (little-endian): keep the sign, the mantissa and two bits of the exponent, and set
+# the other bits of the exponent to fixed values. Every value is then between 2**-7 and 2**-3 in magnitude, and never
+# infinite or NaN.
 _KEEP = {"F16": b"\xff\x8f", "F32": b"\xff\xff\xff\x81"}
 _PIN = {"F16": b"\x00\x20", "F32": b"\x00\x00\x00\x3c"}
 
@@ -115,7 +116,7 @@ def stronger(name: str, factor: float) -> bytes:
 
 def _values(seed: str, dtype: str, count_bytes: int) -> bytes:
     random = int.from_bytes(hashlib.shake_256(seed.encode()).digest(count_bytes), "little")
-    # round up, because the byte count of `position_ids` may not be a multiple of the masks' width (the caller
+    # round up, because the byte count of `position_ids` need not be a multiple of the mask's length (the caller
     # overwrites the bytes of `position_ids` anyway)
     repeats = -(-count_bytes // len(_KEEP[dtype]))
     keep = int.from_bytes((_KEEP[dtype] * repeats)[:count_bytes], "little")

@@ -14,9 +14,9 @@ from typing import Self
 _FIRST_STEP = 8
 """The number of connections after the first step."""
 _ALONE_S = 0.05
-"""How long the first connection is measured, in seconds from its first response on."""
+"""How long the download speed of the first connection is measured, in seconds after its first response."""
 _MEASURED_S = 0.08
-"""How long the connections are measured after each step, in seconds."""
+"""How long the download speed is measured after connections were added, in seconds."""
 _RESPONSES = 4
 """Every measurement lasts at least this many response times, because distant connections speed up slowly."""
 _LEAST_SHARE = 1 / 3

@@ -136,7 +136,8 @@ class Spans:
     def _span_bytes(self, size: int | None) -> int:
         """The size in bytes of a new span: just large enough that waiting for responses costs little.
 
-        Smaller spans leave fewer bytes after the first gap in the file, where the digest cannot be computed yet.
+        The digest can be computed only up to the first gap in the file. With small spans, few bytes after this gap
+        remain to be hashed.
         """
         most = min(_LARGEST_SPAN, (size or 0) // (4 * self._connections))
         return max(SMALLEST_SPAN, min(most, int(_RESPONSES_LONG * self.answer_s * self._speed)))

@@ -17,7 +17,7 @@ def second_copies(
     remote: ObjectStore, last: Collection[Sha256], read: Collection[Sha256], *, now: datetime,
     on_event: OnEvent = ignore,
 ) -> list[SecondCopy]:  # fmt: skip
-    """List the copies in the store of the files `last`. The copies of the files in `read` are read and verified.
+    """List the store's copies of the files in `last`. Copies of files that are also in `read` are read and verified.
 
     Copies that cannot be pulled, because their sidecar is missing or unreadable, are left out, and so are copies that
     turn out to be corrupt.

@@ -251,7 +251,7 @@ def _sizes(remote: ObjectStore, digests: Iterable[Sha256]) -> dict[Sha256, int]:
 
 
 def _hashed(path: Path, sha256: Sha256, name: str, on_event: OnEvent) -> Iterator[bytes]:
-    """Yield a file in pieces. Raises: StoreError. HashMismatch, after the last piece: the digest is not `sha256`."""
+    """Yield a file in pieces. Raises: StoreError. HashMismatch: after the last piece, if the digest is not `sha256`."""
     actual = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:

@@ -399,7 +399,7 @@ class _Worker:
             self._notices.update(dict.fromkeys(reasons))
 
     def leave(self, step: Step) -> None:
-        """Keep the entry of a file that is still wanted, so that its name stays taken; else drop the entry."""
+        """Keep the manifest's entry if its file is still wanted, so that the name stays taken; otherwise, drop it."""
         if step.asset is None and step.entry.kind == "model":
             self._entries.pop(step.path, None)
 

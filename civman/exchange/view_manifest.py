@@ -46,7 +46,7 @@ class Entry:
     path: str
     """The path relative to the view's folder, with slashes."""
     of: Sha256
-    """The SHA-256 of the model: of this file itself, or of the model that it is a companion of."""
+    """The SHA-256 of the model file: this file itself or, for a companion file, the model file that it belongs to."""
     kind: str
     """"model" for a model file, otherwise the kind of companion file, such as "preview"."""
     size_bytes: int

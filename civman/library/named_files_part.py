@@ -63,7 +63,7 @@ class NamedFilesPart(Part):
         )
 
     def offers(self, prepared: "Prepared") -> "Sequence[JudgedOffer]":
-        """Look up on CivitAI the files that may not be in the library, and check how they fit the checkpoint.
+        """Look up on CivitAI any files that the library might lack, and check how well they fit the checkpoint.
 
         Only headers are downloaded. Raises: NetworkError: CivitAI cannot be reached.
         """
@@ -111,7 +111,7 @@ class NamedFilesPart(Part):
         return [_judged(each, base, reason) for each in headers]
 
     def _header(self, offer: "Offer") -> "_Read":
-        """Read the header of a file on CivitAI. If CivitAI refuses this account the file, the error is in the offer."""
+        """Read the header of a file on CivitAI. If CivitAI refuses the download, the error is stored in the offer."""
         if offer.job is None:
             return _Read(offer)
         try:

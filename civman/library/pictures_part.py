@@ -253,7 +253,10 @@ class PicturesPart(Part):
     def save(
         self, drawn: "Sequence[Drawn]", *, output: Path | None = None, options: "OutputOptions | None" = None
     ) -> "Sequence[Rendering]":
-        """Save and record images from `Library.replay` or `drawn` in `output` (default: the library's renders/)."""
+        """Save rendered images to `output` (default: the library's renders/), and record them.
+
+        `drawn`: the images from `Library.replay` or from this part's method `drawn`.
+        """
         from civman.rendering.render_and_save import save
 
         context = self._context

@@ -328,7 +328,7 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
 
 
 def _keep_words(index: Index, beside: Mapping[Sha256, ProgramMetadata]) -> int:
-    """Save annotations from other programs' metadata files; the user's own are kept. Returns the number of files."""
+    """Save annotations from other programs' metadata files; the user's own are kept. Returns how many files changed."""
     changes = []
     for sha256, said in beside.items():
         for asset in index.referrers(sha256)[:1] if said.own != NOTHING_SAID else ():

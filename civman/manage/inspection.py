@@ -75,7 +75,7 @@ class Inspected:
             return self.header
 
     def model_header(self) -> Header | None:
-        """Return the header as the model sees its tensors: unpacked by `read_header.plain_header`.
+        """Return the header with the tensors as the model sees them, unpacked by `read_header.plain_header`.
 
         If the file itself is not on this disk, the header is returned unchanged. Raises: the errors of `plain_header`.
         """

@@ -51,7 +51,7 @@ class Refused:
 
 @dataclass(slots=True)
 class ProgramMetadata:
-    """The contents of the metadata files next to a model. `version` is None if none of them proves the version."""
+    """The contents of the metadata files next to a model. `version` is None if they do not prove the version."""
 
     version: ModelVersion | None = None
     file: ModelFile | None = None

@@ -52,7 +52,7 @@ class RemovalPlan:
 
 @dataclass(frozen=True, slots=True)
 class StalePartial:
-    """A partial download that has not been continued since `touched_at`."""
+    """A partial download that has not been resumed since `touched_at`."""
 
     path: Path
     size_bytes: int

@@ -125,7 +125,7 @@ class Scan:
 
     @property
     def entries(self) -> int:
-        """The number of all entries: model files and entries that were left out."""
+        """The total number of entries: the model files that were found, and the entries that were left out."""
         return len(self.files) + sum(group.count for group in self.by_reason.values())
 
     def leave_out(self, path: str, reason: Reason, *, count: int = 1, shown: str | None = None) -> None:

@@ -32,7 +32,7 @@ def support_of(version: ModelVersion, label: str, model_type: ModelType) -> Supp
     """How well a version works with a checkpoint that has this label, judged by CivitAI's base model labels.
 
     CivitAI's table does not list all VAEs that work. Those for other models with the same scale of latents, such as
-    SDXL's for Pony V7, are taken for partly supported.
+    SDXL's for Pony V7, count as partly supported.
     """
     said = version.base_model or ""
     support = label_support(label, said, model_type)

@@ -39,7 +39,8 @@ def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
 def write_due(store: BlobStore, index: Index, *, most: int = _MOST_AT_ONCE) -> int:
     """Write up to `most` sidecars whose index rows have changed. Returns their number. Raises: StoreError."""
     due = index.sidecars_due()[:most]
-    # use threads, because writing a sidecar mostly waits for the disk, and many small files sync as fast as one
+    # use threads, because writing a sidecar mostly waits for the disk, which can sync several small files at the same
+    # time
     reading = Lock()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="sidecar") as pool:
         for start in range(0, len(due), _SIDECARS_AT_ONCE):
@@ -131,7 +132,7 @@ def restore(
 
 
 def file_facts(stored: StoredBlob, facts: dict[str, Any] | None, on_notice: Callable[[str], None]) -> FileFacts:
-    """Read the facts about a file from its header, compared with the base model label in its sidecar."""
+    """Read from a file's header what the index stores about it, given the base model label in the file's sidecar."""
     from civman.manage.inspection import (
         facts_of_file,
     )  # imported here: the identification rules take 0.05 s to import, and only a rebuild uses them

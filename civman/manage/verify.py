@@ -60,7 +60,7 @@ class State(StrEnum):
     REPAIRED = "repaired"
     """The file was corrupt or missing, and is intact again: found elsewhere, copied or downloaded.
 
-    A corrupt safetensors copy of a pickle was deleted.
+    For a corrupt safetensors copy of a pickle: the copy was deleted.
     """
 
 
@@ -315,7 +315,7 @@ def _save(
 def _read_again(file: HeldFile, digests: dict[Sha256, Hashes], on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
     """Read a file. Returns the verdict, and the file's state before reading if its SHA-256 matches.
 
-    `digests` has an entry for each file whose other digests the index lacks; these are computed, too.
+    If `digests` has an entry for the file, the digests other than SHA-256 are computed too and stored in this entry.
     """
     path = Path(file.path)
     seen = seen_now(file.path, file.sha256, kept_path=file.kept_path)

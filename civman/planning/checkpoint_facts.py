@@ -104,7 +104,7 @@ def read_checkpoint(
 
 
 def _require_rendered_family(found: Found) -> None:
-    """Check that the file is not a transformer of a family, or in a layout, that civman knows only by its tensors.
+    """Refuse a transformer of a family, or in a layout, that civman recognises by its tensors but cannot render.
 
     Raises: CannotRender.
     """

@@ -218,7 +218,7 @@ class Finder:
 
     def _found(self, role: str, path: Path, sha256: Sha256, inspected: Inspected, asset: Asset | None) -> Found:
         if inspected.header is None or inspected.identity is None:
-            raise AssertionError("the file must be inspected with its header")
+            raise AssertionError("the header of the file must be read first")
         version = self._index.version(asset.version_id) if asset and asset.version_id else None
         air = str(air_of(version)) if version else None
         autov3 = (self._index.hashes(sha256).autov3 or "") if asset else ""

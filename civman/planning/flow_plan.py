@@ -68,7 +68,7 @@ class FlowChoice:
         pixels = max(width * height for width, height in sizes)
         shown = [image.width * image.height for image in recipe.edit_images]
         value = 4 if recipe.precision == "float32" else 2
-        # see `flow_model.load_flow`
+        # `flow_model.load_flow` computes the VAE in float32 if it overflows in float16
         vae_value = 4 if self.family.vae_overflows and recipe.precision == "float16" else value
         counted = {"transformer": 0, "vae": 0, "text": 0}
         for component, part in self.placed.items():
@@ -263,7 +263,8 @@ def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) 
     fitting = [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
     if need.component != "vae":
         return fitting
-    # leave out VAEs that CivitAI labels as those of models with another scale of latents, which no tensor shows
+    # leave out VAEs that, by CivitAI's label, belong to models with another scale of latents: no tensor shows this
+    # scale
     ours = family.architecture
     return [each for each in fitting if same_scale(ours, architectures_of(each.inspected.label)) is not False]
 

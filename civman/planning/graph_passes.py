@@ -64,8 +64,9 @@ class Passes:
     """The passes of a graph, and everything else that its sampler nodes determine.
 
     `passes`: each pass with the enlargement before it, or None. `width`, `height`: the size of the first pass in
-    pixels. `slice`: the position of the image in its batch; empty without a batch. `vaes`: the names of a checkpoint
-    and of a VAE file for each node with a VAE; one name is empty. `reasons`: what cannot be rendered exactly.
+    pixels. `slice`: the position of the image in its batch; empty without a batch. `vaes`: for each node with a VAE,
+    the checkpoint's name and the VAE file's name, only one of which is set. `reasons`: why the image cannot be rendered
+    exactly.
     """
 
     width: int = 0
@@ -134,7 +135,7 @@ class _PassReader:
         self._sampled(node.inputs.get("samples"))
 
     def _sampled(self, link: object) -> None:
-        """Read the pass to which a link leads, after the pass that it continues, so that all passes are in order."""
+        """Read the pass to which a link leads, and also the earlier pass whose result it starts from, if any."""
         node = self._reader.node(link, "the latents")
         if node.kind == "LatentFromBatch":
             index, length = self._reader.whole(node, "batch_index"), self._reader.whole(node, "length")
@@ -212,7 +213,7 @@ class _PassReader:
 
     @staticmethod
     def _require_unmasked(node: Node, image: Node, *, has_mask: bool) -> None:
-        """Check that a node encodes the result of a pass without a mask. Raises: Stopped."""
+        """Check that a node that encodes the result of a pass uses no mask. Raises: Stopped: it uses one."""
         if has_mask or node.kind == "VAEEncodeForInpaint":
             raise Stopped(f"{node} encodes the output of {image} with a mask, which civman does not support")
 
@@ -245,7 +246,7 @@ class _PassReader:
         return Enlarged(across, down, "latent" if way == "bilinear" else f"latent-{way}")
 
     def _kept_shape(self, node: Node, width: int, height: int) -> tuple[int, int]:
-        """Return the size in pixels to which a node enlarges; if one side is 0, it follows from the aspect ratio."""
+        """Return the size in pixels to which a node upscales; a side of 0 is computed from the aspect ratio."""
         if width == 0 and height == 0:
             return self.found.width, self.found.height
         width = width or max(1, round(self.found.width * height / self.found.height))
@@ -361,7 +362,7 @@ class _PassReader:
     def _finishing(self, node: Node, start: int, steps: int, settings: tuple[float, str, Schedule]) -> Sampled:
         """Join a KSamplerAdvanced node that adds no noise with the earlier node that began the pass."""
         read = self._reader
-        before = read.node(node.inputs.get("latent_image"), f"the latents that {node} continues")
+        before = read.node(node.inputs.get("latent_image"), f"the latents that {node} starts from")
         if before.kind != "KSamplerAdvanced":
             raise Stopped(f"{node} adds no noise, but does not continue another KSamplerAdvanced either")
         same = (read.number(before, "cfg"), read.text(before, "sampler_name"), self._schedule(before, "scheduler"))

@@ -157,7 +157,7 @@ class Reader:
         return replace(inner, loras=(*inner.loras, lora))
 
     def vae(self, link: object) -> tuple[str, str]:
-        """Return the names of the checkpoint that contains the VAE and of a separate VAE file; one of them is empty."""
+        """Return the names of the checkpoint that contains the VAE and of the separate VAE file; one is empty."""
         node = self.node(link, "a VAE")
         if node.kind in _LOADERS:
             return self.text(node, "ckpt_name"), ""

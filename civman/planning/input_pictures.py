@@ -158,7 +158,7 @@ def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 
 def cropped(request: RenderRequest, picture: InputPicture) -> RenderRequest:
-    """Set a request's size to that of its input image after ComfyUI's crop.
+    """Set a request's size to that of its input image, cropped to multiples of 8 as in ComfyUI.
 
     Raises: UsageError (`bad-size`): the request specifies another size.
     """

@@ -293,7 +293,8 @@ def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *,
     planned = plan_recipe(index, recipe_of(source), pictures, on_event=on_event)
     record = source.record
     parent, typed = (record.parent, record.typed) if record else (None, None)
-    # accept partial adapters and pure noise, because the replay is compared with the original anyway
+    # accept adapters that fit only partly, and images of pure noise, because the replay is compared with the original
+    # anyway
     return replace(planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed)
 
 

@@ -184,7 +184,7 @@ class FurtherCheckpoints:
 
     @property
     def files(self) -> list[Found]:
-        """The files of these checkpoints."""
+        """The model files of the second pass's checkpoint and of the refiner, if there are any."""
         return [each.found for each in (self.second, self.refiner) if each is not None]
 
     @property

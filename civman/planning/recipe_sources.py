@@ -207,7 +207,7 @@ def require_all(lacking: Sequence[Missing]) -> None:
     named = "; ".join(f"{each.role} `{each.name}` ({each.air or f'sha256 {each.sha256[:12]}…'})" for each in lacking)
     hint = "--fetch searches CivitAI for the files by id or SHA-256, downloads them and verifies their SHA-256"
     if any(each.air is None for each in lacking):
-        hint += "; add a file that CivitAI does not have with `civman import FILE`"
+        hint += "; use `civman import FILE` to add a file that CivitAI does not have"
     raise NotFound(
         f"missing model files: {named}", hint=hint, code=Cause.MISSING_FILES,
         sha256=[str(each.sha256) for each in lacking],

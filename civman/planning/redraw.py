@@ -270,7 +270,7 @@ class _Reader:
         return text, unwanted, loras, networks
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
-        """Remove the LoRAs that no prompt uses from the list of files, and add the weights of the remaining ones."""
+        """Remove the LoRAs that no prompt uses from the list of files, and set the weight of each remaining one."""
         weights = {each.name: each.unet for each in loras}
         known: dict[tuple[str, str], NamedFile] = {}
         for each in self.resources:

@@ -32,10 +32,10 @@ _TORN: Final = {
         "Control Mode|Union Control Type)$"
     ),
 }
-"""Maps the first name in a torn entry to a pattern for the names of all its parts.
+"""Maps the name of the first entry of a torn ControlNet unit to a pattern for the names of all its entries.
 
-If several units were torn, the parts of only one are left. In the current form, the unit's model has the name `Model`,
-so it replaces the checkpoint's name.
+CivitAI's parsers tear some units into several entries. If several units of an image were torn, the entries of only one
+are left. In the current form, the entry with the unit's model is named `Model`, so it replaces the checkpoint's name.
 """
 _ANY: Final = re.compile("ControlNet")
 _MODEL: Final = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]{8,64})\])?", re.DOTALL)
@@ -52,9 +52,9 @@ _SIZED: Final = ("canny", "blur", "xdog")
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """The ControlNet units in an image's settings: requests, the models they name, and why they are not exact.
+    """The ControlNet units in an image's settings: requests, the models they name, and why the result may differ.
 
-    Each request has the name of a model as its ref.
+    The ref of each request is the name of a model.
     """
 
     requests: tuple[ControlRequest, ...] = ()
@@ -140,9 +140,9 @@ def _number(unit: Mapping[str, str], usual: float, *names: str) -> float:
 def _control(
     unit: Mapping[str, str], number: int, given: Sequence[SourceImage], *, is_own: bool
 ) -> tuple[tuple[ControlRequest | ReferenceRequest, NamedFile] | None, list[Reason]]:
-    """Convert a unit to a request, and return it with its model and the reasons why it is not exact.
+    """Convert a ControlNet unit to a request. Also return its model, and the reasons why the result may differ.
 
-    If no picture was given for the unit, the request's path is empty, which is one of the reasons.
+    If the user passed no picture for the unit, the request's path is empty; this is also one of the reasons.
     """
     module = _field(unit, "module", "preprocessor") or "none"
     model = _MODEL.fullmatch(_field(unit, "model"))

@@ -70,7 +70,7 @@ def with_details(made: Recipe, entries: Entries, found: list[Reason]) -> Recipe:
 
 
 def _suffixes(entries: Entries) -> Iterator[str]:
-    """Return the suffix of the entry names for each pass: "", " 2nd", " 3rd" and so on."""
+    """For each of ADetailer's passes, yield the suffix of its metadata entries: "", " 2nd", " 3rd" and so on."""
     for number in range(1, 31):
         ending = {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")
         if f"ADetailer model{ending}" in entries:
@@ -78,7 +78,10 @@ def _suffixes(entries: Entries) -> Iterator[str]:
 
 
 def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list[str]]:
-    """Return the pass with this suffix, and why it is not exact. Raises: UsageError, ValueError: an invalid setting."""
+    """Return the pass whose entries have this suffix, and why it cannot be reproduced exactly.
+
+    Raises: UsageError, ValueError: a setting is invalid.
+    """
 
     def text(name: str) -> str:
         return _unquoted(str(entries.value(f"ADetailer {name}{suffix}") or "").strip())

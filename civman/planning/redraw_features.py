@@ -33,7 +33,7 @@ RANK: Final = (Drawable.EXACT, Drawable.DIFFERS, Drawable.NEEDS_INPUT, Drawable.
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an image cannot be reproduced exactly; with the verdict `EXACT`, a remark on something that has no effect."""
+    """Why an image cannot be reproduced exactly or, with the verdict `EXACT`, a remark on a setting without effect."""
 
     verdict: Drawable
     words: str
@@ -71,13 +71,13 @@ _GRID: Final = "a script combined several images into one"
 _GRID_SCRIPT: Final = re.compile(r"plot|grid|matri(x|ces)|X/Y|prompts? from (text )?file", re.IGNORECASE)
 """Matches the titles of scripts that make several images."""
 _DETECTORS: Final = "(DDetailer|YOLO) "
-"""Matches the entries of the script DDetailer and its successors."""
+"""Matches the metadata entries of the script DDetailer and of its successors."""
 _OWN_VALUES: Final = "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)"
 """Matches settings of A1111 that civman does not support; with the value 0 or False, they had no effect."""
 _CHANGES_MODEL: Final = (
     "(?i:FreeU|HyperTile|Kohya|PAG |pagi_|sag_|dynthres_|latent_modifier_|multidiffusion_|stylealign_)"
 )
-"""Matches entries of Forge and of extensions that change the model or the sampling."""
+"""Matches metadata entries of Forge and of extensions that change the model or the sampling."""
 _CODERS: Final = ("Decoder", "Encoder")
 _FULL_PRECISION: Final = re.compile("$|disable|false|none|automatic|b?float(16|32)", re.IGNORECASE)
 """Matches the precision settings of A1111 and Forge that do not round the weights to 8 bits or fewer."""

@@ -37,7 +37,7 @@ _OTHER_FAMILIES: Final = re.compile(
 def redraw_graph(graph: Graph, name: object = None, source: SourceImage | None = None) -> Redraw:
     """Convert a ComfyUI graph to a recipe; the model files that the graph names are assumed to be present.
 
-    `source`: the first of the images given for nodes that load images; its `others` are the remaining ones.
+    `source`: the first of the images that the user passed for nodes that load images; its `others` contains the rest.
     """
     try:
         found = passes_of(graph, Given(source.all if source is not None else ()))

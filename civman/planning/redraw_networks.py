@@ -71,9 +71,10 @@ def _listed_in_order(entries: Entries, number: int) -> list[NamedFile]:
 
 
 def _listed_with(entries: Entries, weight: float, name: str, at_place: NamedFile | None) -> tuple[str, str]:
-    """Return the name and hash of the only LoRA in the API's list with this weight, else those of `at_place`.
+    """Return the name and hash of the only LoRA that the API lists with this weight, or else those of `at_place`.
 
-    `at_place`: the LoRA that the list contains in this place without a weight; if it is None, `name` is returned.
+    `at_place`: the LoRA that the list contains at this place without a weight, or None. If several LoRAs have the
+    weight, or if none has it and `at_place` is None, return `name` and "".
     """
     found = [each for each in entries.listed("lora") if each.weight == weight]
     if not found and at_place is not None:
@@ -87,8 +88,8 @@ def listed_without_tags(
     """Return the LoRAs that CivitAI lists with a weight, but that the prompt no longer contains.
 
     CivitAI lists a LoRA with a weight if the prompt contained its tag when the image was uploaded; users can edit the
-    prompt afterwards. Also return the hashes of LoRAs whose name in the list differs from that in the tag, which have
-    the same weight. `named`: the LoRAs in the prompts. Tags in the prompt `negative` have no effect.
+    prompt afterwards. Also returns the hashes of LoRAs that have another name in the list than in their tag; they are
+    recognised by their weight. `named`: the LoRAs in the prompts. Tags in the prompt `negative` have no effect.
     """
     listed = [each for each in entries.listed("lora") if each.weight is not None]
     spelled = {each.name for each in listed}

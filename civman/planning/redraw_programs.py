@@ -1,4 +1,4 @@
-"""Turns the JSON that other programs than A1111 write into images into recipes, or explains why that is impossible.
+"""Converts JSON that programs other than A1111 embed in images to recipes, or explains why that is impossible.
 
 ComfyUI's graphs and SwarmUI's settings are converted. All other programs sample, guide or read prompts by rules that
 civman does not support; an error names these rules.
@@ -65,7 +65,8 @@ def is_known(text: str) -> bool:
 def redraw_program(text: str, name: object = None, source: SourceImage | None = None) -> Redraw:
     """Convert a program's JSON to a recipe; the model files that it names are assumed to be present.
 
-    `source`: the first of the images given for a ComfyUI graph that loads images; its `others` are the remaining ones.
+    `source`: for a ComfyUI graph that loads images, the first of the images that the user passed; its `others` contains
+    the rest.
     """
     program = _program(text)
     if program == "SwarmUI":

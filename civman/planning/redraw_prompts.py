@@ -16,7 +16,8 @@ from civman.prompts.emphasis import tags_as_words
 
 _TAG: Final = re.compile(r"<(\w+):([^>]+)>")
 _SPACED: Final = re.compile(r":(?:\s+[+-]?[.0-9]+\s*\)|[+-]?[.0-9]+\s+\)|\s*[+-]?[.0-9]+(?:[eE][+-]?[0-9]+)?\s+\])")
-"""Matches a colon and a number at the end of brackets with a space before or after the number."""
+"""Matches a colon and a number at the end of a bracketed part of a prompt, with white space before or after the number.
+"""
 _AND: Final = re.compile(r"(\bAND\b)")
 _PART_WEIGHT: Final = re.compile(r"\s*:\s*[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)\s*$")
 """Matches the weight at the end of one of the prompts that `AND` combines."""
@@ -141,7 +142,7 @@ def _as_text(found: re.Match[str]) -> str:
 
 
 def negative_words(prompt: str, emphasis: str) -> tuple[str, tuple[Reason, ...]]:
-    """Return a negative prompt with its tags escaped as plain text, and why this is not exact.
+    """Return a negative prompt with its tags escaped as plain text, and a reason if this changes its meaning.
 
     A1111 and ComfyUI read tags in negative prompts as plain text: A1111 removes them only from the (positive) prompts
     of the first and the second pass. `emphasis`: the recipe's rule for emphasis.
@@ -156,7 +157,7 @@ def negative_words(prompt: str, emphasis: str) -> tuple[str, tuple[Reason, ...]]
 
 
 def _blocks(words: str) -> tuple[str, str]:
-    """Return block weights in canonical form and ""; for a preset that civman does not know, return "" and its name."""
+    """Return (block weights in canonical form, ""), or ("", the preset's name) if civman does not know the preset."""
     try:
         return blocks_of(words), ""
     except UsageError:

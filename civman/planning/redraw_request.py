@@ -185,7 +185,7 @@ def _with_files(asked: HiresRequest, made: Hires, ref: Callable[[Sha256], str]) 
 
 
 def require_held(files: Sequence[Wanted]) -> None:
-    """Check that all files but embeddings are in the library; a missing embedding's name is read as plain text.
+    """Check that all files except embeddings are in the library; a missing embedding's name is read as plain text.
 
     Raises: NotFound (`missing-files`): the message lists the missing files.
     """

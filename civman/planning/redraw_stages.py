@@ -24,7 +24,7 @@ HIRES_CHECKPOINT: Final = "hires-checkpoint"
 REFINER: Final = "refiner"
 """The role of a refiner's checkpoint among the files that settings name."""
 SECOND_ENTRIES: Final = re.compile("Hires (checkpoint|prompt|negative prompt)$")
-"""Matches the entries that only concern the second pass."""
+"""Matches the names of metadata entries that concern only the second pass."""
 _NAMED: Final = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
 
 
@@ -47,7 +47,7 @@ class OwnTexts:
         return tuple(text for text in (self.prompt, self.negative) if text is not None)
 
     def of_hires(self, hires: Hires) -> Hires:
-        """Return the second pass with these prompts and adapters, and with placeholders for the digests of files."""
+        """Return `hires` with the prompts and adapters of this object, and with placeholders for file digests."""
         loras, networks = self.loras, self.networks
         return replace(
             hires, prompt=self.prompt, negative_prompt=self.negative,

@@ -27,13 +27,15 @@ _FACTORS: Final = tuple(number / 20 for number in range(20, 81))
 _SD: Final = re.compile("SD upscale ")
 _ULTIMATE: Final = re.compile("Ultimate SD upscale ")
 _OF_MASK: Final = re.compile("Mask blur|Inpaint area|Masked area padding|Masked content")
-"""Matches A1111's entries for a mask; Ultimate SD upscale, which uses masks for its tiles, causes them as well."""
+"""Matches A1111's metadata entries for a mask. Images of Ultimate SD upscale have them too, because it uses masks for
+its tiles.
+"""
 _OF_IMAGE: Final = re.compile(
     "Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG|Resize mode"
 )
-"""Matches A1111's entries for an input image or a mask."""
+"""Matches A1111's metadata entries for an input image or a mask."""
 _INPAINTED: Final = ("Inpaint area", "Masked content", "Masked area padding", "Conditional mask weight")
-"""A1111's entries that occur only if the user passed a mask."""
+"""A1111's metadata entries that occur only if the user passed a mask."""
 _NOISE: Final = "Noise multiplier"
 _RESIZE: Final = "Resize mode"
 
@@ -62,7 +64,7 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The recipe's fields for the input image and its tiles, and the reasons why they are not exact."""
+    """The recipe's fields for the input image and its tiles, and the reasons why the result may differ."""
 
     recipe: dict[str, Any]
     reasons: tuple[Reason, ...] = ()
@@ -146,7 +148,7 @@ def _needed(entries: Entries, source: SourceImage | None) -> Reason | None:
 def _is_inpainted(entries: Entries) -> bool:
     """Whether the image was inpainted.
 
-    A1111 writes a mask blur only for images with a mask, since it began to write its version.
+    Since A1111 began to write its version, it writes a mask blur only for images with a mask.
     """
     return any(each in entries for each in _INPAINTED) or ("Mask blur" in entries and bool(entries.text("Version")))
 

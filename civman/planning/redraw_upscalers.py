@@ -15,7 +15,7 @@ _OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan"
 """Matches the names of upscalers that are neither ESRGAN, Real-ESRGAN nor SwinIR networks."""
 
 _ENLARGING: Final = re.compile(r"(?!hires ).*upscale|postprocess|extras|script", re.IGNORECASE)
-"""Matches the names of entries that may explain why an image is larger than its passes."""
+"""Matches the names of metadata entries that may explain why an image is larger than its passes."""
 
 
 @dataclass(frozen=True, slots=True)

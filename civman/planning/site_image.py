@@ -110,7 +110,7 @@ def settings_row(index: Index | None, settings: "str | SiteImage") -> SettingsRo
 
 
 def _of_site(image: SiteImage) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the row of an image on CivitAI, from the text in its file or, without one, the API's response."""
+    """Return the settings of an image on CivitAI as a row: from the text in its file or, without one, from the API."""
     own = dict(image.meta or {})
     notices: tuple[str, ...] = ()
     if image.text is not None:

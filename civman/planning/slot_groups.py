@@ -43,7 +43,7 @@ def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
 
 
 def beside(plans: Sequence[Planned]) -> list[int]:
-    """For each plan, return the number of images of other plans with which it can share slots."""
+    """For each plan, count the images of other plans that can be rendered in the same calls of the UNet (in slots)."""
     others = [0] * len(plans)
     for numbers in slot_groups(plans):
         images = sum(plans[number].recipe.count for number in numbers)

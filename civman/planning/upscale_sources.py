@@ -28,7 +28,7 @@ class SourcePicture:
     parameters: str | None = None
     """A1111's `parameters` text in the image, if there is one."""
     parent: Sha256 | None = None
-    """The SHA-256 of the recipe in the image, if civman made it."""
+    """The SHA-256 of the recipe in the image; None if the image contains no civman recipe."""
     notices: tuple[str, ...] = ()
 
     @property

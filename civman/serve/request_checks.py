@@ -54,7 +54,7 @@ class Access:
         """Return the valid values of the Host header for this request.
 
         If the server listens on all addresses, the local address of the connection's socket is valid, too; this
-        includes addresses that the machine was given after the start. It is safe, because a page that uses DNS
+        includes addresses that the machine was given after the start. This is safe, because a page that uses DNS
         rebinding sends its own name in the Host header, never an IP address.
         """
         server = scope.get("server")
