@@ -143,7 +143,7 @@ def text_sources(parameters: Iterable[str], layout: str, prefix: str, names: Map
     """Map parameters of CLIPTextModel[WithProjection] to tensors; `layout` is "transformers" or "open_clip"."""
     result = {}
     for parameter in parameters:
-        # remove the prefix `text_model.`: since transformers 5.6, only one of its two CLIP text classes still has it
+        # remove the prefix `text_model.`, which since transformers 5.6 only one of the two CLIP text classes has
         plain = parameter.removeprefix("text_model.")
         result[parameter] = Source(prefix + plain) if layout == "transformers" else _open_clip(plain, prefix, names)
     return result

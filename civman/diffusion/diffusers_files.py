@@ -158,7 +158,7 @@ def _make_packages() -> None:
 
 
 def _base(name: str) -> type:
-    """Create a new empty base class. Each use needs its own, because a class cannot inherit from one twice."""
+    """Create a new empty base class: each use needs one, because a class cannot inherit from the same base twice."""
     return type(name, (_Nothing,), {})
 
 

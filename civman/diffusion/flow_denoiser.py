@@ -47,7 +47,7 @@ class FlowCall:
 
 
 class FlowDenoiser(Denoiser):
-    """Like `Denoiser`, for a model that predicts velocities: clean = x − σ · v.
+    """Computes the denoised prediction with a model that predicts the velocity: clean = x − σ · v.
 
     `guidance_embedded`: the distilled guidance scale, which the model takes as an input. If the scale of
     classifier-free guidance is not 1, classifier-free guidance is applied in addition. `edit_images`: the latents of

@@ -204,7 +204,7 @@ def unfilled() -> Iterator[None]:
 
 
 class _ConstantsOnCpu(TorchFunctionMode):
-    """Makes `torch.arange` and `torch.tensor` allocate on the CPU under the meta device, so that constants have values.
+    """Makes `torch.arange` and `torch.tensor` use the CPU instead of the meta device, so that constants have values.
 
     The constants are the text encoders' position ids and Gemma's factor for embeddings. On the meta device, they would
     have to be recreated later, for which torch would import sympy, which takes 0.8 s.

@@ -87,7 +87,7 @@ class Coverage:
     parameters: tuple[tuple[str, str], ...]
     idle: tuple[Unmatched, ...] = ()
     blocks: Mapping[str, float] = field(default_factory=dict)
-    """The Frobenius norm of scale · Δ by block, before rounding."""
+    """The Frobenius norm of scale · Δ for each block, before rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Plan:
     idle: list[Unmatched] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     squares: dict[tuple[str, str], float] = field(default_factory=dict)
-    """The sum of squares of the changes by (component, block)."""
+    """The sum of squares of the changes for each (component, block)."""
     changes_bits: bool = False
 
     @property

@@ -59,7 +59,7 @@ _FILES: dict[str, tuple[str, str]] = {
 
 
 def construct(component: str, config: dict[str, Any], *, for_diffusers: bool = False) -> nn.Module:
-    """Build a component on torch's default device: one of those in `_FILES`, "text_encoder" or "text_encoder_2".
+    """Build a component (a key of `_FILES`, "text_encoder" or "text_encoder_2") on torch's default device.
 
     `for_diffusers`: build diffusers' and transformers' own classes, which diffusers' pipelines need but which take much
     longer to import. Both variants compute the same bits.

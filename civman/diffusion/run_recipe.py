@@ -52,7 +52,7 @@ def render(
         model: the recipe's checkpoint, with the adapters already merged.
         prompt: the recipe's prompts, encoded by this model's text encoders.
         inputs: the images that `recipe.start` refers to.
-        hires_prompt: the conditioning of the second pass, if it differs.
+        hires_prompt: the prompts of the second pass, if they differ from `prompt`.
         on_event: called with a `Step` after each sampling step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Solvers of the DPM family, in the form that `solvers` describes: exponential integrators over λ = −log σ.
+"""Solvers of the DPM family, written as generators (see `solvers`): exponential integrators over λ = −log σ.
 
 Sources: Lu et al. 2022 (DPM-Solver, with its fast and adaptive variants; DPM-Solver++).
 tests/diffusion/test_schedulers.py compares the solvers with k-diffusion, including the noise.

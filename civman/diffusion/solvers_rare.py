@@ -1,4 +1,4 @@
-"""Rarer solvers, in the form that `solvers` describes: Restart, Heun++, iPNDM, DEIS over time, RES, CFG++ and others.
+"""Rarer solvers, written as generators (see `solvers`): Restart, Heun++, iPNDM, DEIS over time, RES, CFG++ and others.
 
 Sources: Xu et al. 2023 (Restart); Zhang & Chen 2022 (iPNDM, DEIS); Liu et al. 2022 (iPNDM); Chung et al. 2024 (CFG++);
 Permenter & Yuan 2023 (gradient estimation); Zhang et al. 2023 (RES); Ho et al. 2020 (DDPM). For CFG++ solvers, each

@@ -42,7 +42,7 @@ It may release the previous stage's model, so callers must keep no reference to 
 
 
 def one_model(model: LoadedModel, prompt: Prompts, second: Prompts | None = None, **more: Any) -> Stages:
-    """Return stages that all use one model; `second`: the second pass's prompts, if they differ."""
+    """Return stages that all use one model; `second`: the second pass's prompts, if not `prompt`."""
     return lambda stage: StageModel(model, second if stage.is_second and second is not None else prompt, **more)
 
 
@@ -70,7 +70,7 @@ class Switch:
             # timestep to a noise level and back is not exact
             time = int(self.levels.time(sigma) + 1e-3)
         else:
-            known = self.levels.known  # LCM has only 50 levels, which A1111 also numbers from 0
+            known = self.levels.known  # as in A1111, a level's index counts as its timestep; LCM has only 50 levels
             time = min(range(len(known)), key=lambda place: abs(known[place] - sigma))
         return (TRAIN_STEPS - 1 - time) / TRAIN_STEPS >= self.refiner.switch_at
 

@@ -1,7 +1,7 @@
-"""Calls of the UNet as values: a generator that samples an image yields each call and is sent the call's output.
+"""UNet calls as objects: a generator that samples an image yields each call, and receives the call's output.
 
-In this way, several images can be sampled side by side: `run_in_slots` takes one call from each generator and computes
-all of them in a single call of the UNet for a fixed number of images, its width.
+So several images can be sampled side by side: `run_in_slots` takes one call from each generator and computes all of
+them in a single UNet call, which always has the same number of images (`width`).
 """
 
 from collections import deque

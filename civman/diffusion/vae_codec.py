@@ -1,4 +1,4 @@
-"""Encodes pixels to latents and decodes latents to pixels with the VAE, in single precision if it overflows."""
+"""Encodes pixels to latents and decodes latents with the VAE, in single precision if half precision overflows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -58,7 +58,7 @@ def _thinned(strength: Any, across: Any, down: Any) -> Any:
 
 
 def _connected(candidates: Any, seeds: Any) -> Any:
-    """Extend `seeds` to all candidates that are connected to them, also diagonally."""
+    """Extend `seeds` to all candidates that are connected to them, including diagonally."""
     import numpy as np
 
     found = seeds.copy()

@@ -114,7 +114,7 @@ class Engine:
         return [self.model.components[name] for name in ENCODERS if name in self.model.components]
 
     def serves(self, planned: Planned) -> bool:
-        """Whether this engine can render the plan, if necessary after `merge`.
+        """Whether this engine can render the plan, possibly after `merge` has been called.
 
         If whole components move between the CPU and the device, adapters cannot be merged again, so exactly the plan's
         adapters must be merged already.

@@ -249,7 +249,7 @@ def _require_different(axes: Sequence[Axis], digest_of: DigestOf) -> None:
 
 
 def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: DigestOf) -> None:
-    """Check that each LoRA of an axis is used only once, and not also by a tag in the prompt."""
+    """Check that each LoRA of an axis is used only once, and that no tag in the prompt uses it as well."""
     for name, text in changes:
         kind, _, ref = name.partition(":")
         if kind != "lora":

@@ -17,7 +17,7 @@ class SlotProgress:
     def of(self, place: tuple[int, int]) -> OnEvent:
         """Return a function that receives the events of one image.
 
-        `place`: the position of the image's plan, and of the image in that plan.
+        `place`: the position of the image's plan, and the position of the image in that plan.
         """
         before: list[Step] = []
         self._steps[place] = (0, 1)

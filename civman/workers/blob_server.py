@@ -1,4 +1,6 @@
-"""Serve the files of one job to the workers on other machines: by digest, in ranges, with a token.
+"""Serves the files of one job to workers on other machines, which request them by digest and send a token.
+
+A worker can also request a range of a file.
 
 Workers verify what they receive, so they need not trust this server; the token keeps everyone else from reading files.
 """

@@ -1,4 +1,4 @@
-"""Fetch a plan's files to a worker's machine: from the head, by digest, verified on arrival and kept in a cache."""
+"""Fetches a plan's files from the head to a worker's machine by digest; they are verified on arrival and cached."""
 
 import threading
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from civman.workers.tasks import Work
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a worker's files come from: the host with port of the head's `BlobServer`, and its token."""
+    """Where a worker fetches its files: HOST:PORT of the head's `BlobServer`, and the server's token."""
 
     origin: str
     token: str = field(repr=False)

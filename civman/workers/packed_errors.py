@@ -1,4 +1,4 @@
-"""Errors of civman as plain values, because exceptions with their own constructors cannot be pickled."""
+"""Converts civman's errors to plain values and back, because pickle fails on exceptions with their own constructors."""
 
 from typing import Any
 

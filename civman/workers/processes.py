@@ -123,7 +123,7 @@ def serve(connection: Any, machine: Machine) -> None:
 
 
 def attempted(task: Task, draw: Callable[[], tuple[Made, ...]]) -> tuple[int, tuple[Made, ...], Packed | str | None]:
-    """Call `draw`. Returns the task's number and its images, or its error; a bug is returned as its traceback."""
+    """Call `draw`; return the task's number with its images or its error. A bug is returned as its traceback."""
     try:
         return task.number, draw(), None
     except CivmanError as error:

@@ -75,7 +75,9 @@ def require_refusal(done: Run, code: str, family: FlowFamily, need: Need) -> str
     assert option_of(need) in error["hint"]
     published = parts_for(str(family.architecture), need.kind.role)
     fetched = [part for part in published if f"`civman download {part.sha256}` fetches {part.title}" in error["hint"]]
-    assert len(fetched) == 1 or ("CivitAI offers these files" in error["hint"] and _may_be_unknown(published))
+    assert len(fetched) == 1 or (
+        "CivitAI offers text encoders and VAEs" in error["hint"] and _may_be_unknown(published)
+    )
     return str(error["message"])
 
 

@@ -60,8 +60,8 @@ class HiDream(FlowFamily):
     def config(self, shapes: Shapes) -> Config:
         """Build the arguments of the transformer's class from the tensors' shapes.
 
-        In all published models, attention heads are 128 wide, and two experts process each token. Block n
-        reads the output of Llama's layer n; if there are more blocks than layers, the rest read the last layer's.
+        In all published models, attention heads are 128 wide, and two experts process each token. Block n reads
+        the output of Llama's layer n; if there are more blocks than layers, the rest read the last layer's.
         """
         width, inputs = shapes["x_embedder.proj.weight"]
         doubles, singles = (count(shapes, f"{kind}_stream_blocks.") for kind in ("double", "single"))
