@@ -39,7 +39,8 @@ def upscale(
         str,
         typer.Option(
             "--model", "-m", metavar="REF", autocompletion=completion.upscalers, show_default=False,
-            help='The upscaler: a ref, the name used by A1111 ("R-ESRGAN 4x+"), lanczos or nearest.',
+            help='The upscaler: a ref, its name in A1111 ("R-ESRGAN 4x+"), lanczos or nearest. '
+            "`civman list --type Upscaler` lists yours.",
         ),
     ],
     scale: Annotated[
