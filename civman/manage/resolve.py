@@ -139,7 +139,10 @@ class Resolver:
         raise self._unknown_number(number) from page_error
 
     def _unknown_number(self, number: int) -> NotFound:
-        hint = "the model may be deleted or private; `civman search WORDS` finds models by name"
+        hint = (
+            "the model may be deleted or private; `civman search WORDS` finds models by name, and "
+            f"`civman show https://civitai.com/images/{number}` shows an image"
+        )
         if has_picture(self._index, number):
             hint = f"to refer to the picture with this number, use `{picture_ref(number)}`"
         elif self._client is None:
