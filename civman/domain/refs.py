@@ -94,7 +94,10 @@ class FileSelector:
 
     def __str__(self) -> str:
         words = {key: value for key, field in _SELECTOR_KEYS.items() if (value := getattr(self, field)) is not None}
-        return (f"+{self.file_id}" if self.file_id else "") + (f"?{urlencode(words)}" if words else "")
+        # a full stop is escaped, too, because one at the end of a ref counts as the end of a sentence
+        return (f"+{self.file_id}" if self.file_id else "") + (
+            f"?{urlencode(words).replace('.', '%2E')}" if words else ""
+        )
 
 
 ANY_FILE = FileSelector()

@@ -4,7 +4,7 @@ import string
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from civman.domain.catalog import FileId, Model, ModelId, ModelType, ModelVersion, VersionId
@@ -307,6 +307,7 @@ REFS: st.SearchStrategy[Ref] = st.one_of(
 
 @settings(deadline=None)
 @given(REFS)
+@example(ModelRef(M, FileSelector(type="0.")))
 def test_every_ref_reads_back_from_its_text(ref: Ref) -> None:
     assert parse_ref(str(ref)) == ref
 
