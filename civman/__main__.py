@@ -18,7 +18,7 @@ def main() -> int:
     # disable pydantic's plugins: looking for them in every installed package takes 0.015 s
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     for stream in (sys.stdout, sys.stderr):
-        # print `?` for characters that an encoding other than UTF-8 lacks, instead of failing
+        # if the stream's encoding is not UTF-8, print `?` for a character that it lacks instead of failing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     from civman.cli.app import main as run

@@ -184,7 +184,7 @@ def _unknown(key: str, known: Sequence[str], path: Path) -> ConfigError:
 
 
 def _require_render_table(table: object, path: Path) -> None:
-    """Check the `[render]` table of a settings file. Raises: ConfigError."""
+    """Check the `[render]` table of a settings file. Raises: ConfigError: an unknown key or an invalid value."""
     if not isinstance(table, dict):
         raise ConfigError(f"`render` in `{path}` is not a table", hint="write [render] on a line of its own")
     for key, value in table.items():

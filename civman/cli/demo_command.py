@@ -35,8 +35,7 @@ _DRAWING: tuple[tuple[str, ...], ...] = (
     ),
     ("renders", "--limit", "3"),
 )  # fmt: skip
-"""Further steps of the demo, if the packages for rendering are installed. The newest image is replayed after these
-steps.
+"""Further steps of the demo, run only if the packages for rendering are installed; then the newest image is replayed.
 """
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task, TaskID
 
 _MOMENT_S = 0.25
-"""Work that takes no longer than this many seconds shows no bar."""
+"""A bar is shown only for work that takes longer than this many seconds."""
 _LINES_EVERY_S = 10.0
 _TEXT, _BAR, _NUMBERS, _REST = 36, 40, 17, 19
 """Widths of the columns in cells.

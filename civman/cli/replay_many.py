@@ -51,7 +51,7 @@ class _Row:
     path: str | None = None
     compared: dict[str, Any] | None = None
     reasons: tuple[str, ...] = ()
-    """Why the image cannot be rendered again exactly, the most serious reason first; only if it is not rendered."""
+    """Why the image cannot be rendered again exactly, the most serious reason first; set only if it is not rendered."""
 
     @property
     def words(self) -> str:

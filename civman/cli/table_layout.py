@@ -105,7 +105,7 @@ UNLIMITED = 200
 
 
 def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int | None) -> list[int]:
-    """Compute the width of each column in cells; 0: left out. With `limit` None, columns are as wide as needed."""
+    """Compute the width of each column in cells; 0 means left out. Without a `limit`, columns are as wide as needed."""
     from rich.cells import cell_len
 
     def longest(texts: Sequence[str]) -> int:

@@ -159,7 +159,7 @@ class DemoVersion:
     availability: str = "Public"
     upload_type: str = "Created"
     vae_version: int | None = None
-    """The id of another version, whose primary file CivitAI lists as the VAE of this version."""
+    """The id of another version whose primary file CivitAI lists as this version's VAE; None if there is none."""
     supports_generation: bool = False
     downloads: int | None = 0
     thumbs_up: int | None = 0

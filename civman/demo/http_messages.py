@@ -60,5 +60,5 @@ class Answer:
         return cls(status, b"", {"Location": location, "Cache-Control": "no-store, max-age=0"})
 
     def with_headers(self, **headers: str) -> "Answer":
-        """Return a copy of the response with these headers set; header names are written with underscores."""
+        """Return a copy of the response in which these headers are set; their names are written with underscores."""
         return replace(self, headers={**self.headers, **{k.replace("_", "-"): v for k, v in headers.items()}})

@@ -31,7 +31,7 @@ from civman.system.process_lock import FileLock
 
 _LOCK = ".civman-view.lock"
 _SHORTEST_NAME = 40
-"""The minimum length in bytes that must be possible for file names, so that a suffix or a digest fits into them."""
+"""File names of at least this many bytes must be possible in the view, so that a suffix or a digest fits into them."""
 
 
 class Act(StrEnum):

@@ -72,7 +72,7 @@ class ImportResult:
     on_civitai: int
     """The number of imported files that CivitAI knows."""
     identified_later: int
-    """The number of files that were already in the library, without a version, and are identified now."""
+    """The number of files that were in the library before, without a known version, and are identified now."""
     same_tensors: int
     """The number of files with the same tensors as a file on CivitAI, but another header."""
     noted: int

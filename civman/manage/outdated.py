@@ -58,7 +58,7 @@ class Offer:
     file_name: str
     size_bytes: int | None
     description: str
-    """The first line of the new version's description; empty if it is the same as the stored version's."""
+    """The first line of the new version's description; empty if the stored version has the same description."""
     is_gated: bool = False
     ends_at: datetime | None = None
 
@@ -89,7 +89,7 @@ class UpdateReport:
     models: int = 0
     unknown: int = 0
     same_bytes: int = 0
-    """The number of newer versions that are not offered, because the library already has files with the same bytes."""
+    """The number of newer versions that are not offered because the library already has files with the same bytes."""
 
     @property
     def total_bytes(self) -> int:

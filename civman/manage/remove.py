@@ -36,7 +36,8 @@ class RemovalPlan:
     assets: tuple[Asset, ...]
     blobs: tuple[Blob, ...]
     kept: tuple[Asset, ...]
-    """Assets that are not removed and have the same bytes as some of `assets`, so that the bytes are kept."""
+    """Assets that are not removed but have the same bytes as one of `assets`; the file in the store is therefore kept.
+    """
     outside: tuple[Asset, ...] = ()
     """Assets whose files are outside the store. Only their index rows are removed; the files stay where they are."""
     pinned: tuple[Asset, ...] = ()

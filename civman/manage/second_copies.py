@@ -33,8 +33,8 @@ class StoreLeftover:
 AskSecondHome = Callable[[Collection[Sha256], Collection[Sha256]], Collection[SecondCopy]]
 """A function that finds out which files have a second copy elsewhere, and whether each copy was verified.
 
-The first argument has the digests of files whose last copy in the library is in the trash; the second one has the
-digests of the pinned files among them.
+First argument: the digests of files whose last copy in the library is in the trash. Second argument: the digests of
+those files that are also pinned.
 """
 
 

@@ -53,7 +53,7 @@ class State(StrEnum):
     MISSING = "missing"
     """The file is in the index, but no longer on disk."""
     AWAY = "away"
-    """The drive or network share that the file is on is not connected, so that the file was not verified."""
+    """The drive or network share that the file is on is not connected, so the file was not verified."""
     UNREADABLE = "unreadable"
     UNKNOWN = "unknown"
     """The file is intact, but not in the index."""

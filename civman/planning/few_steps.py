@@ -25,7 +25,8 @@ _KINDS = (
     _FewSteps("Hyper", (1, 12), (1, 5), (8, 1.5), "--steps 8 --cfg 1.5 --sampler Euler"),
     _FewSteps("DMD2", (1, 12), (1, 2.5), (8, 1.0), "--steps 8 --cfg 1 --sampler LCM"),
 )
-"""Each kind of model, with the widest ranges of steps and CFG scale that model pages recommend, and default values.
+"""The kinds of few-step models, each with its default values and the widest ranges of steps and CFG scale that model
+pages recommend.
 
 Merged models also work with more steps.
 """

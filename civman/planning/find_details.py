@@ -157,7 +157,7 @@ def _held(digest: Sha256 | None, here: Mapping[Sha256, Path]) -> Path:
 
 
 def without_missing_detector(index: Index, request: RenderRequest) -> tuple[RenderRequest, tuple[str, ...]]:
-    """Remove the detail passes for faces if the face detector is not in the library; the notice says so."""
+    """Remove the detail passes for faces if the face detector is not in the library. Also returns a notice of this."""
     if not any(asked.region == FACE for asked in request.details):
         return request, ()
     try:

@@ -20,7 +20,7 @@ from civman.planning.find_files import Finder, Found
 from civman.planning.find_tokenizer import tokenizer_for, with_tokenizer
 
 _TRANSFORMER_FACTOR = 30
-"""An estimate of the memory that a transformer's activations take: the number of values per token and channel."""
+"""Estimates the memory for a transformer's activations: this many values for each token and channel."""
 
 
 @dataclass(frozen=True, slots=True)

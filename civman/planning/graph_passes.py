@@ -24,7 +24,8 @@ SCHEDULES: Final = {
 """The schedules that civman supports, by ComfyUI's names."""
 _MOST_STEPS: Final = 10000
 _MOST_RESIZED: Final = 200
-"""The maximum number of resizing nodes in a row that are read, so that reading a circular graph ends."""
+"""The maximum number of consecutive resizing nodes that are read, so that reading ends even if the graph is circular.
+"""
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
 """Samplers that keep no state between steps, so two nodes may share a pass without changing its result."""
 

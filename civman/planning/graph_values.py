@@ -60,7 +60,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A conditioning: its text, the texts combined with it, the text encoders, and SDXL's six size values or none."""
+    """A conditioning: its text, the texts combined with it, the text encoders, and SDXL's six size values (if any)."""
 
     text: str
     clip: Clip

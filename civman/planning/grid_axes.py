@@ -34,7 +34,7 @@ class Axis:
 
     @property
     def title(self) -> str:
-        """The name of the axis to show to the user; for an axis that replaces text, with the text to search for."""
+        """The axis's name for users. For an axis that replaces text, it includes the text to search for."""
         return f"{REPLACE} {self.values[0]}" if self.field == REPLACE else self.name
 
 

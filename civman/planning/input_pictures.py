@@ -245,7 +245,7 @@ def keep_inputs(root: Path, files: Iterable[PlannedFile]) -> None:
 
 
 def keep_input(root: Path, path: Path, sha256: Sha256, data: bytes | None = None) -> None:
-    """Copy an image file of a recipe into the library; if given, `data` is the file's contents. Raises: StoreError."""
+    """Copy an image file of a recipe into the library. `data`: the file's contents, if known. Raises: StoreError."""
     copy = _folder(root) / f"{sha256}{path.suffix.lower() or '.png'}"
     if copy.exists():
         return

@@ -251,7 +251,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
         vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
         checkpoint = read_checkpoint(found, vae=vae, config=recipe.config, prediction=recipe.prediction)
     parts = [finder.with_digest("lora", digest) for digest in recipe.digests["lora"]]
-    # leave out embeddings that are packed in an adapter's file: that file is already in the list
+    # leave out embeddings that are packed in an adapter's file, because that file is already in the list
     adapters = {part.sha256 for part in parts}
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []

@@ -16,7 +16,7 @@ from civman.prompts.editing import Part, Rule, Stage, Timing
 _WITHOUT_AND = ("DDIM", "PLMS")
 """Samplers with which A1111 before version 1.6 could not combine prompts with `AND`."""
 _EVER = 2**31
-"""The last evaluation of a stage that lasts until the end of a pass: a number that no pass reaches."""
+"""A number of evaluations that no pass reaches: the end of a stage that lasts until the end of a pass."""
 
 
 @dataclass(frozen=True, slots=True)

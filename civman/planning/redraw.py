@@ -165,7 +165,7 @@ class _Reader:
         return self._found
 
     def recipe(self) -> dict[str, Any]:
-        """Convert the settings to a recipe, as a JSON object.
+        """Convert the image's settings to a recipe in the form of a JSON object.
 
         Raises: _Missing: the settings lack a value that every image needs. UsageError: a setting cannot be expressed.
         """

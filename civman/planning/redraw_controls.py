@@ -42,9 +42,7 @@ _MODEL: Final = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]{8,64})\])?", re.DOTALL)
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _SIGNED: Final = re.compile(r"-?\d+(?:\.\d+)?")
 _IP_ADAPTERS: Final = ("ip-adapter_clip", "ip-adapter-auto")
-"""The beginnings of the names of modules for IP-Adapters. Modules for faces are left out, because they need
-insightface.
-"""
+"""Prefixes of the module names for IP-Adapters. Modules for faces are left out, because they need insightface."""
 _Request = TypeVar("_Request", ControlRequest, ReferenceRequest)
 _SIZED: Final = ("canny", "blur", "xdog")
 """Preprocessors whose result depends on the size of the image that they process. A1111 chooses that size."""

@@ -200,7 +200,7 @@ class _Builder:
         return first.eta if self._sampler(first).takes_eta else 1.0
 
     def _leave(self, model: Model, clip: Clip) -> None:
-        """Update `leaves`, the fields that the graph does not set, for this model and its text encoders."""
+        """Update `leaves`, the list of fields that the graph does not set, for this model and its text encoders."""
         if clip.layer is None:
             self.leaves.append("clip_skip")
         if model.prediction:

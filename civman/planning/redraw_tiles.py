@@ -166,7 +166,7 @@ def _without_noise(entries: Entries) -> Iterator[Reason]:
 
 
 def _resized(entries: Entries, start: StartImage, reasons: list[Reason]) -> StartImage:
-    """Return the start image with the resize mode from the settings; an unknown mode becomes a reason."""
+    """Return the start image with the resize mode from the settings. An unknown mode is recorded in `reasons`."""
     stated = entries.text(_RESIZE).casefold()
     if stated in RESIZE_MODES:
         return replace(start, resize_mode=stated)

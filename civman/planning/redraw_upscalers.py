@@ -20,7 +20,7 @@ _ENLARGING: Final = re.compile(r"(?!hires ).*upscale|postprocess|extras|script",
 
 @dataclass(frozen=True, slots=True)
 class NamedUpscaler:
-    """The upscaler that a name means: a built-in one, or "model" with a file; and why the result may differ."""
+    """The upscaler that a name means (a built-in one, or "model" with a file), and why the result may differ."""
 
     method: str
     file: NamedFile | None = None

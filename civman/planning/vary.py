@@ -88,7 +88,7 @@ _LAST: Final = (
     "init_upscale",
 )  # fmt: skip
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_REFERENCE, *_LAST, "lora:REF")
-"""The fields of a recipe that can be changed. Some also have short names, those of the options of `civman render`."""
+"""The fields of a recipe that can be changed. Some also have a short name, that of the option of `civman render`."""
 
 Change = tuple[str, str]
 DigestOf = Callable[[str], Sha256]
@@ -130,7 +130,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
     start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
-    # leave out embeddings that are packed in an adapter's file, because the adapter brings them along
+    # leave out embeddings that are packed in an adapter's file, because the request names that file already
     adapters = {use.sha256 for use in recipe.loras}
     own = [use for use in recipe.embeddings if use.sha256 not in adapters]
     return RenderRequest(
@@ -397,7 +397,7 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
         return tuple(kept)
 
     hires = request.hires
-    # also change the second pass's own adapters, which may contain this one
+    # also change the second pass's own list of adapters, if it contains this adapter
     if hires is not None and hires.loras is not None:
         hires = replace(hires, loras=rescaled(hires.loras, adds=False))
     return replace(request, loras=rescaled(request.loras, adds=True), hires=hires)

@@ -101,8 +101,8 @@ class _EngineProcess:
         """Report an event of the current render. Raises: KeyboardInterrupt: the render was cancelled."""
         if isinstance(event, Step):
             if self._last is not None and (event.first, event.stage, event.step) <= self._last[:3]:
-                # the step number is not higher than the last one, so the job's next plan has begun: count the finished
-                # plan's images
+                # the step number has not increased, so the job's next plan has begun: count the images of the finished
+                # plan
                 self._done += self._last[3]
             self._last = event.first, event.stage, event.step, event.count
             value = {

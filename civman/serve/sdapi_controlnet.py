@@ -239,7 +239,7 @@ async def module_list(_: Request) -> Response:
 
 
 async def control_types(request: Request) -> Response:
-    """List the models and preprocessors as one group, which the extension calls "All"."""
+    """List the models and preprocessors in a single group, which the extension calls "All"."""
     found = await serving(request).library.run(_models)
     return JSONResponse({"control_types": {"All": {
         "module_list": [*_MODULES.values(), *_IP_ADAPTERS], "model_list": ["None", *map(_title, found)],
