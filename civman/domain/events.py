@@ -11,7 +11,7 @@ from civman.errors import Cause
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A file is waiting for other transfers to finish before its transfer starts; its size already counts in totals."""
+    """A file whose transfer starts when others have finished; its size is already included in the totals."""
 
     key: str
     name: str

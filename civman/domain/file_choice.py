@@ -102,8 +102,8 @@ def _answers(file: ModelFile, word: str) -> bool:
 def _rank(file: ModelFile) -> float:
     """Compute the score by which CivitAI ranks the files of a version.
 
-    A file of weights gets 1000. The format is worth 100, the size class 10 and the precision 1: added for the preferred
-    value, subtracted for any other, 0 if the value is missing.
+    A file of weights gets 1000. The preferred format adds 100, the preferred size class 10 and the preferred precision
+    1; any other value subtracts the same number, and a missing value changes nothing.
     """
     rank = 1000.0 if file.type in WEIGHT_TYPES else 0.0
     for value, wanted, worth in (

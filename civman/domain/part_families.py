@@ -40,7 +40,7 @@ Source: the configurations of the models' VAEs.
 
 
 def same_scale(ours: Architecture, theirs: Set[Architecture]) -> bool | None:
-    """Whether `ours` scales its latents as one of `theirs` does; None if that is not known."""
+    """Whether `ours` scales its latents in the same way as one of `theirs`; None if that is not known."""
     group = next((group for group in _SAME_SCALE if ours in group), None)
     if group is None or not theirs:
         return None

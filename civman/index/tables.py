@@ -295,7 +295,7 @@ class PinRow(Row, table=True):
 
 
 class SidecarDueRow(Row, table=True):
-    """Blobs whose rows changed after their sidecar file was written. `token` distinguishes one change from the next.
+    """A blob whose rows changed after its sidecar file was written. `token` distinguishes one change from the next.
 
     The row is written in the same transaction as the change, so that a crash before the sidecar is written loses
     nothing.

@@ -45,7 +45,7 @@ class LoraRequest:
     te_scale: float
     unet_scale: float
     blocks: str = ""
-    """Block weights from the tag's third field or from `lbw=`; "": none."""
+    """Block weights from the tag's third field or from `lbw=`; "" if there are none."""
     keyframes: str = ""
     hires_keyframes: str = ""
     """The keyframes of the UNet's scale as typed: `keyframes` for the first pass, `hires_keyframes` for the second.
@@ -108,7 +108,8 @@ def escape(text: str) -> str:
 def tags_as_words(prompt: str) -> str:
     r"""Escape the tags in a prompt, so that `parse` reads them as plain text with the weight of their surroundings.
 
-    A backslash is put behind `<`, where A1111 drops it, too. All other syntax in the prompt keeps its meaning.
+    A backslash is inserted after `<`; A1111 drops a backslash there, too. All other syntax in the prompt keeps its
+    meaning.
 
     >>> tags_as_words("a <lora:ink:0.8>")
     'a <\\lora:ink:0.8>'

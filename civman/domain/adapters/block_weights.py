@@ -72,7 +72,7 @@ def factor(blocks: str, component: str, parameter: str) -> float:
 
 
 def block_name(component: str, parameter: str) -> str:
-    """Return the name, in terms of block weights, of the block that a parameter of diffusers' model belongs to.
+    """Return the name that block weights use for the block of a parameter of diffusers' model.
 
     All text encoders are "BASE", and a UNet's layers outside all blocks are "OTHER". A transformer's blocks have the
     same names as in the model, such as "transformer_blocks.3".

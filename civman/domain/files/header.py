@@ -134,7 +134,7 @@ def sniff(first: bytes) -> Sniffed:
 def needed_bytes(first: bytes, file_size: int) -> int:
     """Return how many bytes from the start of the file `parse` needs. `first` must have at least eight bytes.
 
-    If `first` has up to 512 bytes, the error messages are more exact.
+    The error messages are more exact if `first` has 512 bytes.
 
     Raises: InvalidModelFile: it cannot be a safetensors file of `file_size` bytes.
     """

@@ -1,4 +1,4 @@
-"""Identification rules for autoencoders, which determine the models that they belong to.
+"""Identification rules for autoencoders: which models an autoencoder belongs to.
 
 The first matching rule wins, so specific rules come before general ones. The number of latent channels alone is never
 enough, because many families have 16: the names of the blocks and the type of convolution must match too.
@@ -83,4 +83,4 @@ VAES: tuple[Rule, ...] = (
            dims=(r"^decoder\.conv_in(\.conv)?\.weight$", axes))
       for mark, axes in (("", 4), ("-of-videos", 5))),
 )  # fmt: skip
-"""The rules that recognise VAEs and the model families that they belong to."""
+"""The rules that recognise VAEs and determine which model family each one belongs to."""

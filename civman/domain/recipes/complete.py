@@ -98,7 +98,7 @@ class Resolved:
     files: tuple[RecipeFile, ...] = ()
     parts: tuple[PartUse, ...] = ()
     flow: Callable[[tuple[int, int], int], Flow] | None = None
-    """A function from the first pass's size and steps to its noise levels; None if the model does not predict a flow.
+    """Computes the noise levels from the size and steps of the first pass; None if the model does not predict a flow.
     """
     variant: str = ""
     details: tuple[DetailPass, ...] = ()

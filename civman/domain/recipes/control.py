@@ -31,7 +31,7 @@ _ALIASES: Final = {
     "segmentation": "segment", "blur": "tile", "repaint": "inpaint",
 }  # fmt: skip
 MAP_TYPES: Final = {"canny": "hardedge", "blur": "tile", "tile": "tile", "xdog": "softedge"}
-"""Maps preprocessors to the kind of control image that they make, if that kind is one of `CONTROL_TYPES`."""
+"""Maps each preprocessor that makes one of the `CONTROL_TYPES` to that type."""
 SOFT: Final = 0.825
 """In all modes except "balanced", the weight of each layer is this factor times the weight of the next inner layer."""
 SOFT_FEATURES: Final = (0.25, 0.62, 0.825, 1.0)

@@ -36,7 +36,7 @@ _NAMES: Final = (*_WHOLE, *_FRACTIONS, *_TEXTS, "whole")
 
 @dataclass(frozen=True, slots=True)
 class DetailRequest:
-    """A requested detail pass. `region`: "face", "X,Y,W,H" in pixels, or the path of a mask, white where to redraw.
+    """A requested detail pass. `region`: "face", "X,Y,W,H" in pixels, or a mask's path (white is redrawn).
 
     None means ADetailer's default; for size, steps, guidance scale, sampler and schedule this is the image's own value.
     An empty prompt means the image's prompt.
@@ -83,7 +83,8 @@ class DetailPass:
     box: str = ""
     detector: Sha256 | None = None
     prompts: tuple[str, ...] = ()
-    """The prompts of the first, second … region; the last one is for all further regions. "": the image's prompt."""
+    """The prompts of the first, second … region; the last one is for all further regions. "" means the image's prompt.
+    """
     negatives: tuple[str, ...] = ()
     prompt_rules: str = ""
     """The rules for reading prompts with editing or `AND`; see `Recipe.prompt_rules`."""

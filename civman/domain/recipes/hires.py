@@ -35,7 +35,7 @@ class Hires:
     schedule: str = ""
     """The second pass's schedule; "" means the first pass's."""
     resize: str = ""
-    """The filter that resizes an upscaler model's result (one of `recipe_limits.RESIZES`); "": as in A1111."""
+    """The filter that resizes an upscaler model's result (one of `recipe_limits.RESIZES`); "" means as in A1111."""
     prompt: str | None = None
     """The prompt of the second pass; None means the first pass's."""
     negative_prompt: str | None = None

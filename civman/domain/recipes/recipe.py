@@ -133,8 +133,8 @@ class StartImage:
     noise_multiplier: float = 1.0
     """The factor for the noise that is added to the image."""
     mask_channel: str = ""
-    """The channel of the mask's file that is used as the mask: "red", "green", "blue" or "alpha" (inverted); "": its
-    grey value.
+    """The channel of the mask's file that is used as the mask: "red", "green", "blue" or "alpha" (inverted); "" means
+    its grey values.
     """
     grow_mask: int | None = None
     """By how many pixels ComfyUI's "VAE Encode (for Inpainting)" widens the mask; None: that node is not used."""
@@ -218,8 +218,7 @@ class Recipe:
     """How much of the noise of `seed` is replaced with that of `variation_seed`: 0 none of it, 1 all of it."""
     seed_resize_width: int = 0
     seed_resize_height: int = 0
-    """The size in pixels for which the noise is generated before it is pasted into the image's noise; 0: the image's
-    size.
+    """The size in pixels at which noise is generated and then pasted into noise of the image's size; 0 means that size.
     """
     token_merging: float = 0.0
     """The fraction of tokens that are merged before self-attention at full resolution; 0: none."""
@@ -240,14 +239,14 @@ class Recipe:
     skip_early_guidance: float = 0.0
     """The fraction of the evaluations, counted from the first one, that are unguided."""
     step_rng: str = ""
-    """The random generator for the noise that is added during the steps; "": the same one as for the initial noise."""
+    """The random generator for the noise that is added during the steps; "" means the initial noise's generator."""
     noise_slice: str = ""
     """If several images share one noise tensor: which slice of it this image uses, such as "2/4"; else ""."""
     prompt_parts: tuple[PromptPart, ...] = ()
     negative_parts: tuple[PromptPart, ...] = ()
     freeu: FreeU | None = None
     told_sizes: str = ""
-    """The sizes for SDXL's size conditioning, such as "1024x1024+0+0,832x1216"; "": the image's own size.
+    """The sizes for SDXL's size conditioning, such as "1024x1024+0+0,832x1216"; "" means the image's own size.
 
     The text contains the original size, the left and top crop, and the target size, as in SDXL's training.
     """

@@ -19,9 +19,7 @@ from civman.errors import Cause, UsageError
 MAX_SEED: Final = 2**64 - 1
 """The largest seed that the random generators of torch and ComfyUI accept."""
 MAX_SIDE: Final = 16384
-"""The maximum width and height in pixels. A larger size is probably a typing error and would use up the machine's
-memory.
-"""
+"""The maximum width and height in pixels. A larger size is probably a typo and would use up the machine's memory."""
 MAX_SLOTS: Final = 256
 UPSCALERS: Final = (
     "latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest",

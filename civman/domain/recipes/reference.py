@@ -20,8 +20,8 @@ LARGEST: Final = 4096
 class ReferenceUse:
     """An IP-Adapter and its reference image in a recipe.
 
-    `sha256` is the digest of the adapter's file, `encoder` that of the CLIP vision encoder's, `picture` that of the
-    image's. The adapter is applied from `start` to `end`, given as fractions of the steps (0 to 1).
+    `sha256`, `encoder` and `picture` are the digests of the files of the adapter, the CLIP vision encoder and the
+    image. The adapter is applied from `start` to `end`, given as fractions of the steps (0 to 1).
     """
 
     sha256: Sha256
@@ -43,7 +43,7 @@ class EditImage:
     """A reference image in a recipe that an edit model, such as Flux.1 Kontext, reads without an IP-Adapter.
 
     `sha256` is the digest of the image's file. The image is resized to `width` x `height` pixels, and the VAE encodes
-    its centre, both sides of which are rounded down to multiples of the family's patches.
+    its centre, whose sides are rounded down to multiples of the family's patch size.
     """
 
     sha256: Sha256
@@ -67,8 +67,8 @@ class ReferenceRequest:
     end: float = 1.0
     crop: tuple[int, ...] = ()
     size: str = ""
-    """The size to which the image is resized for an edit model, such as "512x768"; "own": its own size; "": the size
-    that the model's family prefers for an image of its shape.
+    """The size to which the image is resized for an edit model, such as "512x768". "own" means its own size, "" the
+    size that the model's family prefers for an image of its shape.
     """
 
 

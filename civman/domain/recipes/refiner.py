@@ -1,6 +1,7 @@
 """The refiner of a recipe: a second checkpoint that takes over from the first one during the steps of a pass.
 
-Source: A1111 1.6 to 1.10. Since 1.8 it decides by noise level when to switch; earlier versions decided by steps.
+Source: A1111 1.6 to 1.10. Since 1.8, A1111 switches to the refiner at a noise level; earlier versions switched at a
+step.
 """
 
 from collections.abc import Iterator

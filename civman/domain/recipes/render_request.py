@@ -136,7 +136,7 @@ class RenderRequest:
     variation_seed: int | None = None
     variation_strength: float | None = None
     seed_resize: str | None = None
-    """The size for which the noise is generated before it is pasted into the image's noise, such as "512x768"."""
+    """The size at which noise is generated and then pasted into noise of the image's size, such as "512x768"."""
     emphasis: str | None = None
     fit_negative: bool | None = None
     token_merging: float | None = None

@@ -70,7 +70,7 @@ class TiledRedraw:
 def tiled_from(upscaler: str | None, overlap: int | None, batch: int | None) -> TiledRequest | None:
     """Build a request from "REF", "REF:SCALE" or "REF:WxH", such as "4x-UltraSharp:2"; None without an upscaler.
 
-    Raises: UsageError: the factor is out of range, or settings of tiles are given without an upscaler.
+    Raises: UsageError: the factor is out of range, or tile settings are given without an upscaler.
     """
     if upscaler is None:
         if overlap is not None or batch is not None:
