@@ -1,8 +1,8 @@
 """ControlNets of Stable Diffusion 1, 2 and XL: load one from a single file, and compute what it adds to the UNet.
 
-A file has the original layout, with or without the prefix `control_model.`, or diffusers' layout. As for checkpoints,
-the config is derived from the tensors' shapes, except for the numbers of attention heads and norm groups, which are
-those of the model family.
+A file may have the original layout, with or without the prefix `control_model.`, or diffusers' layout. As for
+checkpoints, the config is derived from the tensors' shapes, except for the numbers of attention heads and norm groups,
+which are those of the model family.
 
 Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models".
 """

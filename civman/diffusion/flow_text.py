@@ -174,11 +174,11 @@ class FlowText:
         """Encode token ids as (1, tokens, width).
 
         `layer`: the index of the hidden states to return, such as -2; with several indices, these hidden states are
-        concatenated along the width; with None, the last layer's are returned after the final norm. `weights`: one for
-        each token. They act relative to the empty prompt, which here is the first token followed by masked padding.
-        `least`: the number of tokens up to which the ids are padded with `padding` (None: the padding token of Qwen or
-        Mistral), after the text or, with `pads_before`, before it. No token attends to the padding, but the padding's
-        hidden states are part of the result.
+        concatenated along the width; with None, the last layer's states are returned, after the final norm. `weights`:
+        one for each token. They act relative to the empty prompt, which here is the first token followed by masked
+        padding. `least`: the number of tokens up to which the ids are padded with `padding` (None: the padding token of
+        Qwen or Mistral), after the text or, with `pads_before`, before it. No token attends to the padding, but the
+        padding's hidden states are part of the result.
         """
         encoder: Any = self._components[component]
         rows, mask = [list(ids)], None

@@ -1,4 +1,4 @@
-"""Matches an adapter file against a loaded model, and reports which of its modules apply and which match nothing.
+"""Matches an adapter file against a loaded model, and reports which of the file's modules fit and which match nothing.
 
 As in `civman check` and in plans, `civman.domain.adapters.module_fit` compares names and shapes. From its results, this
 module derives how the merge changes each parameter. A mismatch is detected before any weight is changed.

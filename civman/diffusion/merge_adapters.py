@@ -50,7 +50,7 @@ def apply(
 ) -> list[Coverage]:
     """Merge the adapters into the components and return one report per adapter, in the order given.
 
-    Only weights that an adapter changes are written, each computed from `base`: call `restore` before switching to
+    Only weights that an adapter changes are written, each computed from `base`, so call `restore` before switching to
     another set of adapters. If an error is raised, no weight is left changed.
 
     Args:

@@ -1,10 +1,10 @@
 """The noise of a seed, the same on any device: every number is drawn on the CPU, with one generator per image.
 
 `Rng.CPU` is torch's CPU generator. `Rng.NV` gives what torch draws on an NVIDIA card, computed in integers and double
-precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform). In a large tensor, which number each value
-gets depends on the number of threads that the card runs: `nv:43008` is a card with 43008 threads, `nv` a card with at
-least as many threads as the tensor has values. An image's noise may also be a mixture of two seeds' noise, or be drawn
-for another size (`Variation`).
+precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform). In a large tensor, the order of the
+numbers depends on how many threads the card runs: `nv:43008` is a card with 43008 threads, `nv` a card with at least as
+many threads as the tensor has values. An image's noise may also be a mixture of two seeds' noise, or be drawn for
+another size (`Variation`).
 """
 
 import math

@@ -54,7 +54,7 @@ class PartKind:
         return None
 
     def shapes_in(self, shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-        """Return this part's shapes by name without prefix, in the layout that `config` and `sources` use."""
+        """Return the shapes of this part's tensors, by the names (without prefix) that `config` and `sources` use."""
         own = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
         return {plain: own[name] for plain, name in self.names(own).items()}
 

@@ -1,8 +1,8 @@
 """Token merging: self-attention over fewer image tokens, by averaging the most similar tokens.
 
 The top left token of each 2 x 2 square is kept. Of the other tokens, those most similar to a kept token are averaged
-into that token before the self-attention, and copy its result afterwards; a ratio sets how many. Only blocks at the
-latents' full resolution are changed.
+into that token before the self-attention, and copy its result afterwards. A ratio determines how many tokens are
+averaged. Only blocks at the latents' full resolution are changed.
 
 Source: Bolya & Hoffman 2023, "Token Merging for Fast Stable Diffusion", as A1111 uses it (without randomness).
 """

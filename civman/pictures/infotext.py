@@ -40,7 +40,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class CivitaiEntry:
-    """An entry of `Civitai resources`: a model version on CivitAI, and its weight or None."""
+    """An entry of `Civitai resources`: a model version on CivitAI, and its weight (None if not given)."""
 
     version_id: int | None
     kind: str = ""

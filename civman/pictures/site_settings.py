@@ -33,7 +33,7 @@ class NamedFile:
 
 
 class Entries:
-    """The entries of `meta` under A1111's names. Reading an entry marks it as used."""
+    """The entries of the API's `meta`, under A1111's names. Reading an entry marks it as used."""
 
     def __init__(self, meta: object) -> None:
         values = meta if isinstance(meta, dict) else {}

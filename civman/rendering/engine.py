@@ -153,7 +153,7 @@ class Engine:
 
     @property
     def set_scales(self) -> Callable[[Sequence[float]], None] | None:
-        """A function that merges the LoRAs again at other UNet scales; None if no scale changes over the steps."""
+        """A function that merges the LoRAs again at other UNet scales; None if no scale changes during the steps."""
         return None if self._moving is None else self._moving.set
 
     def _release_moving(self) -> None:

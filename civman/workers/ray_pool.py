@@ -133,7 +133,7 @@ class _Actor:
         self._worker = WarmWorker(machine)
 
     def draw(self, task: Task) -> tuple[int, Any, Any]:
-        """Render a task. Returns its number with its images or, if it failed, with the error."""
+        """Render a task; return its number with its images or, if it failed, with the error."""
         from civman.workers.processes import attempted
 
         return attempted(task, lambda: self._worker.draw([self._localised(each.planned) for each in task.together]))

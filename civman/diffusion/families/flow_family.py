@@ -115,7 +115,7 @@ class Texts(Protocol):
         """Encode token ids with a language model; return a layer's hidden states (1, tokens, width).
 
         `layer`: the index of the hidden states to return, without the final norm; with several indices, these hidden
-        states are concatenated along the width; with None, the last layer's are returned after the final norm.
+        states are concatenated along the width; with None, the last layer's states are returned, after the final norm.
         `weights`: the weight of each token; empty if the family does not support weights. `least`: the number of tokens
         up to which the prompt is padded, at its end or, with `pads_before`, at its start. `padding`: the id of the
         padding token; None: that of Qwen or Mistral.
