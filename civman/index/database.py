@@ -19,7 +19,7 @@ BUSY_TIMEOUT_S = 30.0
 
 _SIDE_FILES = 256 << 10
 _IN_USE = "the library's database is in use by another program"
-_MEANINGS = {  # maps SQLite's primary result code to civman's error code, the message and the hint
+_MEANINGS = {  # maps SQLite's primary result code to (civman's error code, message, hint)
     sqlite3.SQLITE_BUSY: (
         Cause.LIBRARY_LOCKED,
         _IN_USE,

@@ -146,7 +146,7 @@ class _Packer:
             self._move_tail()
         if len(self.ids) == CHUNK:
             self.close()
-            # a comma that starts a chunk is not remembered as the last comma
+            # a comma at the start of a chunk does not count as its last comma
         self.ids.append(token)
         self.weights.append(weight)
 

@@ -58,8 +58,7 @@ def _run(command: list[str]) -> str:
         code = started.wait(_WAIT_S)
     except subprocess.TimeoutExpired:
         started.returncode = (
-            # set the return code, because the program continues without civman and Python would warn that it is still
-            # running
+            # set the return code: the opened program outlives civman, and Python would warn that it is still running
             0
         )
         return ""

@@ -139,7 +139,7 @@ def _proc_bytes() -> int | None:
 
 def _sysconf_bytes() -> int | None:
     if sys.platform != "win32" and hasattr(os, "sysconf"):
-        with contextlib.suppress(ValueError, OSError):  # this system does not report the number of available pages
+        with contextlib.suppress(ValueError, OSError):  # some systems do not report the number of available pages
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 

@@ -188,7 +188,7 @@ def has_strength(shapes: Collection[str]) -> bool:
     no rank.
     """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
-        # magnitudes and a changed bias still have an effect if alpha is 0
+        # magnitudes and a changed bias have an effect even if alpha is 0
         return False
     return bool({"down", "a1", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"} & set(shapes))
 
@@ -241,7 +241,7 @@ def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
     return ("a1", "a2", "b1", "b2") if now else ("a2", "a1", "b2", "b1")
 
 
-# --- the weight that the tensors of each kind describe
+# --- functions that determine the weight that the tensors of each kind were made for
 
 
 def _same_rank(first: int, second: int) -> None:
@@ -361,7 +361,7 @@ _DESCRIBERS: dict[Adapter, Callable[[Shapes], Described]] = {
 }  # fmt: skip
 
 
-# --- whether the tensors of each kind can be applied to a weight
+# --- functions that check whether the tensors of each kind can be applied to a weight
 
 
 def _fit_shape(_shapes: Shapes, found: Described, weight: Shape) -> None:

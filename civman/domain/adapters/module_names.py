@@ -430,7 +430,7 @@ def _translations(name: str, shape: Shape, rules: _Rules) -> Iterable[tuple[str,
     number = _BLOCK_NUMBER.search(name)
     pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
     for theirs, part in rules.get(pattern, ()):
-        which = "" if part == "whole" else theirs  # key and value both have the part "kv", but different names
+        which = "" if part == "whole" else theirs  # key and value share the part "kv", so use their names
         yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part), which
 
 

@@ -94,7 +94,7 @@ class _Machine(Cursor):
         found, self._stack = self._stack, self._marks.pop()
         return found
 
-    # --- opcodes that load names or make calls
+    # --- methods for the opcodes that load names or make calls
 
     def _refuse_opcode(self, code: int) -> NoReturn:
         name = _REFUSED.get(code)

@@ -271,7 +271,7 @@ def _are_blocks(text: str) -> bool:
 def _is_text(words: str) -> bool:
     try:
         words.encode()
-    except UnicodeEncodeError:  # a lone surrogate: bytes on the command line that were not UTF-8
+    except UnicodeEncodeError:  # the text has a lone surrogate: bytes on the command line were not UTF-8
         return False
     return True
 
