@@ -153,7 +153,7 @@ class Body:
         return len(data)
 
     def _is_ready(self, within_s: float) -> bool:
-        """Whether `read_into` would return within `within_s`; also True if that is unknown without reading."""
+        """Whether `read_into` would return within `within_s` seconds; also True if this is unknown without reading."""
         pending = getattr(self._socket, "pending", None)
         if not self._is_past_head or (pending is not None and pending()):
             return True

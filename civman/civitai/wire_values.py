@@ -100,7 +100,7 @@ def timestamp(text: str) -> datetime:
 
 
 def image_level(nsfw_level: object, nsfw: object) -> int:
-    """Convert an image's rating, an integer or (before 2024 and in `/images`) a word, to its bit in an NSFW level."""
+    """Convert an image's rating (an integer; before 2024 and in `/images`, a word) to its bit in an NSFW level."""
     for raw in (nsfw_level, nsfw):
         if isinstance(raw, int) and not isinstance(raw, bool):
             return raw

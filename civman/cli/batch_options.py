@@ -21,7 +21,7 @@ ExactOpt = Annotated[
 
 
 def require_one_way(batch_size: int | None, slots: int | None, *, exact: bool) -> None:
-    """Check that --exact, --batch-size and --slots are not combined. Raises: UsageError: two of them are."""
+    """Check that at most one of --exact, --batch-size and --slots is used. Raises: UsageError."""
     from civman.errors import UsageError
 
     several = [f"--batch-size {batch_size}"] if batch_size not in (None, 1) else []

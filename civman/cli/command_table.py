@@ -18,7 +18,7 @@ class Command:
 
     @property
     def run(self) -> Callable[..., Any]:
-        """The command's function. Only its module is imported: importing the modules of all commands takes 0.06 s."""
+        """The command's function. Only the command's own module is imported: importing all of them takes 0.06 s."""
         module, _, function = self.place.partition(".")
         found: Callable[..., Any] = getattr(importlib.import_module(f"civman.cli.{module}"), function)
         return found

@@ -181,7 +181,7 @@ def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> 
 
 
 def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
-    """Read the pixels of the image at `path`. If it is not an image: None, or UsageError if `is_required` is True."""
+    """Read the pixels of the image at `path`. For other files, return None or, if `is_required`, raise UsageError."""
     from civman.errors import Cause, UsageError
     from civman.pictures import image_text
 

@@ -41,7 +41,7 @@ def picture_value(text: str, *, option: str, model: str, example: str) -> Pictur
 
 
 def require_counts(option: str, values: list[str], given: str, texts: list[str], model: str) -> None:
-    """Check that `option` is unused, used once, or used once for each use of the option `given`. Raises: UsageError."""
+    """Check that `option` was used not at all, once, or as often as the option `given`. Raises: UsageError."""
     from civman.errors import Cause, UsageError
 
     if len(values) > 1 and len(values) != len(texts):

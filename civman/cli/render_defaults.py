@@ -20,7 +20,7 @@ _NOT_IN_PRESETS: Final = frozenset({
 
 
 def preset_options(render: Any) -> dict[str, Any]:
-    """Map the names, without dashes, of the `civman render` options that a preset can set to typer's parameters."""
+    """Map each `civman render` option that a preset can set, by its name without dashes, to typer's parameter."""
     return {
         text.removeprefix("--"): option
         for option in render.params
@@ -91,7 +91,7 @@ def _is_typed(context: typer.Context, option: Any) -> bool:
 
 
 def require_options(values: Mapping[str, object], options: Mapping[str, object], what: str) -> None:
-    """Check that every name in `values`, a preset, is one of `options`. Raises: ConfigError; `what` is the preset."""
+    """Check that the preset's `values` set only `options`. Raises: ConfigError. `what`: the preset, for the message."""
     from civman.errors import ConfigError
 
     known = ["checkpoint", *options]

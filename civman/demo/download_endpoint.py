@@ -43,7 +43,7 @@ class Downloads:
         return given == self.token
 
     def refusal(self, request: Request, model: DemoModel, version: DemoVersion) -> Answer | None:
-        """Build the response that refuses the version's files to this request; None if the request is allowed."""
+        """Build the response that refuses a request for the version's files; None if the request is allowed."""
         if model.mode == "Archived":
             return error(410, "Model archived, not available for download")
         if version.usage_control != "Download":

@@ -14,7 +14,7 @@ _SIZED: Final = re.compile(r"/(?:[a-z]+=[^/]*)(/[^/]*)$")
 
 
 def original_url(url: str) -> str:
-    """Return the URL of the image as it was uploaded: the parameters for a resized copy become `original=true`."""
+    """Return the URL of the original image: the parameters for a resized copy are replaced with `original=true`."""
     return _SIZED.sub(r"/original=true\1", url)
 
 

@@ -19,7 +19,7 @@ from civman.store.blobs import BlobStore
 
 @dataclass(frozen=True, slots=True)
 class ViewRequest:
-    """The current request. A None or empty value means: as when the view was created, or else no restriction."""
+    """The current request for a view. For a None or empty field, the value from the view's creation applies, if any."""
 
     layout: str | None = None
     method: str | None = None

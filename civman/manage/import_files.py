@@ -216,7 +216,7 @@ def import_files(
 
 
 def _examine(found: _Found, broken: list[Problem], on_event: OnEvent) -> bool:
-    """Read the file's header. Returns False, and records a problem, if the content does not match the file's suffix."""
+    """Read the file's header. If the content does not match the file's suffix, record a problem and return False."""
     if found.path.suffix.lower() not in SAFETENSORS_SUFFIXES:
         first = read_first(found.path)
         content = sniff(first)

@@ -125,7 +125,7 @@ def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: 
 
 
 def absences(index: Index, assets: Iterable[Asset]) -> dict[Sha256, Presence]:
-    """Return which of the files are missing or away (on a drive that is not connected); other files are left out.
+    """Map each file that is missing or away (on a drive that is not connected) to this state, by its SHA-256.
 
     A file that is no longer at its path, but is unchanged at another recorded path, does not count as missing.
     """

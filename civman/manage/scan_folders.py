@@ -138,7 +138,7 @@ class Scan:
 
 
 def scan_folders(paths: Iterable[Path], library: Path | None = None) -> Scan:
-    """Find the model files in `paths`: files are returned whatever their names, and folders are read recursively.
+    """Find the model files in `paths`. Listed files are accepted whatever their names; folders are read recursively.
 
     `library` is the folder of the library itself, whose files are never imported.
 

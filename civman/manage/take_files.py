@@ -115,7 +115,7 @@ class Taking:
         return min(self._paths[sha256], key=lambda seen: not self._links_to_store(Path(seen.path)))
 
     def _stored(self, sha256: Sha256) -> tuple[StoredBlob, dict[str, int]]:
-        """Store and verify the file. Returns its blob, and the source file's original permissions, by its path."""
+        """Store and verify the file. Returns its blob, and a mapping from the source file's path to its permissions."""
         found = self._store.find(sha256)
         if found is not None and (self._mode is not ImportMode.MOVE or self._is_sound(found)):
             return found, {}

@@ -68,7 +68,7 @@ def few_steps_defaults(
 
 
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
-    """Return the kind of few-step model that the label or the file's name indicates, and which of the two does so."""
+    """Return the kind of few-step model that the label or the file's name indicates, and which of them indicates it."""
     for kind in _KINDS:
         # match "lightning" anywhere, but other kinds only as whole words: their names may be parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"

@@ -229,7 +229,7 @@ def variant_of(
 
 
 def why_refused(family: FlowFamily, file: Inspected) -> str:
-    """Return why civman cannot render with a checkpoint by its label or name; empty if neither is a reason."""
+    """Return why civman cannot render with a checkpoint, judged by its label and name; empty if they give no reason."""
     found = (why for word, why in family.refused_words.items() if any(word in name for name in _names(file)))
     return next(found, "")
 

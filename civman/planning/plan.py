@@ -348,7 +348,7 @@ def _named_second_pass(request: RenderRequest, sampler: samplers.Sampler) -> Ren
 
 
 def _config_json(found: Found, config: str | None) -> str:
-    """Return the config values to use instead of those that the file's shapes imply, as JSON; empty if there are none.
+    """Return, as JSON, the config values that replace those implied by the file's shapes; empty if there are none.
 
     `config`: a folder with config files, or JSON from a recipe, which is returned unchanged.
     """

@@ -47,7 +47,7 @@ class ScaledLora:
         return cls(found, first, text, blocks_of(blocks) if blocks else "", changing, second)
 
     def use(self, *, has_hires: bool) -> LoraUse:
-        """Return the adapter as a recipe lists it; without a second pass, the scale for it is left out."""
+        """Return the adapter as a recipe lists it. Without a second pass, its scale for that pass is left out."""
         second = self.hires_keyframes if has_hires else ""
         return LoraUse(self.found.sha256, self.scale, self.text_scale, self.blocks, self.keyframes, second)
 
@@ -124,7 +124,7 @@ def _trigger_words(found: Found) -> tuple[str, ...]:
 
 
 def _plain(word: str) -> str:
-    """Return a trigger word without tags and escaped for use in a prompt; empty if nothing is left."""
+    """Return a trigger word for use in a prompt: without tags, and escaped. Empty if nothing is left."""
     try:
         text = emphasis.parse(word).text.strip()
     except UsageError:

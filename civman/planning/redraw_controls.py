@@ -119,7 +119,7 @@ def _units(entries: Entries) -> list[dict[str, str]]:
 
 
 def _fields(value: Any) -> dict[str, str]:
-    """Return the fields of a unit's entry, which is quoted text, or an object if CivitAI has parsed the text."""
+    """Return the fields of a ControlNet unit's entry, which is quoted text or, if CivitAI has parsed it, an object."""
     if isinstance(value, Mapping):
         return {str(key).casefold(): str(item) for key, item in value.items()}
     pairs = re.findall(r"(?:^|,)\s*([A-Za-z][\w/ ]*?):\s*(\([^)]*\)|[^,]*)", str(value).strip().strip('"'))
@@ -204,7 +204,7 @@ def _resize_mode(unit: Mapping[str, str]) -> str:
 
 
 def _map(unit: Mapping[str, str], module: str) -> str:
-    """Return the preprocessor and its settings as a `ControlRequest.control_map`; "none" if civman lacks it."""
+    """Return the preprocessor with its settings, as in `ControlRequest.control_map`; "none" if civman lacks it."""
     name = map_named(module)
     if name is None:
         return "none"

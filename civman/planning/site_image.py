@@ -151,7 +151,7 @@ def versions_of(meta: Mapping[str, Any] | None, extra: "tuple[VersionId, ...]" =
 
 
 def _named_in(text: str) -> Iterator[tuple[str, NamedVersion]]:
-    """Return each AIR in a ComfyUI graph with its model version; CivitAI's generator names files by AIR."""
+    """Yield each AIR in a ComfyUI graph with its model version, because CivitAI's generator names files by AIR."""
     for air in dict.fromkeys(_AIR.findall(text)):
         found = _version({"air": air})
         if found is not None:

@@ -18,7 +18,7 @@ _SUFFIXES: Final = (*image_text.SUFFIXES, ".bmp", ".tif", ".tiff", ".gif")
 
 @dataclass(frozen=True, slots=True)
 class SourcePicture:
-    """An image to upscale. `sha256` is that of its file; `image` is a Pillow image in RGB or RGBA, upright."""
+    """An image to upscale. `sha256` is the digest of its file; `image` is a Pillow image in RGB or RGBA, upright."""
 
     path: Path
     sha256: Sha256

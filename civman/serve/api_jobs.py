@@ -258,7 +258,7 @@ async def sheet(request: Request) -> Response:
 
 
 async def unload(request: Request) -> Response:
-    """Free the memory of all loaded models by ending the engine's process; refused while it renders."""
+    """Free the memory of all loaded models by ending the engine's process. Refused while a render is running."""
     if not serving(request).engine.unload():
         raise NotFound(
             "a render is running, so the models stay loaded",

@@ -103,7 +103,7 @@ def require_name(ref: str) -> str:
 
 
 def changes_of(given: object) -> list[tuple[str, str]]:
-    """Convert an object that maps fields to new values, as for `--set`, to pairs of strings, after checking it.
+    """Check an object that maps fields to new values (as for `--set`), and convert it to pairs of strings.
 
     Raises: UsageError: `given` is not an object. Refused: a value is a path.
     """

@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def title(asset: Asset) -> str:
-    """Return a checkpoint's title, as clients show and send it: file name and the first ten digits of its SHA-256."""
+    """Return a checkpoint's title for A1111's clients: its file name and the first ten digits of its SHA-256."""
     return f"{asset.name} [{asset.blob.sha256[:10]}]"
 
 
