@@ -45,7 +45,9 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
         parted[number] = replace(parted[number], verdict=Verdict.CANNOT, reasons=(problem, *parted[number].reasons))
         return replace(found, parts=tuple(parted), verdict=worst((found.verdict, Verdict.CANNOT)))
     found = _with_controls(found, checkpoint, [file for _, file in parts])
-    about = (*_parts_needed(checkpoint, [file for _, file in parts]), *_reads_images(checkpoint))
+    about = (
+        *_not_rendered(checkpoint), *_parts_needed(checkpoint, [file for _, file in parts]), *_reads_images(checkpoint),
+    )  # fmt: skip
     found = replace(found, reasons=(*found.reasons, *about))
     if problem:
         reasons = (*found.reasons, f"civman cannot render with `{checkpoint.name}`: {problem}")
@@ -121,6 +123,14 @@ def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
     pictures = "one reference picture" if most == 1 else f"up to {most} reference pictures"
     model = f"{family.title} {variant}".strip()
     return (f"`{checkpoint.name}` is {model}, which takes {pictures} (--reference)",) if most else ()
+
+
+def _not_rendered(checkpoint: Inspected) -> tuple[str, ...]:
+    """Say that civman does not render a checkpoint's family. The verdict stays, because other programs may do so."""
+    seen = checkpoint.identity
+    if seen is None or seen.kind is not Kind.CHECKPOINT or seen.architecture in (*_RENDERED, Architecture.UNKNOWN):
+        return ()
+    return (f"civman does not render the family of `{checkpoint.name}`, {seen.architecture}",)
 
 
 def _why_not_rendered(checkpoint: Inspected, vae: Inspected | None) -> str:

@@ -303,10 +303,12 @@ def test_hidream_o1_is_refused_as_a_family_of_its_own(civman: Any, tmp_path: Pat
     save_file({f"model.{name}.weight": torch.zeros(8, 8) for name in names}, path)
 
     refused = civman("render", str(path), "a cat", *QUICK, "--dry-run")
+    checked = civman("check", str(path), "--json")
 
     assert "unknown-family" in refused.err
     assert "is a model of the family hidream-o1, which civman does not render" in " ".join(refused.err.split())
     assert refused.code != 0
+    assert "civman does not render the family of `drawing.safetensors`, hidream-o1" in checked.out
 
 
 def test_missing_and_wrong_parts_are_refused_before_loading(civman: Any, files: dict[str, Path]) -> None:
