@@ -19,7 +19,7 @@ _POLL_S = 0.1
 
 
 class Digester:
-    """Computes the SHA-256 of a partial file in a thread that follows the contiguous bytes from the start."""
+    """Computes the SHA-256 of a partial file in a thread: it hashes the contiguous bytes from the start."""
 
     def __init__(self, partial: Partial, on_progress: Callable[[int], None]) -> None:
         """`on_progress` is called from the thread with the number of bytes hashed so far."""

@@ -190,8 +190,8 @@ _FIRST_LAYERS = (
 )  # fmt: skip
 _FIRST_TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
 EXTENDED_MARK = f"\nunet:{len(_FIRST_BLOCKS) * len(_FIRST_LAYERS)}:"
-"""A string by which the list of a file's tensor names shows cloneofsimo's extended layout, which numbers more layers
-than the original one.
+"""A string that the list of a file's tensor names contains only in cloneofsimo's extended layout, which numbers more
+layers than the original one.
 """
 
 

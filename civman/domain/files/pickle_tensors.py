@@ -138,7 +138,7 @@ def _holds_tensors(value: Pairs) -> bool:
 
 
 def _plain_values(value: Any) -> dict[str, str]:
-    """Convert top-level entries to strings: text, numbers, and short lists of these (a hypernetwork's layers)."""
+    """Convert the top-level texts, numbers and short lists of these (such as a hypernetwork's layers) to strings."""
     found: dict[str, str] = {}
     for key, each in value.items if isinstance(value, Pairs) else ():
         if len(found) >= _MAX_ENTRIES:
