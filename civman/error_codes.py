@@ -74,7 +74,7 @@ class Cause(StrEnum):
         member.is_of_one_connection = is_of_one_connection
         return member
 
-    # causes on this computer: the program, the disk, the library
+    # error codes for problems on this computer: in the program, on the disk or in the library
     FAILED = "failed"
     BUG = "bug"
     DEMO_FAILED = "demo-failed"
@@ -102,7 +102,7 @@ class Cause(StrEnum):
     LIBRARY_UPGRADE = "library-upgrade"
     BAD_TEXT = "bad-text"
 
-    # causes in the command line, the settings, a recipe or an input file
+    # error codes for mistakes in the command line, the settings, a recipe or an input file
     USAGE = "usage"
     ALIAS_TAKEN = "alias-taken"
     AMBIGUOUS_EMBEDDING = "ambiguous-embedding"
@@ -157,7 +157,7 @@ class Cause(StrEnum):
     UNWRITABLE_PICTURE = "unwritable-picture"
     WRONG_KIND = "wrong-kind"
 
-    # something was not found or no longer exists
+    # error codes for things that were not found or no longer exist
     NOT_FOUND = "not-found"
     ARCHIVED = "archived"
     DELETED_UPSTREAM = "deleted-upstream"
@@ -175,7 +175,7 @@ class Cause(StrEnum):
     OTHER_MODEL = "other-model"
     STORAGE_NOT_FOUND = "storage-not-found", Recovery.FRESH_URL
 
-    # requests that CivitAI does not allow, or that civman refuses for safety
+    # error codes for requests that CivitAI does not allow, or that civman refuses for safety
     NOT_ALLOWED = "not-allowed"
     REFUSED = "refused"
     BAD_KEY = "bad-key"
@@ -196,7 +196,7 @@ class Cause(StrEnum):
     SCAN_ERROR = "scan-error"
     SCAN_PENDING = "scan-pending"
 
-    # causes in the network or a server
+    # error codes for problems of the network or a server
     NETWORK = "network", Recovery.FRESH_URL
     BAD_ANSWER = "bad-answer", Recovery.FRESH_URL
     BAD_CURSOR = "bad-cursor"
@@ -231,7 +231,7 @@ class Cause(StrEnum):
     UNSAFE_REDIRECT = "unsafe-redirect"
     WRONG_ANSWER = "wrong-answer", Recovery.FRESH_URL
 
-    # causes in data that differs from what was declared
+    # error codes for data that differs from what was declared
     INTEGRITY = "integrity"
     BAD_BUNDLE = "bad-bundle"
     BAD_SIDECAR = "bad-sidecar"
@@ -244,7 +244,7 @@ class Cause(StrEnum):
     REPLACED_UPSTREAM = "replaced-upstream"
     SIZE_MISMATCH = "size-mismatch"
 
-    # files that are incompatible
+    # error codes for files that do not work together
     INCOMPATIBLE = "incompatible"
     ADAPTER_NO_CHANGE = "adapter-no-change"
     ADAPTER_NO_MATCH = "adapter-no-match"
@@ -256,7 +256,7 @@ class Cause(StrEnum):
     PARTLY_APPLIES = "partly-applies"
     UNKNOWN_FIT = "unknown-fit"
 
-    # causes in rendering and replay
+    # error codes for problems in rendering and replay
     CANNOT_RENDER = "cannot-render"
     BAD_PRECISION = "bad-precision"
     BLACK_PICTURE = "black-picture"

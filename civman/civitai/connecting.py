@@ -79,7 +79,7 @@ def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool
     """Open a TCP connection to `host`. Unless `is_own`, its IP address must be accepted by `allowed_urls.check_ip`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: the name is not valid in DNS
+    except (OSError, UnicodeError) as error:  # UnicodeError means that the host name is not valid in DNS
         reason = getattr(error, "strerror", None) or "there is no host of that name"
         raise NetworkError(f"cannot find `{host}`: {reason}", hint=_ONLINE_HINT, host=host) from error
     last: OSError | None = None

@@ -308,7 +308,7 @@ def _parsed(body: bytes) -> Json:
     """Parse the JSON value in `body`. Raises: ValueError, RecursionError: invalid JSON, or NaN."""
     value: Json = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     if rb"\ud" in body.lower():
-        # JSON may contain half a surrogate pair, which cannot be encoded as UTF-8 and therefore not be stored in the
+        # JSON may contain half a surrogate pair, which cannot be encoded as UTF-8, and so cannot be stored in the
         # database
         text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         value = json.loads(text)

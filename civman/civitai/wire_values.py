@@ -141,7 +141,7 @@ def file_id_in(download_url: str | None) -> int | None:
     """Parse the `fileId` in a download URL; None if there is none."""
     try:
         query = parse_qs(urlsplit(download_url or "").query)
-    except ValueError:  # not a URL, e.g. with square brackets that do not contain an IPv6 address
+    except ValueError:  # the text is not a URL, e.g. it has square brackets that do not contain an IPv6 address
         return None
     digits = next(iter(query.get("fileId", [])), "")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None

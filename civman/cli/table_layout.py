@@ -29,8 +29,8 @@ class Column:
     """A column of a table.
 
     `is_whole`: values are never broken or shortened (refs, digests, sizes). `is_one_line`: values are shortened instead
-    of wrapped. `drop`: in a narrow terminal, the columns with the highest number are left out first; those with 0 never
-    are.
+    of wrapped. `drop`: in a narrow terminal, the columns with the highest number are left out first; columns with 0 are
+    always shown.
     """
 
     title: str

@@ -101,7 +101,7 @@ class NamedFinder:
     """Finds on CivitAI the files that an image's settings name.
 
     `resolve` looks up a version. `plan` plans a download from a ref and the id of a file, or raises an error if the
-    file may not be downloaded.
+    file cannot be downloaded.
     """
 
     client: CivitaiClient

@@ -6,7 +6,7 @@ from civman.store.partial import Partial
 from civman.store.resume_journal import Validator
 
 
-class Changed(Exception):  # signals a restart, not a failure, hence no name ending in Error
+class Changed(Exception):  # this exception signals a restart, not a failure, so its name does not end in Error
     """The file on the server has changed since the first bytes were received, so those bytes cannot be used."""
 
 

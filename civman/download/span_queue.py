@@ -142,7 +142,7 @@ class SpanQueue:
             self._needs_whole_bodies = True
 
     def refused(self, span: Span, error: CivmanError) -> None:
-        """Handle a response with status 416 (range not satisfiable): the server may not support ranges at all.
+        """Handle a response with status 416 (range not satisfiable): the server might not support ranges at all.
 
         Raises: Changed, IntegrityError: the size that the server states belongs to another file.
         """

@@ -206,7 +206,7 @@ class _Asking:
         try:
             versions = self._answered(self._client.versions_by_hashes(file.sha256 for file in files))
         except CivmanError as error:
-            # ignore NotFound: a mirror may not support this request, so each version is requested separately
+            # ignore NotFound: a mirror might not support this request, so each version is requested separately
             if not isinstance(error, NotFound):
                 self._failed(error)
             versions = {}

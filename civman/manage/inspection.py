@@ -118,7 +118,7 @@ def path_of(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
         return path if path.is_file() else None
-    # not a valid path: too long, an unknown home folder, or a null character
+    # the text is not a valid path: it is too long, names an unknown home folder, or contains a null character
     except (OSError, RuntimeError, ValueError):
         return None
 

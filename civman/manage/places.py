@@ -50,7 +50,7 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
     except PermissionError:
         # the path cannot be examined: report the file as present, so that reading it shows the actual error
         return Presence.HERE
-    except OSError:  # for example, a network share does not respond
+    except OSError:  # the path cannot be examined, for example because a network share does not respond
         return Presence.AWAY
     else:
         return Presence.HERE
@@ -64,7 +64,7 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
         pass
     while not folder.is_dir():
         if folder == folder.parent:
-            return Presence.AWAY  # on Windows, the drive letter does not exist
+            return Presence.AWAY  # on Windows, this means that the drive letter does not exist
         folder = folder.parent
     return Presence.MISSING if folder.stat().st_dev == seen.device else Presence.AWAY
 

@@ -182,7 +182,7 @@ def _read(place: Path, text: str) -> _Metadata | None:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        # replace half surrogate pairs in the text, which no database could store
+        # replace half surrogate pairs in the text, because the database cannot store them
         value = json.loads(
             json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         )

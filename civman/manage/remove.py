@@ -392,7 +392,7 @@ def _known_ids(entry: dict[str, Any]) -> Iterator[KnownIds]:
 
 
 def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
-    # incomplete copies that killed imports left behind are stale, whatever their age
+    # incomplete copies that killed imports left behind are no longer needed, whatever their age
     for path in sorted(folder.glob(f"*{INCOMING}")) if folder.is_dir() else []:
         found = path.stat()
         yield StalePartial(path, allocated_bytes(found), datetime.fromtimestamp(found.st_mtime, before.tzinfo))

@@ -64,7 +64,7 @@ class Found:
     air: str | None = None
     autov3: str = ""
     copy: Path | None = None
-    """The path for a pickle's safetensors copy, which may not exist yet; None for all other files."""
+    """The path for a pickle's safetensors copy, which might not exist yet; None for all other files."""
 
     @property
     def in_recipe(self) -> RecipeFile:

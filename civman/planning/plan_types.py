@@ -40,7 +40,7 @@ class PlannedFile:
     weights: str = ""
     """How the weights are stored, such as "UNet fp8 with scales, rest fp16"."""
     copy: Path | None = None
-    """The path for a pickle's safetensors copy, which may not exist yet; None for all other files."""
+    """The path for a pickle's safetensors copy, which might not exist yet; None for all other files."""
     data: bytes | None = field(default=None, repr=False, compare=False)
     """The contents of a control image that was made for this plan and is not stored yet; None for other files."""
 

@@ -73,8 +73,9 @@ def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
 class SecondPass:
     """The values that determine the texts of the second pass. A prompt that is None is the same as the first pass's.
 
-    If the second pass has prompts of its own, its prompt editing counts the evaluations of its own sampler, as in
-    A1111. Otherwise, it counts those of the first pass's sampler, as recipes before schema 10 did.
+    If the second pass has prompts of its own, prompt editing in these prompts counts the evaluations of the second
+    pass's sampler, as in A1111. Otherwise, it counts those of the first pass's sampler, as recipes before schema 10
+    always did.
     """
 
     steps: int

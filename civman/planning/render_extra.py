@@ -27,5 +27,5 @@ def missing_parts() -> list[str]:
 def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # environments that block the import of a package raise this
+    except ModuleNotFoundError:  # an environment that blocks the import of a package raises this error
         return False

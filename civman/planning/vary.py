@@ -106,7 +106,7 @@ def vary(
     """
     finder = Finder(index, on_event)
     request = as_request(recipe, pictures)
-    # reset the prediction type, because the old checkpoint's may not apply to the new one
+    # reset the prediction type, because that of the old checkpoint might not apply to the new one
     if any(field_of(name) == "checkpoint" for name, _ in changes):
         request = replace(request, prediction=None, is_zero_snr=None, file=None)
     for name, text in changes:

@@ -1,4 +1,4 @@
-"""Parses and checks render requests in JSON. They may not refer to files on this computer by path."""
+"""Parses and checks render requests in JSON. Requests must not refer to files on this computer by path."""
 
 import base64
 import binascii
