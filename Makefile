@@ -50,8 +50,10 @@ browser-tests: $(VENV)/installed-browser
 
 # Images of another program, which is built from source: that takes two minutes and a C++ compiler, which is installed here
 # only for root on Debian and Ubuntu; without one the tests say that they are skipped. The wheel stays in build/peers.
-# PEER_TESTS='peer and not long' leaves out the models of gigabytes.
+# PEER_TESTS='peer and not long' leaves out the models of gigabytes. PEER_LIMIT='timeout 240' gives up the build after four
+# minutes.
 PEER_TESTS := peer
+PEER_LIMIT :=
 PEER_BUILD := CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DSD_WEBP=OFF -DSD_WEBM=OFF"
 
 peer-tests: $(VENV)/installed-dev build/peers/built
@@ -67,7 +69,8 @@ build/peers/built: tests/peers.txt | $(VENV)/installed-dev
 	apt-get install -y -qq --no-install-recommends g++ >/dev/null; } || \
 	echo "no C++ compiler here: the comparison with stable-diffusion.cpp is skipped"
 	@command -v c++ >/dev/null && \
-	$(PEER_BUILD) $(PIP) wheel --no-deps --wheel-dir build/peers --requirement tests/peers.txt && touch $@ || echo "stable-diffusion.cpp could not be built: the comparison with it is skipped"
+	$(PEER_BUILD) $(PEER_LIMIT) $(PIP) wheel --no-deps --wheel-dir build/peers --requirement tests/peers.txt \
+	&& touch $@ || echo "stable-diffusion.cpp could not be built: the comparison with it is skipped"
 
 snapshots: $(VENV)/installed-dev  # after an intended change of help pages, tables or error messages
 	$(BIN)/pytest --quiet --update-snapshots tests/cli/test_snapshots.py
