@@ -1,6 +1,7 @@
 """Files with packed weights, written for tests: GGUF by the package `gguf`, scaled 8-bit weights by their formulas."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -34,14 +35,17 @@ SCALES = {
 def write_gguf(
     path: Path,
     tensors: dict[str, tuple[np.ndarray, str]],
-    metadata: dict[str, str] | None = None,
+    metadata: Mapping[str, str | int] | None = None,
     *,
     architecture: str = "test",
 ) -> Path:
     """Write a GGUF file. `tensors`: name → (values, or bytes of blocks; type)."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (metadata or {}).items():
-        writer.add_string(key, value)
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, value)
     for name, (data, kind) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=Kind[kind])
     writer.write_header_to_file()
@@ -65,6 +69,40 @@ def quantised(tensors: dict[str, Tensor], kind: str) -> tuple[dict[str, tuple[np
             stored[name] = (values, "F32")
             meant[name] = tensor.float()
     return stored, meant
+
+
+def neighbours(values: np.ndarray, heads: int) -> np.ndarray:
+    """Put the two rows that a head's position embedding turns together next to each other, as llama.cpp does."""
+    width = len(values) // heads
+    order = [head * width + half * (width // 2) + pair
+             for head in range(heads) for pair in range(width // 2) for half in range(2)]  # fmt: skip
+    return values[order]
+
+
+def llama_cpp(
+    path: Path, tensors: dict[str, Tensor], kind: str, *, architecture: str = "llama", heads: int = 2, keys: int = 1,
+) -> tuple[Path, dict[str, Tensor]]:  # fmt: skip
+    """Write a text encoder of Llama or Mistral as llama.cpp does; returns the file, and the numbers that it means.
+
+    `tensors`: by the names that transformers gives them, behind `model.`.
+    """
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 40)
+    counts = {".q_proj.": heads, ".k_proj.": keys}
+    moved = dict(tensors)
+    for name, tensor in tensors.items():
+        for side, count in counts.items():
+            if side in name:
+                moved[name] = torch.from_numpy(neighbours(tensor.float().numpy(), count))
+    stored, _ = quantised(moved, kind)
+    _, meant = quantised(tensors, kind)
+    packed = {table.get_name(name, try_suffixes=(".weight", ".bias")): each for name, each in stored.items()}
+    # a tensor that llama.cpp adds to files of Llama 3.1, and that is in no other file
+    packed["rope_freqs.weight"] = (np.ones(64, np.float32), "F32")
+    said: dict[str, str | int] = {
+        f"{architecture}.attention.head_count": heads, f"{architecture}.attention.head_count_kv": keys,
+        f"{architecture}.rope.dimension_count": 128,
+    }  # fmt: skip
+    return write_gguf(path, packed, said, architecture=architecture), meant
 
 
 def rotation(size: int) -> np.ndarray:

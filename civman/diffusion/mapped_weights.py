@@ -3,7 +3,8 @@
 A tokenizer file can also be opened: it is presented as a single tensor with all of the file's bytes.
 
 Packed weights (8-bit with a scale, 4-bit, GGUF's blocks) are listed with the name and shape that the model expects, and
-are unpacked to float32 when they are read. Every other tensor is a view of the file.
+are unpacked to float32 when they are read. Rows in llama.cpp's order are copied in the order that the model expects.
+Every other tensor is a view of the file.
 """
 
 from collections.abc import Iterable
@@ -45,7 +46,7 @@ class Weights:
     file), and `read` would return the changed values.
     """
 
-    __slots__ = ("_begin", "_entries", "_map", "_packed", "dtypes", "form", "metadata", "path", "shapes")
+    __slots__ = ("_begin", "_entries", "_map", "_packed", "_paired", "dtypes", "form", "metadata", "path", "shapes")
 
     def __init__(self, path: Path) -> None:
         """Open and memory-map a file.
@@ -63,6 +64,7 @@ class Weights:
             raise InvalidModelFile(f"cannot read `{path.name}`: {error}") from error
         self._entries = header.tensors
         self._begin = header.header_bytes
+        self._paired = header.paired_rows
         self.metadata: dict[str, str] = dict(header.metadata)
         self.form: WeightForm = weight_form(header.tensors)
         self._packed: dict[str, Packed] = packed_weights(header, self._stored, path.name)
@@ -72,6 +74,8 @@ class Weights:
 
     def read(self, source: Source) -> Tensor:
         """Read a parameter: a view of the memory map in the file's dtype, or float32 if the weight is packed.
+
+        If the file has the rows in another order than the model, they are copied.
 
         Raises: KeyError: there is no such tensor. InvalidModelFile: torch does not support the dtype.
         """
@@ -86,27 +90,41 @@ class Weights:
         return tensor.T if source.is_transposed else tensor
 
     def is_packed(self, name: str) -> bool:
-        """Whether this tensor is unpacked when it is read, so that the result is not a view of the file."""
-        return name in self._packed or is_packed_type(self._entries[name].dtype)
+        """Whether this tensor is unpacked or reordered when it is read, so that the result is no view of the file."""
+        return name in self._packed or name in self._paired or is_packed_type(self._entries[name].dtype)
 
     def _values(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         """Read a tensor. With `rows` (first row, number of rows), only these rows are unpacked and returned."""
         entry = self._entries[name]
         packed = self._packed.get(name)
+        chosen = self._chosen(name, rows)
         if is_packed_type(entry.dtype):
             count = entry.end - entry.start
             stored = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=self._begin + entry.start)
-            if rows is None:
+            if chosen is None:
                 return dequantise.gguf_blocks(stored, entry.dtype, entry.shape)
-            part = stored.view(entry.shape[0], -1)[rows[0] : rows[0] + rows[1]].reshape(-1)
-            return dequantise.gguf_blocks(part, entry.dtype, (rows[1], *entry.shape[1:]))
+            part = stored.view(entry.shape[0], -1)[chosen]
+            return dequantise.gguf_blocks(part.reshape(-1), entry.dtype, (len(part), *entry.shape[1:]))
         if packed is None:
-            return _rows(self._tensor(entry), rows)
+            return _rows(self._tensor(entry), chosen)
         if packed.scale:
-            stored = _rows(self._tensor(entry._replace(dtype=packed.dtype or entry.dtype)), rows)
+            stored = _rows(self._tensor(entry._replace(dtype=packed.dtype or entry.dtype)), chosen)
             scale = self._tensor(self._entries[packed.scale]).reshape(-1)
-            return dequantise.scaled(stored, _rows(scale, rows) if len(scale) > 1 else scale, packed.rotation)
-        return _rows(self._four_bit(entry, packed), rows)
+            return dequantise.scaled(stored, _rows(scale, chosen) if len(scale) > 1 else scale, packed.rotation)
+        return _rows(self._four_bit(entry, packed), chosen)
+
+    def _chosen(self, name: str, rows: tuple[int, int] | None) -> slice | Tensor | None:
+        """Return where the rows to read are in the file: a range or, if their order differs, each one's number.
+
+        None: all rows, in the file's order.
+        """
+        part = None if rows is None else slice(rows[0], rows[0] + rows[1])
+        heads = self._paired.get(name)
+        if heads is None:
+            return part
+        # in the file, the rows of a pair are neighbours; for the model, they are half a head apart
+        numbers = torch.arange(self._entries[name].shape[0]).view(heads, -1, 2).transpose(1, 2).flatten()
+        return numbers if part is None else numbers[part]
 
     def _four_bit(self, entry: Entry, packed: Packed) -> Tensor:
         absmax = self._tensor(self._entries[packed.absmax])
@@ -147,8 +165,8 @@ class Weights:
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._begin + entry.start).view(entry.shape)
 
 
-def _rows(tensor: Tensor, rows: tuple[int, int] | None) -> Tensor:
-    return tensor if rows is None else tensor[rows[0] : rows[0] + rows[1]]
+def _rows(tensor: Tensor, chosen: slice | Tensor | None) -> Tensor:
+    return tensor if chosen is None else tensor[chosen]
 
 
 def _header(file: BinaryIO, size: int) -> Header:

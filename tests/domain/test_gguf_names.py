@@ -26,7 +26,7 @@ T5 = [
 ]  # fmt: skip
 NAMES = {
     "QWEN3": LANGUAGE_MODEL + NORMS, "QWEN2": LANGUAGE_MODEL + BIASES, "QWEN2VL": LANGUAGE_MODEL + BIASES, "T5": T5,
-    "T5ENCODER": T5,
+    "T5ENCODER": T5, "LLAMA": LANGUAGE_MODEL, "MISTRAL3": LANGUAGE_MODEL,
 }  # fmt: skip
 
 
@@ -43,11 +43,11 @@ def test_names_are_those_that_the_package_relates(architecture):
     assert gguf.MODEL_ARCH_NAMES[kind] in ARCHITECTURES
 
 
-def test_names_of_diffusion_models_are_kept():
+@pytest.mark.parametrize("architecture", ["flux", "gemma2", "gemma3", "llama4", "mistral4", ""])
+def test_names_of_diffusion_models_and_of_language_models_that_llama_cpp_changes_otherwise_are_kept(architecture):
     names = ["double_blocks.0.img_attn.qkv.weight", "blk.0.attn_q.weight"]
 
-    assert author_names("flux", names) == {name: name for name in names}
-    assert author_names("llama", names) == {name: name for name in names}
+    assert author_names(architecture, names) == {name: name for name in names}
 
 
 def test_a_translated_header_is_identified():

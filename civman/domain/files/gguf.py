@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from civman.domain.files.gguf_names import author_names
+from civman.domain.files.gguf_rows import heads_with_paired_rows
 from civman.domain.files.gguf_types import BLOCKS, TYPES
 from civman.domain.files.header import Header
 from civman.domain.files.header_text import Tensor, refuse, short
@@ -89,13 +90,18 @@ class GgufHeader:
     def as_header(self) -> Header:
         """The same tensors and metadata in the form of a safetensors header.
 
-        The tensors of a text encoder have the original authors' names (see `gguf_names`).
+        The tensors of a text encoder have the original authors' names (see `gguf_names`); their shapes and places are
+        those in the file.
         """
         names = author_names(self.architecture, self.tensors)
         if len(set(names.values())) < len(names):
             refuse("two tensor names in the GGUF file mean the same tensor of the model", cause="duplicate-name")
         tensors = {names[name]: Tensor(kind, shape, *self.places[name]) for name, (kind, shape) in self.tensors.items()}
-        return Header(tensors=tensors, metadata=self.metadata, header_bytes=self.data_start, file_size=self.file_size)
+        heads = heads_with_paired_rows(self.architecture, self.metadata, self.tensors)
+        return Header(
+            tensors=tensors, metadata=self.metadata, header_bytes=self.data_start, file_size=self.file_size,
+            paired_rows={names[name]: count for name, count in heads.items()},
+        )  # fmt: skip
 
 
 def parse_gguf(prefix: bytes, *, is_whole: bool = False, file_size: int = 0) -> GgufHeader:

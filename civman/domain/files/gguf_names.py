@@ -1,7 +1,8 @@
 """Translates the tensor names of text encoders in GGUF files to the original authors' names.
 
-llama.cpp renames the tensors of language models. Names are translated only for architectures whose tensors llama.cpp
-stores unchanged: it permutes the queries and keys of Llama and Mistral, and adds one to Gemma's norms.
+llama.cpp renames the tensors of language models. Names are translated only for architectures of which civman knows what
+llama.cpp changes in the tensors: nothing, or the order of rows (see `gguf_rows`). Gemma is not among them, because
+llama.cpp adds one to its norms.
 
 Source: the name tables of the package `gguf`; a test compares each name with them.
 """
@@ -31,6 +32,7 @@ _T5: Final = {
 }  # fmt: skip
 ARCHITECTURES: Final = {
     "t5": _T5, "t5encoder": _T5, "qwen2": _LANGUAGE_MODEL, "qwen2vl": _LANGUAGE_MODEL, "qwen3": _LANGUAGE_MODEL,
+    "llama": _LANGUAGE_MODEL, "mistral3": _LANGUAGE_MODEL,
     "qwen3vl": {theirs: name.replace("model.", "model.language_model.") for theirs, name in _LANGUAGE_MODEL.items()},
 }  # fmt: skip
 """For each value of `general.architecture`: a table of module names in the file and their original names; `#` is a

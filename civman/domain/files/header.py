@@ -77,6 +77,8 @@ class Header:
     header_bytes: int
     """The number of bytes before the first tensor: eight for the length, then the JSON text."""
     file_size: int
+    paired_rows: Mapping[str, int] = field(default_factory=dict, repr=False)
+    """Maps each tensor whose rows are in llama.cpp's order (see `gguf_rows`) to its number of attention heads."""
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """A cache for values that other modules compute from this header alone."""
 
