@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from civman.diffusion.families.registry import FLOW_FAMILIES
 from civman.domain.architecture import Identity, Kind
 from civman.domain.catalog import Asset, ModelType
 from civman.domain.compatibility import Part
@@ -296,10 +297,10 @@ def _article(noun: str) -> str:
 
 
 def _title(role: str) -> str:
-    return {
+    titles = {need.kind.role: need.kind.title for family in reversed(FLOW_FAMILIES) for need in family.needs} | {
         "lora": "LoRA",
-        "vae": "VAE",
-        "t5": "T5 text encoder",
+        "controlnet": "ControlNet",
         "ip-adapter": "IP-Adapter",
         "clip-vision": "CLIP vision encoder",
-    }.get(role, role.replace("-", " "))
+    }
+    return titles.get(role, role.replace("-", " "))
