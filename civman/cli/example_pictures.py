@@ -29,7 +29,7 @@ _ROWS = 24
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An example image: CivitAI's entry, its rating in words, whether it is blurred, its pixels (H, W, 3) uint8."""
+    """An example image: CivitAI's entry, its rating in words, whether it is blurred, and its (H, W, 3) uint8 pixels."""
 
     preview: "Preview"
     rating: str

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 _FIRST_STEP = 8
-"""The number of connections after the first step."""
+"""The number of connections after connections were added for the first time."""
 _ALONE_S = 0.05
 """How long the download speed of the first connection is measured, in seconds after its first response."""
 _MEASURED_S = 0.08
@@ -50,9 +50,11 @@ class Ramp:
     measured_s: float = _ALONE_S
     """The minimum duration of the current measurement."""
     before_connections: int = 0
-    """The number of connections before the last step; 0 if there is no step whose benefit has to be checked."""
+    """The number of connections before the last ones were added; 0 if it need not be checked whether adding them
+    helped.
+    """
     before_rate: float = 0.0
-    """The total speed, in bytes per second, that the connections reached before the last step."""
+    """The total speed, in bytes per second, that was reached before the last connections were added."""
 
     def begin(self, now: float, received_bytes: int) -> Self:
         """Start measuring, because the first response has arrived."""
@@ -77,7 +79,7 @@ class Ramp:
         return after, more
 
     def after_failure(self) -> Self:
-        """Record that a connection failed: allow another step without checking whether the last one helped."""
+        """Record that a connection failed: new ones may then be added without checking if the last ones helped."""
         return replace(self, before_connections=0, before_rate=0.0)
 
     def limited_to(self, most: int) -> Self:

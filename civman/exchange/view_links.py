@@ -76,7 +76,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """The changes that `apply` makes, and what it leaves out."""
+    """The changes that `apply` makes to a view, and the files that the view cannot show."""
 
     folder: Path
     layout: Layout

@@ -264,7 +264,7 @@ class _PassReader:
         return way
 
     def _encoded(self, node: Node) -> Enlarged:
-        """Read an enlargement between two passes for which the image is decoded, enlarged and encoded again."""
+        """Read an enlargement between two passes in which the image is decoded, enlarged and encoded again."""
         self.found.vaes.append(self._reader.vae(node.inputs.get("vae")))
         steps, image = self._resized(node)
         if image.kind not in ("VAEDecode", "VAEDecodeTiled"):

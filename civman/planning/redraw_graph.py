@@ -176,7 +176,7 @@ class _Builder:
         return sampler
 
     def _step_rng(self, first: Sampled, second: Sampled | None) -> str:
-        """Return the source of the noise of the steps: "nv" for a GPU, "cpu", or "" if the samplers add no noise.
+        """Return the source of the steps' noise: "nv" for a GPU, "cpu", or "" if the samplers add no noise.
 
         The SDE samplers in `_TREES` use the CPU unless their names end with `_gpu`.
         """

@@ -98,7 +98,7 @@ def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
 
 
 def counted_for_own_sampler(hires: Hires, prompt: str, rules: str, sampler: samplers.Sampler) -> Hires:
-    """Repeat the prompt in the second pass if its own sampler needs a different number of evaluations per step.
+    """Copy the prompt to the second pass if that pass's sampler needs a different number of evaluations per step.
 
     A recipe counts the evaluations of the second pass's own sampler only if the second pass has a prompt of its own.
     """

@@ -23,7 +23,7 @@ from civman.settings import Settings
 T = TypeVar("T")
 _DOWNLOADS_AT_ONCE = 3
 Change = tuple[str, dict[str, Any]]
-"""A change of a job: its kind ("job", "step", "preview" or "written"), and the changed data as JSON."""
+"""A change to a job: its kind ("job", "step", "preview" or "written"), and the changed data as JSON."""
 
 
 class LibraryThread:
