@@ -203,6 +203,9 @@ def unfilled() -> Iterator[None]:
         yield
 
 
+_INITIALISERS = ("normal_", "uniform_", "constant_", "kaiming_uniform_", "trunc_normal_")
+
+
 class _ConstantsOnCpu(TorchFunctionMode):
     """Makes `torch.arange` and `torch.tensor` use the CPU instead of the meta device, so that constants have values.
 
@@ -212,6 +215,9 @@ class _ConstantsOnCpu(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # transformers calls and replaces these functions; on the meta device, torch would import its compiler for them
+        if getattr(func, "__name__", "") in _INITIALISERS:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
         if func in (torch.arange, torch.tensor):
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)

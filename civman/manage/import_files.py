@@ -24,7 +24,7 @@ from civman.domain.files.gguf import MAGIC as GGUF_MAGIC
 from civman.domain.files.header import Header, Sniffed, sniff
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import facts_of, identify
-from civman.errors import CivmanError
+from civman.errors import CivmanError, InvalidModelFile
 from civman.index import Index, Record, SeenFile
 from civman.manage.hash_files import hash_files
 from civman.manage.identify_files import (
@@ -43,7 +43,7 @@ from civman.manage.sidecar import write_due
 from civman.manage.take_files import ImportMode, Kept, Problem, Taking
 from civman.store.blobs import BlobStore
 from civman.store.other_digests import other_digests
-from civman.store.read_header import read_first, read_header, read_tokenizer
+from civman.store.read_header import read_first, read_gguf, read_header, read_tokenizer
 from civman.store.read_pickle import looks_like_pickle, read_or_refusal
 from civman.store.trash import blob_lock
 
@@ -228,7 +228,11 @@ def _examine(found: _Found, broken: list[Problem], on_event: OnEvent) -> bool:
             return False
         if content is Sniffed.TOKENIZER:
             return _identify(found, broken, read_tokenizer)
-        header = _header_of_pickle(found.path, on_event) if looks_like_pickle(found.path) else None
+        header = None
+        if content is Sniffed.GGUF:
+            header = _header_of_gguf(found.path, on_event)
+        elif looks_like_pickle(found.path):
+            header = _header_of_pickle(found.path, on_event)
         if header is not None:
             found.identify(header)
         return True
@@ -243,6 +247,15 @@ def _identify(found: _Found, broken: list[Problem], read: Callable[[Path], Heade
         return False
     found.identify(header)
     return True
+
+
+def _header_of_gguf(path: Path, on_event: OnEvent) -> Header | None:
+    """Return the header of a GGUF file; None, with a notice, if it cannot be read."""
+    try:
+        return read_gguf(path).as_header
+    except InvalidModelFile as error:
+        on_event(Notice("import", f"{error.message}; the file is listed, but civman cannot use it"))
+        return None
 
 
 def _header_of_pickle(path: Path, on_event: OnEvent) -> Header | None:

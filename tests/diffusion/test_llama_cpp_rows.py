@@ -213,6 +213,13 @@ def test_the_image_is_that_of_the_authors_file_and_other_files_are_refused_befor
     assert "has no tokenizer" in mute.json["error"]["message"]
     assert 0 not in {refused.code, mute.code}
 
+    imported = [civman("import", str(each)) for each in (path, tmp_path / tokenizer)]
+    found = civman("render", str(tmp_path / "rest.safetensors"), "a cat", *QUICK, "--dry-run")
+
+    assert {each.code for each in imported} == {0}, [each.err for each in imported]
+    assert found.code == 0, found.err
+    assert found.json["plan"][0]["recipe"]["parts"] == planned.json["plan"][0]["recipe"]["parts"], "from the library"
+
 
 @pytest.mark.parametrize(
     ("variant", "width", "architecture"),
