@@ -88,7 +88,12 @@ def half(name: str, **changes: Any) -> Recipe:
     return recipe_for(name, cfg=CFG.get(name, 3.0), steps=2, precision="bfloat16", **changes)
 
 
-@pytest.mark.parametrize("name", tiny_flows.TINY)
+def often(values: Iterable[str], one: str) -> list[Any]:
+    """Test parameters of which only one is used in every run; the others only in the long tests."""
+    return [each if each == one else pytest.param(each, marks=pytest.mark.long) for each in values]
+
+
+@pytest.mark.parametrize("name", often(tiny_flows.TINY, "flux1"))
 def test_nothing_of_a_flow_family_is_on_the_wrong_side(tmp_path: Path, name: str) -> None:
     seen = on_the_card(tiny(tmp_path, name), half(name))
     assert seen == ALLOWED.get(name, {}) | {READ: 1}
@@ -143,11 +148,6 @@ def put(model: LoadedModel, card: fake_card.FakeCard, plan: MemoryPlan) -> merge
     later = stream(model) if plan is MemoryPlan.LAYER_BY_LAYER else None
     apply(plan, model, fake_card.CARD)
     return later
-
-
-def often(values: Iterable[str], one: str) -> list[Any]:
-    """Test parameters of which only one is used in every run; the others only in the long tests."""
-    return [each if each == one else pytest.param(each, marks=pytest.mark.long) for each in values]
 
 
 def least(plan: MemoryPlan) -> int | None:

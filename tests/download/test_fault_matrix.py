@@ -480,7 +480,7 @@ GATES = [
         error="scan-danger",
         sent_at_most=0,
     ),
-    broken(id="a scan that failed", change=changed_file(virus_scan="Error"), says=("scan failed",)),
+    broken(id="a scan that failed", change=changed_file(virus_scan="Error"), says=("virus scan of",)),
     broken(
         id="a pickle whose scan failed",
         argv=("--allow-pickle",),

@@ -320,7 +320,12 @@ REFUSED = (
     ({"hires": replace(HIRES, negative_prompt="<lora:ink:1>")}, UsageError, Cause.PROMPT_SYNTAX, "negative"),
     ({"hires": replace(HIRES, prompt="<lora:xl-ink:1>")}, Incompatible, Cause.CANNOT_WORK, ""),
     ({"hires": replace(HIRES, loras=(LoraRequest("part"),))}, Incompatible, Cause.PARTLY_APPLIES, ""),
-    ({"prompt_parts": ("concat:b",), "hires": replace(HIRES, prompt="b")}, UsageError, Cause.BAD_RECIPE, "parts"),
+    (
+        {"prompt_parts": ("concat:b",), "hires": replace(HIRES, prompt="b")},
+        UsageError,
+        Cause.BAD_RECIPE,
+        "additional texts",
+    ),
     ({"checkpoint": "finisher"}, CannotRender, Cause.NEEDS_PICTURE, "input image"),
 )
 
