@@ -45,7 +45,7 @@ def _logout(session: Session) -> Result:
     return Result(
         "login",
         {"forgotten": had},
-        human=lambda console: console.print("the key was removed" if had else "no key was stored"),
+        human=lambda console: console.print("the key was removed" if had else "there was no stored key to remove"),
     )
 
 

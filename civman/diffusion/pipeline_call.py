@@ -45,7 +45,7 @@ def require_drawable(recipe: Recipe) -> None:
             recipe.start is not None and recipe.start.resize_mode in COMFYUI_RESIZES
         ),
         "restored faces": recipe.faces is not None,
-        "an enlargement of the finished image": recipe.upscale is not None,
+        "upscaling of the finished image": recipe.upscale is not None,
         f"the rules of an earlier version of civman (rules {recipe.rules})": (
             recipe.rules == 1 or (recipe.rules == 2 and recipe.is_zero_snr)
         ),

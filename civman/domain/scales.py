@@ -21,7 +21,7 @@ class Scaled:
     unet: float | None = None
     text_encoder: float | None = None
     keyframes: str = ""
-    """How the scale for the UNet changes over the steps, starting with `unet`; "" if it does not change."""
+    """How the UNet's scale changes over the steps; its first value is `unet`. "" if it does not change."""
 
     @property
     def acts(self) -> bool:

@@ -114,7 +114,7 @@ class Spans:
                 self._speed = _smoothed(self._speed, span.count / max(time.monotonic() - span.answered_at, 1e-3))
 
     def unclaimed_bytes(self, gaps: Gaps) -> int:
-        """How many bytes of `gaps` no connection is downloading."""
+        """The number of bytes in `gaps` that are not being downloaded by any connection."""
         return sum(end - start for start, end in self._unclaimed(gaps))
 
     def abort(self) -> None:

@@ -79,9 +79,9 @@ def push(
     with_notes: bool = False,
     on_event: OnEvent = ignore,
 ) -> Iterator[Moved]:
-    """Upload those files of `assets` that the store does not have, with their metadata.
+    """Upload the files of `assets` that `remote` does not have, with their metadata.
 
-    Yields a result for each file. Each file is hashed while it is read; a corrupt file is not stored.
+    Yields a result for each file. Each file is hashed while it is read; a corrupt file is not uploaded.
 
     Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """

@@ -43,7 +43,7 @@ _KEYS: Final = frozenset({
 })  # fmt: skip
 """The names of settings. A model with such a name is renamed, because simple readers would take it for the setting."""
 _ENDS_IN_QUOTES: Final = re.compile(r"(?i)(resources|prompt|hashes|template|steps|metadata):")
-"""Words that, followed by a colon, make readers end a line of settings, even inside quotes."""
+"""Matches words after which, with a colon, other programs end the settings, even inside quotes."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
 _TAG: Final = re.compile(r"<lora:([^:>]+)")
 _SITE_TAG: Final = re.compile(r"<lora:([a-zA-Z0-9_.\-]+):[0-9.]+>")

@@ -93,7 +93,7 @@ def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") 
 
 
 def faces_of(index: Index, wanted: FaceRestoration) -> tuple[str | None, tuple[str, ...]]:
-    """Return the face restoration of a recipe as the text of a request, and notices.
+    """Return a recipe's face restoration as the text that a request uses, and notices for the user.
 
     The text is None if the models are not in the library; a notice then says that the faces are not restored.
     """

@@ -113,7 +113,7 @@ def _units(entries: Entries) -> list[dict[str, str]]:
             found.setdefault(int(match[1] or 0), {})[match[2].casefold()] = entries.text(name)
     if not found and (first := next((name for name in _TORN if name in entries), None)):
         found[0] = {name.strip('"').casefold(): entries.text(name) for name in entries.take(_TORN[first])}
-    # leave out disabled units, which only the oldest form contains
+    # leave out disabled units; only the oldest format of this metadata lists them
     units = [unit for _, unit in sorted(found.items()) if unit.get("enabled", "True").casefold() != "false"]
     return [unit for unit in units if _field(unit, "model", "module", "preprocessor")]
 

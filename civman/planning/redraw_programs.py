@@ -63,7 +63,9 @@ def is_known(text: str) -> bool:
 
 
 def redraw_program(text: str, name: object = None, source: SourceImage | None = None) -> Redraw:
-    """Convert a program's JSON to a recipe; the model files that it names are assumed to be present.
+    """Convert the JSON that another program stored in an image to a recipe.
+
+    The model files that it names are assumed to be present.
 
     `source`: for a ComfyUI graph that loads images, the first of the images that the user passed; its `others` contains
     the rest.
@@ -102,7 +104,7 @@ def _swarm(value: Loose, name: object) -> Redraw:
     reasons = [
         Reason(
             Drawable.DIFFERS,
-            "civman renders images of SwarmUI by ComfyUI's rules, because SwarmUI samples with ComfyUI",
+            "images made with SwarmUI are rendered by ComfyUI's rules, because SwarmUI samples with ComfyUI",
         )
     ]
     reasons += _swarm_reasons(params)

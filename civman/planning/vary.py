@@ -210,7 +210,7 @@ def _network_texts(uses: Sequence[HypernetworkUse]) -> tuple[str, ...]:
 
 
 def _upscale_request(recipe: Recipe, pictures: Mapping[Sha256, Path]) -> UpscaleRequest | None:
-    """Return the recipe's enlargement of the finished image as a request: by a factor, or to a cropped size."""
+    """Return the recipe's upscale of the finished image as a request: by a factor, or to a fixed size with cropping."""
     made = recipe.upscale
     if made is None:
         return None

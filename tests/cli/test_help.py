@@ -85,4 +85,4 @@ def test_config_shows_each_setting_with_its_source(civman: Civman, root: object)
 @pytest.mark.usefixtures("online")
 def test_whoami_names_the_account_and_logout_removes_a_key(civman: Civman) -> None:
     assert civman("whoami", "--quiet").out.strip()
-    assert civman("logout").out.strip() == "no key was stored"
+    assert civman("logout").out.strip() == "there was no stored key to remove"

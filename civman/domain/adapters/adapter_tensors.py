@@ -227,5 +227,5 @@ class StatedAlphas:
                 break
         if not isinstance(alpha, (int, float)):
             return None
-        # rank-stabilised LoRA divides alpha by √rank instead of by the rank
+        # rank-stabilised LoRA scales by alpha / √rank; alpha is divided by the rank later
         return alpha * math.sqrt(delta.rank) if self._said.get(f"{component}.use_rslora") else float(alpha)

@@ -59,7 +59,7 @@ def are_keyframes(text: str) -> bool:
 
 
 def scale_at(keyframes: str, step: int, steps: int) -> float:
-    """Return the scale in the step that A1111 reports as `step` (counted from 0), in a pass of `steps` steps."""
+    """Return the adapter's scale in step `step` of a pass of `steps` steps, counted from 0 as A1111 does."""
     frames = _frames(keyframes)
     position = float(step)
     if frames[-1][1] <= 1:

@@ -22,7 +22,7 @@ class LoraUse:
     """How the scale for the UNet changes in the second pass; "" if it changes as in the first pass."""
 
     def scale_at(self, step: int, steps: int, *, is_hires: bool) -> float:
-        """Return the UNet's scale in the step that A1111 reports as `step`, counted from 0, of `steps` steps."""
+        """Return the adapter's scale for the UNet in step `step` of `steps`, counted from 0 as A1111 does."""
         keyframes = (self.hires_keyframes if is_hires else "") or self.keyframes
         return scale_keyframes.scale_at(keyframes, step, steps) if keyframes else self.scale
 
