@@ -114,6 +114,8 @@ def test_a_render_is_that_of_the_blocks_one_by_one(tiny_files: dict[str, Path]) 
     "name", [name if name == "flux1" else pytest.param(name, marks=pytest.mark.long) for name in tiny_flows.TINY]
 )
 def test_the_blocks_of_a_transformer_are_compiled(tmp_path: Path, name: str) -> None:
+    if name == "hidream":
+        pytest.skip("--compile refuses this family, see test_hidream")
     path = tiny_flows.write(tmp_path / "tiny.safetensors", name, family_of(name))
     ours, theirs = (load_any(path, dtype=torch.float32) for _ in range(2))
     compiled = CompiledRegions(ours.unet, CPU, traced)
