@@ -35,8 +35,7 @@ test-all: test check long-tests browser-tests peer-tests shells
 long-tests: $(VENV)/installed-all
 	$(BIN)/pytest -m 'long and not peer' --numprocesses 2 --dist worksteal
 
-# The page in a real Chromium, with screenshots in build/screenshots. What fails is tried once more, alone: two tests wait for
-# jobs that may take too long after the others. Chromium comes from the system: it is installed here
+# The page in a real Chromium, with screenshots in build/screenshots. Chromium comes from the system: it is installed here
 # only for root on Debian and Ubuntu, and without one the tests say that they are skipped. axe-core (MPL-2.0) comes from npm.
 AXE := build/axe/package/axe.min.js
 
@@ -47,7 +46,7 @@ browser-tests: $(VENV)/installed-browser
 	echo "no Chromium here: the tests in a browser are skipped"
 	@test -f $(AXE) || { mkdir -p build/axe && cd build/axe && npm pack --silent axe-core@4.14.1 >/dev/null && \
 	tar -xzf axe-core-4.14.1.tgz; } || echo "no axe-core from npm: its test is skipped"
-	$(BIN)/pytest -m browser tests/serve || $(BIN)/pytest -m browser --last-failed tests/serve
+	$(BIN)/pytest -m browser tests/serve
 
 # Images of another program, which is built from source: that takes two minutes and a C++ compiler, which is installed here
 # only for root on Debian and Ubuntu; without one the tests say that they are skipped. The wheel stays in build/peers.

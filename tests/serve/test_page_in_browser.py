@@ -112,6 +112,45 @@ def test_jobs_are_live_and_say_why_they_failed(look: Look, page_server: Any) -> 
     seen.shot("jobs")
 
 
+def test_an_answer_that_is_later_than_the_events_does_not_hide_them(look: Look, page_server: Any) -> None:
+    page = look("#/jobs").page
+    page.get_by_role("heading", name="Jobs", exact=True).wait_for()
+    delivered: list[int] = []
+
+    def late(route: Any) -> None:
+        """Make a job that fails after the server has made the list without it, and only then deliver the list."""
+        answer = route.fetch()
+        number = page_server.submit({"kind": "download", "ref": "8888888"})
+        while page_server.get(f"/api/v1/jobs/{number}")["state"] != "failed":
+            pass
+        page.wait_for_timeout(500)  # the events arrive
+        route.fulfill(response=answer)
+        delivered.append(number)
+
+    page.route("**/api/v1/jobs", late, times=1)
+    page_server.submit({"kind": "download", "ref": "7777777"})  # the page reads the list again for a queued job
+    while not delivered:
+        page.wait_for_timeout(50)
+
+    page.wait_for_timeout(300)  # the list is drawn
+    assert "id 8888888" in page.locator("main").inner_text()
+
+
+def test_a_download_that_fails_before_it_is_answered_is_seen_to_fail(look: Look) -> None:
+    page = look("#/civitai?open=84410").page
+    page.locator(".download .wrong, .download .reasons").first.wait_for()
+
+    def late(route: Any) -> None:
+        answer = route.fetch()
+        page.wait_for_timeout(1000)  # the job ends, and its events arrive
+        route.fulfill(response=answer)
+
+    page.route("**/api/v1/jobs", lambda route: late(route) if route.request.method == "POST" else route.continue_())
+    page.get_by_role("button", name=re.compile("^Download")).first.click()
+
+    page.locator(".download .wrong", has_text="in early access until").wait_for()
+
+
 def test_the_doctor_speaks(look: Look) -> None:
     seen = look("#/server")
 

@@ -10,6 +10,7 @@ const channel = "BroadcastChannel" in window ? new BroadcastChannel("civman-even
 let places = {};
 let state = "starting";
 let pending = null;
+const heardMeanwhile = new Map();
 
 /** Call `listener(value)` on "jobs" (the list changed), "step", "preview", "library" (files were added) or "state". */
 export function on(name, listener) {
@@ -29,11 +30,15 @@ export const connection = () => state;
 
 /** Read the list of jobs again. */
 export function refreshJobs() {
-  pending ??= get("/api/v1/jobs").then(
+  if (pending) return pending;
+  heardMeanwhile.clear();
+  pending = get("/api/v1/jobs").then(
     (answer) => {
       pending = null;
       jobs.clear();
       for (const job of answer.jobs) jobs.set(job.id, job);
+      // the server may have made the list before these events
+      for (const job of heardMeanwhile.values()) jobs.set(job.id, later(jobs.get(job.id), job));
       places = answer.places || {};
       setState("live");
       tell("jobs");
@@ -52,6 +57,12 @@ export function noteJob(job) {
   channel?.postMessage({ name: "job", value: job });
 }
 
+/** The later one of two descriptions of a job; answers and events may arrive in another order than they were sent. */
+function later(known, job) {
+  const rank = ({ state }) => ["queued", "running"].indexOf(state) + 1 || 3;
+  return known && rank(known) > rank(job) ? known : job;
+}
+
 function tell(name, value) {
   for (const listener of [...(listeners.get(name) || [])]) listener(value);
 }
@@ -65,7 +76,9 @@ function setState(now) {
 function heard(name, value) {
   if (name === "job") {
     const before = jobs.get(value.id);
+    value = later(before, value);
     jobs.set(value.id, value);
+    if (pending) heardMeanwhile.set(value.id, value);
     if (value.state === "queued" || (before && before.state === "queued")) schedulePlaces();
     tell("jobs", value);
     const isNews = value.state === "done" && (!before || before.state !== "done");

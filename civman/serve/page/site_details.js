@@ -116,17 +116,22 @@ function downloadBox(file, { isDefault, isBase }) {
     if (!bar.isConnected) fill(box, bar, words, el("a", { href: hrefOf("jobs") }, "Jobs"));
   }
 
-  const heard = (job) => { if (job && job.id === number) show(job); };
-  const stops = [on("jobs", heard), on("step", heard)];
+  let ended = null; // the job whose end is shown
+  const showOwn = () => { // also after the whole list was read again, which names no job
+    const job = number === null ? null : allJobs().find((each) => each.id === number);
+    if (!job || (isOver(job) && ended === job.id)) return;
+    ended = isOver(job) ? job.id : null;
+    show(job);
+  };
+  const stops = [on("jobs", showOwn), on("step", (job) => { if (job.id === number) show(job); })];
   const watcher = setInterval(() => { // the panel replaces its contents without a word
     if (box.isConnected) return;
     stops.forEach((stop) => stop());
     clearInterval(watcher);
   }, 5000);
   add(box, begin);
-  const running = number === null ? null : allJobs().find((job) => job.id === number);
-  if (running) show(running);
-  else if (isDefault) tellBefore(file, box);
+  showOwn();
+  if (number === null && isDefault) tellBefore(file, box);
   return box;
 }
 
