@@ -390,19 +390,6 @@ def test_a_lora_by_diffusers_names_fits_a_file_of_the_published_size(prefix: str
     assert math.isclose(len(adapter), 2 * fit.total)
 
 
-def test_a_start_image_a_second_pass_and_step_noise_work(civman: Any, files: dict[str, Path], tmp_path: Path) -> None:
-    start, last = tmp_path / "start.png", tmp_path / "last.png"
-    common = (str(files["published"]), "a cat", *QUICK, "--steps", "2", "--json")
-
-    first = civman("render", *common, "--sampler", "Euler a", "-o", str(start))
-    more = ("--init", str(start), "--strength", "0.6", "--sampler", "DPM++ SDE", "-o", str(last))
-    second = civman("render", *common, *more)
-    larger = civman("render", *common, "--hires", "2", "-o", str(tmp_path / "larger.png"))
-
-    assert first.code == second.code == larger.code == 0, (first.err, second.err, larger.err)
-    assert len({each.json["render"][0]["pixel_sha256"] for each in (first, second, larger)}) == 3
-
-
 def test_a_file_with_diffusers_names_is_refused_by_render_and_check_with_the_reason(
     civman: Any, tmp_path: Path
 ) -> None:

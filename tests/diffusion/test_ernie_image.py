@@ -207,16 +207,3 @@ def test_a_broken_tokenizer_is_refused(files: dict[str, Path]) -> None:
         InvalidModelFile, match=r"the tokenizer of the Ministral 3 text encoder in `broken\.safetensors`"
     ):
         load(files["ernie-image"], vae=files["vae"], parts={"ministral": files["broken"]})
-
-
-def test_a_start_image_a_second_pass_and_step_noise_work(civman: Any, files: dict[str, Path], tmp_path: Path) -> None:
-    start, last = tmp_path / "start.png", tmp_path / "last.png"
-    common = (str(files["whole"]), "a cat", *QUICK, "--steps", "2", "--json")
-
-    first = civman("render", *common, "--sampler", "Euler a", "-o", str(start))
-    more = ("--init", str(start), "--strength", "0.6", "--sampler", "DPM++ SDE", "-o", str(last))
-    second = civman("render", *common, *more)
-    larger = civman("render", *common, "--hires", "2", "-o", str(tmp_path / "larger.png"))
-
-    assert first.code == second.code == larger.code == 0, (first.err, second.err, larger.err)
-    assert len({each.json["render"][0]["pixel_sha256"] for each in (first, second, larger)}) == 3

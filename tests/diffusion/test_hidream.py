@@ -362,18 +362,3 @@ def test_the_image_is_the_same_from_given_parts_from_the_library_and_layer_by_la
     assert len(set(pictures)) == 1, pictures
     chosen, by_itself = (each.json["render"][0]["recipe"]["parts"] for each in (parted, found))
     assert chosen == by_itself
-
-
-def test_a_start_image_a_second_pass_and_several_images_at_a_time_work(
-    civman: Any, files: dict[str, Path], tmp_path: Path
-) -> None:
-    start, last = tmp_path / "start.png", tmp_path / "last.png"
-    common = (str(files["whole"]), "a cat", *QUICK, "--steps", "2", "--json")
-
-    first = civman("render", *common, "--sampler", "LCM", "-o", str(start))
-    more = ("--init", str(start), "--strength", "0.6", "--sampler", "DPM++ SDE", "-o", str(last))
-    second = civman("render", *common, *more)
-    larger = civman("render", *common, "--hires", "2", "-o", str(tmp_path / "larger.png"))
-
-    assert first.code == second.code == larger.code == 0, (first.err, second.err, larger.err)
-    assert len({each.json["render"][0]["pixel_sha256"] for each in (first, second, larger)}) == 3
