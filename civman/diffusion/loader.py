@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -199,18 +199,19 @@ def build_empty(configs: Mapping[str, Config], *, for_diffusers: bool = False) -
 @contextmanager
 def unfilled() -> Iterator[None]:
     """Inside this block, build modules without memory and without initial values."""
-    with _no_initialisation(), torch.device("meta"), _ConstantsOnCpu():
+    with _no_initialisation(), torch.device("meta"), _OnlyConstants():
         yield
 
 
-_INITIALISERS = ("normal_", "uniform_", "constant_", "kaiming_uniform_", "trunc_normal_")
+_INITIALISERS: Final = ("normal_", "uniform_", "constant_", "kaiming_uniform_", "trunc_normal_")
 
 
-class _ConstantsOnCpu(TorchFunctionMode):
-    """Makes `torch.arange` and `torch.tensor` use the CPU instead of the meta device, so that constants have values.
+class _OnlyConstants(TorchFunctionMode):
+    """Gives values to constants, on the CPU instead of the meta device, and leaves out the initial values of weights.
 
-    The constants are the text encoders' position ids and Gemma's factor for embeddings. On the meta device, they would
-    have to be recreated later, for which torch would import sympy, which takes 0.8 s.
+    Constants are made by `torch.arange` and `torch.tensor`: the text encoders' position ids and Gemma's factor for
+    embeddings. On the meta device, they would have to be recreated later, for which torch would import sympy, which
+    takes 0.8 s.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
