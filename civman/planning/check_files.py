@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from civman.diffusion.families.registry import FLOW_FAMILIES, flow_family_of
+from civman.diffusion.families.registry import RENDERED, flow_family_of
 from civman.diffusion.flow_parts import missing_parts, missing_tokenizer, option_of
 from civman.domain.architecture import Architecture, Kind
 from civman.domain.compatibility import Compatibility, Depth, Part, Verdict, check, worst
@@ -22,11 +22,6 @@ ROLES: Final = {
     "reference": Kind.IP_ADAPTER,
 }  # fmt: skip
 _FITS_UNET: Final = "the control model's inputs and outputs have the same shapes as the checkpoint's UNet"
-_RENDERED = frozenset((
-    Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER,
-    *(family.architecture for family in FLOW_FAMILIES),
-))  # fmt: skip
-"""The architectures that civman renders, at least in the original layout."""
 
 
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
@@ -128,7 +123,7 @@ def _reads_images(checkpoint: Inspected) -> tuple[str, ...]:
 def _not_rendered(checkpoint: Inspected) -> tuple[str, ...]:
     """Say that civman does not render a checkpoint's family. The verdict stays, because other programs may do so."""
     seen = checkpoint.identity
-    if seen is None or seen.kind is not Kind.CHECKPOINT or seen.architecture in (*_RENDERED, Architecture.UNKNOWN):
+    if seen is None or seen.kind is not Kind.CHECKPOINT or seen.architecture in (*RENDERED, Architecture.UNKNOWN):
         return ()
     return (f"civman does not render the family of `{checkpoint.name}`, {seen.architecture}",)
 
@@ -143,7 +138,7 @@ def _why_not_rendered(checkpoint: Inspected, vae: Inspected | None) -> str:
         return ""
     if (family := flow_family_of(_shapes(checkpoint))) is not None:
         return why_refused(family, checkpoint)
-    if identity.architecture not in _RENDERED:
+    if identity.architecture not in RENDERED:
         return ""
     try:
         base, other = _found("checkpoint", checkpoint), _found("vae", vae)

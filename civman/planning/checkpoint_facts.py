@@ -14,7 +14,7 @@ from civman.diffusion.checkpoint_names import UNET, VAE, Config
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
 from civman.diffusion.families.flow_family import PREFIXES
-from civman.diffusion.families.registry import FLOW_FAMILIES, UNET_FAMILIES, Family, unet_family_of
+from civman.diffusion.families.registry import FLOW_FAMILIES, RENDERED, UNET_FAMILIES, Family, unet_family_of
 from civman.diffusion.families.unet_family import UNetFamily
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
 from civman.domain.architecture import Architecture, Kind
@@ -110,7 +110,6 @@ def _require_rendered_family(found: Found) -> None:
     """
     seen = found.identity
     transformers = {family.architecture: family for family in FLOW_FAMILIES}
-    known = {*(family.name for family in UNET_FAMILIES), *transformers}
     if seen.kind is not Kind.CHECKPOINT or f"{UNET}input_blocks.0.0.weight" in found.header.shapes:
         return
     if (family := transformers.get(seen.architecture)) is not None:
@@ -123,7 +122,7 @@ def _require_rendered_family(found: Found) -> None:
             hint="use the original single file, as CivitAI and ComfyUI have it; files in the folder `transformer` of "
             "a diffusers model have other tensors", code=Cause.UNKNOWN_FAMILY,
         )  # fmt: skip
-    if seen.architecture not in (*known, Architecture.UNKNOWN):
+    if seen.architecture not in (*RENDERED, Architecture.UNKNOWN):
         raise CannotRender(
             f"`{found.inspected.name}` is a model of the family {seen.architecture}, which civman does not render",
             hint="civman renders " + ", ".join([

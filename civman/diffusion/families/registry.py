@@ -22,6 +22,7 @@ from civman.diffusion.families.sdxl import SDXL
 from civman.diffusion.families.sdxl_refiner import REFINER
 from civman.diffusion.families.unet_family import UNetFamily
 from civman.diffusion.families.z_image import Z_IMAGE
+from civman.domain.architecture import Architecture
 from civman.errors import CannotRender, Cause
 
 Family = UNetFamily | FlowFamily
@@ -37,6 +38,12 @@ FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (
     FLUX1, FLUX2_DEV, FLUX2_KLEIN, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY, LUMINA2, KREA2, ERNIE_IMAGE,
     AURAFLOW, HIDREAM,
 )  # fmt: skip
+
+
+RENDERED: Final = frozenset(
+    (*(Architecture(family.name) for family in UNET_FAMILIES), *(family.architecture for family in FLOW_FAMILIES))
+)
+"""The architectures that civman renders, at least in the original layout."""
 
 
 def family_of(names: Shapes) -> Family:
